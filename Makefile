@@ -1,0 +1,50 @@
+# make reproduce [PAPER=stft3d]   set up, then the paper's tables beside what this machine computes and measures
+# make test                       set up, then the whole test suite
+# make lint | bench | notebooks   checks of style and types | speed and memory ratios | run the notebooks
+
+PAPER ?= stft3d
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: setup reproduce test lint bench notebooks clean
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+setup: $(READY)
+
+# Installed once; again only when the dependencies in pyproject.toml change.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; $(PYTHON) is older. Name another: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' || \
+		{ echo "The venv module of $(PYTHON) is missing. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+reproduce: $(READY)
+	$(BIN)/python -m papers.$(PAPER).reproduce
+
+# One thread a worker: two workers share the machine without fighting over its cores.
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(PYTEST_ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(BIN)/python -m tests.benchmarks
+
+notebooks: $(READY)
+	$(BIN)/python -m pytest tests/test_notebooks.py
+
+clean:
+	rm -rf runs .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,195 @@
+"""BN-Inception (Inception-v1 with batch normalisation) for video, with a replaceable block.
+
+Every 3x3x3 convolution of the original, together with the 1x1x1 reduction before it, is one *block*: a module
+built by `block(in_channels, bottleneck, out_channels)`. Exchanging the block turns I3D into S3D, I2D or an
+X-STFT network; the rest stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from common.backbones.blocks import ActivationFactory, ConvUnit3d
+
+Block = Callable[[int, int, int], nn.Module]
+Pool = tuple[tuple[int, int, int], tuple[int, int, int]]
+
+# (kernel, stride) of the four max-pools: spatial only, or those of I3D, which also halve time twice.
+SPATIAL_POOLS: tuple[Pool, ...] = (((1, 3, 3), (1, 2, 2)),) * 4
+I3D_POOLS: tuple[Pool, ...] = (*SPATIAL_POOLS[:2], ((3, 3, 3), (2, 2, 2)), ((2, 2, 2), (2, 2, 2)))
+
+
+@dataclass(frozen=True)
+class InceptionWidths:
+    """Channels of one Inception module; a branch of a block is (bottleneck, output)."""
+
+    pointwise: int
+    branch1: tuple[int, int]
+    branch2: tuple[int, int]
+    pool_projection: int
+
+    @property
+    def out_channels(self) -> int:
+        return self.pointwise + self.branch1[1] + self.branch2[1] + self.pool_projection
+
+
+# Inception-v1, modules 3b, 3c | 4b-4f | 5b, 5c, as in I3D.
+STAGES: tuple[tuple[InceptionWidths, ...], ...] = (
+    (
+        InceptionWidths(64, (96, 128), (16, 32), 32),
+        InceptionWidths(128, (128, 192), (32, 96), 64),
+    ),
+    (
+        InceptionWidths(192, (96, 208), (16, 48), 64),
+        InceptionWidths(160, (112, 224), (24, 64), 64),
+        InceptionWidths(128, (128, 256), (24, 64), 64),
+        InceptionWidths(112, (144, 288), (32, 64), 64),
+        InceptionWidths(256, (160, 320), (32, 128), 128),
+    ),
+    (
+        InceptionWidths(256, (160, 320), (32, 128), 128),
+        InceptionWidths(384, (192, 384), (48, 128), 128),
+    ),
+)
+
+
+def scale_width(channels: int, width: float) -> int:
+    """`channels * width`, rounded to an even number of at least 2; unchanged at width 1."""
+    return channels if width == 1 else max(2, 2 * round(channels * width / 2))
+
+
+class InceptionModule(nn.Module):
+    """Four branches side by side: 1x1x1 unit, block, block, max-pool + 1x1x1 unit.
+
+    (B,C,T,H,W) -> (B,`widths.out_channels`,T,H,W). `gate` builds one module per branch from its channel
+    number (the feature gating of S3D-G); None leaves the branches as they are.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        widths: InceptionWidths,
+        block: Block,
+        activation: ActivationFactory,
+        pool_time: bool = True,
+        gate: Callable[[int], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        pool = 3 if pool_time else 1
+        self.branches = nn.ModuleList(
+            [
+                ConvUnit3d(in_channels, widths.pointwise, activation=activation),
+                block(in_channels, *widths.branch1),
+                block(in_channels, *widths.branch2),
+                nn.Sequential(
+                    nn.MaxPool3d((pool, 3, 3), stride=1, padding=(pool // 2, 1, 1)),
+                    ConvUnit3d(in_channels, widths.pool_projection, activation=activation),
+                ),
+            ]
+        )
+        if gate is not None:
+            outputs = (widths.pointwise, widths.branch1[1], widths.branch2[1], widths.pool_projection)
+            self.branches = nn.ModuleList(
+                nn.Sequential(branch, gate(channels))
+                for branch, channels in zip(self.branches, outputs, strict=True)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([branch(x) for branch in self.branches], dim=1)
+
+
+class BNInception3d(nn.Module):
+    """BN-Inception over clips: video (B,3,T,H,W), float, to logits (B,`num_classes`). Any T, H, W of at least 1.
+
+    Layers: `first`, pool, block, pool, Inception 1-2, pool, Inception 3-7, pool, Inception 8-9, global average
+    over time and space, `head`.
+
+    Args:
+        first: the first layer, 3 -> `scale_width(64, width)` channels.
+        block: builds each block from (in_channels, bottleneck, out_channels).
+        num_classes: number of classes.
+        activation: constructor of the activation of the 1x1x1 units.
+        pools: (kernel, stride) of the four max-pools.
+        pool_time: whether the pools of the Inception modules look over 3 frames.
+        gate: see `InceptionModule`.
+        width: multiplies every channel number.
+        head: `linear`, the classifier of the papers' text, or `mlp`, 1024-2048-512-classes.
+        dropout: probability before the classifier.
+
+    Raises:
+        ValueError: the input is not (B,3,T,H,W).
+    """
+
+    def __init__(
+        self,
+        first: nn.Module,
+        block: Block,
+        num_classes: int,
+        activation: ActivationFactory,
+        pools: Sequence[Pool] = SPATIAL_POOLS,
+        pool_time: bool = True,
+        gate: Callable[[int], nn.Module] | None = None,
+        width: float = 1.0,
+        head: Literal["linear", "mlp"] = "linear",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+
+        def scaled(channels: int) -> int:
+            return scale_width(channels, width)
+
+        channels = scaled(192)
+        self.features = nn.Sequential()
+        self.features.add_module("first", first)
+        self.features.add_module("pool1", _max_pool(pools[0]))
+        self.features.add_module("block2", block(scaled(64), scaled(64), channels))
+        number = 0
+        for index, (stage, pool) in enumerate(zip(STAGES, pools[1:], strict=True)):
+            self.features.add_module(f"pool{index + 2}", _max_pool(pool))
+            for full in stage:
+                widths = InceptionWidths(
+                    scaled(full.pointwise),
+                    (scaled(full.branch1[0]), scaled(full.branch1[1])),
+                    (scaled(full.branch2[0]), scaled(full.branch2[1])),
+                    scaled(full.pool_projection),
+                )
+                number += 1
+                module = InceptionModule(channels, widths, block, activation, pool_time, gate)
+                self.features.add_module(f"inception{number}", module)
+                channels = widths.out_channels
+        self.dropout = nn.Dropout(dropout)
+        self.head = _head(head, channels, num_classes, width)
+
+    def forward(self, video: Tensor) -> Tensor:
+        if video.dim() != 5 or video.shape[1] != 3:
+            raise ValueError(
+                f"{type(self).__name__} takes a video of shape (batch, 3, frames, height, width), "
+                f"not {tuple(video.shape)}"
+            )
+        return self.head(self.dropout(self.features(video).mean(dim=(2, 3, 4))))
+
+
+def _max_pool(pool: Pool) -> nn.Module:
+    kernel, stride = pool
+    # Rounding up keeps one frame or pixel of maps that are already that small.
+    return nn.MaxPool3d(kernel, stride, padding=tuple((k - 1) // 2 for k in kernel), ceil_mode=kernel[0] == 2)
+
+
+def _head(kind: str, channels: int, num_classes: int, width: float) -> nn.Module:
+    if kind == "linear":
+        return nn.Linear(channels, num_classes)
+    if kind == "mlp":
+        hidden1, hidden2 = scale_width(2048, width), scale_width(512, width)
+        return nn.Sequential(
+            nn.Linear(channels, hidden1),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden1, hidden2),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden2, num_classes),
+        )
+    raise ValueError(f"head {kind!r} is not known; choose linear or mlp")

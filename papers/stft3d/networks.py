@@ -1,0 +1,163 @@
+"""The networks of Tables 2 and 3: X-STFT (Figures 5 to 7) and those it is compared with, on one BN-Inception.
+
+Every function returns a module that maps a video (B,3,T,H,W), float, to logits (B,`num_classes`), for any T, H
+and W, and takes the `Options`:
+
+    width: multiplies every channel number (default 1, the paper's network).
+    activation: `leaky_relu`, `relu`, `selu` or `elu`, the choices of Table 4. The default is LeakyReLU(0.01) in
+        the X-STFT networks and Fact.+DW, ReLU in the others.
+    head: `linear`, global average pooling and one linear layer as the text says (default), or `mlp`,
+        1024-2048-512-classes, which fits the published parameter counts.
+    dropout: probability before the classifier (default 0).
+    memory_efficient: training keeps little more than the input of each fixed transform and recomputes the rest;
+        gradients are equal (default off; only networks with fixed transforms have it).
+
+Widths, and what cannot be matched to the published counts, are explained in this folder's README.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, TypedDict, Unpack
+
+from torch import nn
+
+from common.backbones import BNInception3d, ConvUnit3d, activation_factory, initialize_orthogonal, scale_width
+from common.backbones.bn_inception import I3D_POOLS, SPATIAL_POOLS
+from papers.stft3d import layers
+
+Head = Literal["linear", "mlp"]
+Activation = Literal["leaky_relu", "relu", "selu", "elu"]
+
+
+class Options(TypedDict, total=False):
+    """What every network takes beside its number of classes."""
+
+    width: float
+    activation: Activation
+    head: Head
+    dropout: float
+
+
+class STFTOptions(Options, total=False):
+    """What the networks with fixed transforms take."""
+
+    memory_efficient: bool
+
+
+def _even(value: float) -> int:
+    return max(2, 2 * round(value / 2))
+
+
+def _x_stft(
+    block: Callable[..., nn.Module],
+    bottleneck: Callable[[int], int],
+    num_classes: int,
+    *,
+    width: float = 1.0,
+    activation: Activation = "leaky_relu",
+    head: Head = "linear",
+    dropout: float = 0.0,
+    **block_options: bool,
+) -> BNInception3d:
+    """Figures 5b to 7b: block 1, pool, block 2, and nine Inception modules; nothing reduces time.
+
+    `bottleneck` turns a reduction width of Inception-v1 into that of the block.
+    """
+    make_activation = activation_factory(activation)
+
+    def make_block(in_channels: int, reduction: int, out_channels: int) -> nn.Module:
+        return block(in_channels, bottleneck(reduction), out_channels, activation=make_activation, **block_options)
+
+    network = BNInception3d(
+        first=make_block(3, scale_width(24, width), scale_width(64, width)),
+        block=make_block,
+        num_classes=num_classes,
+        activation=make_activation,
+        pools=SPATIAL_POOLS,
+        width=width,
+        head=head,
+        dropout=dropout,
+    )
+    initialize_orthogonal(network)
+    return network
+
+
+def st_stft(num_classes: int = 174, **options: Unpack[STFTOptions]) -> BNInception3d:
+    """ST-STFT (Figure 5): fixed 3x3x3 transforms of 13 frequencies; 2.81 M parameters at 174 classes."""
+    return _x_stft(layers.STSTFTBlock, lambda b: _even(b / 9), num_classes, **options)
+
+
+def s_stft(num_classes: int = 174, **options: Unpack[STFTOptions]) -> BNInception3d:
+    """S-STFT (Figure 6): fixed 1x3x3 transforms of 4 frequencies, trainable 3x1x1; 2.92 M parameters."""
+    return _x_stft(layers.SSTFTBlock, lambda b: _even(b / 3), num_classes, **options)
+
+
+def t_stft(num_classes: int = 174, **options: Unpack[STFTOptions]) -> BNInception3d:
+    """T-STFT (Figure 7): trainable 1x3x3, fixed 3x1x1 transforms of one frequency; 3.22 M parameters."""
+    return _x_stft(layers.TSTFTBlock, int, num_classes, **options)
+
+
+def fact_dw(num_classes: int = 174, **options: Unpack[Options]) -> BNInception3d:
+    """Fact.+DW (Section 6.1): T-STFT with its fixed transform made trainable; 3.23 M parameters."""
+    return _x_stft(layers.FactorizedDepthwiseBlock, int, num_classes, **options)
+
+
+def relpv(num_classes: int = 174, **options: Unpack[STFTOptions]) -> BNInception3d:
+    """ReLPV (Section 6.1): ST-STFT with a bottleneck of one channel everywhere; 1.73 M parameters."""
+    return _x_stft(layers.STSTFTBlock, lambda b: 1, num_classes, **options)
+
+
+def _inception(
+    block: Callable[..., nn.Module],
+    first: Callable[..., nn.Module],
+    num_classes: int,
+    *,
+    time: bool = True,
+    gate: Callable[[int], nn.Module] | None = None,
+    width: float = 1.0,
+    activation: Activation = "relu",
+    head: Head = "linear",
+    dropout: float = 0.0,
+) -> BNInception3d:
+    """Inception-v1 over video. With `time`, pools look over time and halve it as in I3D."""
+    make_activation = activation_factory(activation)
+    network = BNInception3d(
+        first=first(scale_width(64, width), activation=make_activation),
+        block=partial(block, activation=make_activation),
+        num_classes=num_classes,
+        activation=make_activation,
+        pools=I3D_POOLS if time else SPATIAL_POOLS,
+        pool_time=time,
+        gate=gate,
+        width=width,
+        head=head,
+        dropout=dropout,
+    )
+    initialize_orthogonal(network)
+    return network
+
+
+def i3d(num_classes: int = 174, **options: Unpack[Options]) -> BNInception3d:
+    """I3D: 7x7x7 stem with stride 2, dense 3x3x3 convolutions, time halved three times; 12.47 M parameters."""
+    stem = partial(ConvUnit3d, 3, kernel_size=(7, 7, 7), stride=(2, 2, 2))
+    return _inception(layers.ConvBlock, stem, num_classes, **options)
+
+
+def i2d(num_classes: int = 174, **options: Unpack[Options]) -> BNInception3d:
+    """I2D: I3D with every kernel one frame long; frames are averaged, so their order is lost; 5.78 M parameters."""
+    stem = partial(ConvUnit3d, 3, kernel_size=(1, 7, 7), stride=(1, 2, 2))
+    return _inception(partial(layers.ConvBlock, kernel_size=(1, 3, 3)), stem, num_classes, time=False, **options)
+
+
+def s3d(num_classes: int = 174, **options: Unpack[Options]) -> BNInception3d:
+    """S3D: I3D with every dense kernel split into a spatial and a temporal one; 8.09 M parameters."""
+    return _inception(layers.SeparableConvBlock, layers.SeparableStem, num_classes, **options)
+
+
+def s3d_g(num_classes: int = 174, **options: Unpack[Options]) -> BNInception3d:
+    """S3D-G: S3D with a feature gate on every branch of every Inception module; 9.31 M parameters."""
+    return _inception(
+        layers.SeparableConvBlock, layers.SeparableStem, num_classes, gate=layers.FeatureGate, **options
+    )
