@@ -45,7 +45,7 @@ class ConvUnit3d(nn.Sequential):
         activation: ActivationFactory = ACTIVATIONS["relu"],
     ) -> None:
         size = (kernel_size,) * 3 if isinstance(kernel_size, int) else kernel_size
-        padding = tuple(k // 2 for k in size)
+        padding = (size[0] // 2, size[1] // 2, size[2] // 2)
         super().__init__()
         self.conv = nn.Conv3d(in_channels, out_channels, size, stride, padding, groups=groups, bias=False)
         self.norm = nn.BatchNorm3d(out_channels)

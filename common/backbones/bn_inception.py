@@ -95,8 +95,7 @@ class InceptionModule(nn.Module):
         if gate is not None:
             outputs = (widths.pointwise, widths.branch1[1], widths.branch2[1], widths.pool_projection)
             self.branches = nn.ModuleList(
-                nn.Sequential(branch, gate(channels))
-                for branch, channels in zip(self.branches, outputs, strict=True)
+                nn.Sequential(branch, gate(channels)) for branch, channels in zip(self.branches, outputs, strict=True)
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,7 +115,7 @@ class BNInception3d(nn.Module):
         activation: constructor of the activation of the 1x1x1 units.
         pools: (kernel, stride) of the four max-pools.
         pool_time: whether the pools of the Inception modules look over 3 frames.
-        gate: see `InceptionModule`.
+        gate: builds the module behind block 2 and behind every branch, see `InceptionModule`.
         width: multiplies every channel number.
         head: `linear`, the classifier of the papers' text, or `mlp`, 1024-2048-512-classes.
         dropout: probability before the classifier.
@@ -147,7 +146,8 @@ class BNInception3d(nn.Module):
         self.features = nn.Sequential()
         self.features.add_module("first", first)
         self.features.add_module("pool1", _max_pool(pools[0]))
-        self.features.add_module("block2", block(scaled(64), scaled(64), channels))
+        block2 = block(scaled(64), scaled(64), channels)
+        self.features.add_module("block2", block2 if gate is None else nn.Sequential(block2, gate(channels)))
         number = 0
         for index, (stage, pool) in enumerate(zip(STAGES, pools[1:], strict=True)):
             self.features.add_module(f"pool{index + 2}", _max_pool(pool))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from common.backbones import ACTIVATIONS, ConvUnit3d
 from common.backbones.blocks import ActivationFactory
-from common.spectral import DepthwiseSTFT, STFTPointwise
+from common.spectral import DepthwiseSTFT, STFTPointwise, checkpoint_once
 
 LEAKY_RELU = ACTIVATIONS["leaky_relu"]
 
@@ -65,7 +65,7 @@ class TSTFTBlock(nn.Sequential):
         self.activation = activation()
 
 
-class SSTFTBlock(nn.Sequential):
+class SSTFTBlock(nn.Module):
     """Figure 1f: 1x1x1 to b channels, 1x3x3 STFT of 4 frequencies to 8b, trainable depthwise 3x1x1, 1x1x1.
 
     The depthwise convolution acts on the 8b transformed channels: only so has the block the (c + 8n + 8f) b
@@ -83,7 +83,7 @@ class SSTFTBlock(nn.Sequential):
         super().__init__()
         stft = DepthwiseSTFT(bottleneck, (1, 3, 3))
         self.reduce = ConvUnit3d(in_channels, bottleneck, activation=activation)
-        self.transform = RecomputedSequential(
+        self.transform = nn.Sequential(
             OrderedDict(
                 stft=stft,
                 norm=nn.BatchNorm3d(stft.out_channels),
@@ -92,11 +92,16 @@ class SSTFTBlock(nn.Sequential):
                     stft.out_channels, stft.out_channels, (3, 1, 1), groups=stft.out_channels, activation=activation
                 ),
                 pointwise=nn.Conv3d(stft.out_channels, out_channels, 1, bias=False),
-            ),
-            enabled=memory_efficient,
+            )
         )
         self.norm = nn.BatchNorm3d(out_channels)
         self.activation = activation()
+        self.memory_efficient = memory_efficient
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.reduce(x)
+        x = checkpoint_once(self.transform, x) if self.memory_efficient else self.transform(x)
+        return self.activation(self.norm(x))
 
 
 class FactorizedDepthwiseBlock(nn.Sequential):

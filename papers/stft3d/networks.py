@@ -157,7 +157,5 @@ def s3d(num_classes: int = 174, **options: Unpack[Options]) -> BNInception3d:
 
 
 def s3d_g(num_classes: int = 174, **options: Unpack[Options]) -> BNInception3d:
-    """S3D-G: S3D with a feature gate on every branch of every Inception module; 9.31 M parameters."""
-    return _inception(
-        layers.SeparableConvBlock, layers.SeparableStem, num_classes, gate=layers.FeatureGate, **options
-    )
+    """S3D-G: S3D with a feature gate behind block 2 and every branch of the Inception modules; 9.31 M parameters."""
+    return _inception(layers.SeparableConvBlock, layers.SeparableStem, num_classes, gate=layers.FeatureGate, **options)

@@ -1,0 +1,131 @@
+"""The networks of stft3d: published counts, any input, gradients everywhere, order of frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from papers.stft3d import layers, networks
+
+X_STFT = ("st_stft", "s_stft", "t_stft", "relpv")
+ALL = (*X_STFT, "fact_dw", "i3d", "i2d", "s3d", "s3d_g")
+
+
+def build(name: str, **options: object) -> nn.Module:
+    torch.manual_seed(0)
+    builder: Callable[..., nn.Module] = getattr(networks, name)
+    return builder(**{"num_classes": 5, "width": 0.125, **options})
+
+
+def count(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+# Published parameters of Table 2 in millions, and our deviation from them in per cent with the fitted head;
+# the text's head lies a constant 3.05 M below (README).
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [("relpv", 4.78), ("st_stft", 5.84), ("s_stft", 6.03), ("t_stft", 6.27), ("fact_dw", 6.28)],
+)
+def test_parameters_of_table2(name: str, published: float) -> None:
+    with torch.device("meta"):
+        fitted = getattr(networks, name)(174, head="mlp")
+        text = getattr(networks, name)(174)
+    assert count(fitted) / 1e6 == pytest.approx(published, rel=0.01)
+    assert published - count(text) / 1e6 == pytest.approx(3.06, abs=0.06)
+
+
+def test_parameters_of_known_networks() -> None:
+    with torch.device("meta"):
+        s3d, i3d = networks.s3d(400), networks.i3d(400)
+    assert count(s3d) == 8_320_048  # torchvision.models.video.s3d
+    assert count(i3d) == pytest.approx(12.697e6, rel=1e-4)
+
+
+# Section 3.3: trainable weights of one block without normalisation.
+@pytest.mark.parametrize(
+    ("block", "formula"),
+    [
+        (layers.STSTFTBlock, lambda c, b, f: (c + 26 * f) * b),
+        (layers.SSTFTBlock, lambda c, b, f: (c + 8 * 3 + 8 * f) * b),
+        (layers.TSTFTBlock, lambda c, b, f: (c + 9 + 2 * f) * b),
+    ],
+)
+def test_block_parameters_follow_section_3_3(
+    block: type[nn.Module], formula: Callable[[int, int, int], int]
+) -> None:
+    module = block(10, 6, 14)
+    weights = sum(p.numel() for m in module.modules() if isinstance(m, nn.Conv3d) for p in m.parameters())
+    assert weights == formula(10, 6, 14)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("shape", [(2, 3, 4, 32, 32), (1, 3, 5, 33, 47), (1, 3, 1, 16, 16), (1, 3, 3, 1, 7)])
+def test_any_length_and_size(name: str, shape: tuple[int, ...]) -> None:
+    network = build(name).eval()
+    with torch.no_grad():
+        logits = network(torch.randn(shape))
+    assert logits.shape == (shape[0], 5)
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_parameter_gets_a_gradient(name: str) -> None:
+    network = build(name, dropout=0.1).train()
+    network(torch.randn(2, 3, 4, 32, 32)).square().mean().backward()
+    for key, parameter in network.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+        assert parameter.grad.abs().sum() > 0, key
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_weights_start_orthogonal(name: str) -> None:
+    for key, module in build(name).named_modules():
+        if isinstance(module, nn.Conv3d | nn.Linear):
+            matrix = module.weight.flatten(1)
+            matrix = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+            torch.testing.assert_close(
+                matrix @ matrix.T, torch.eye(len(matrix)), atol=1e-4, rtol=0, msg=lambda m, key=key: f"{key}: {m}"
+            )
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_only_i2d_ignores_the_order_of_frames(name: str) -> None:
+    network = build(name).double().train()  # batch statistics keep the signal from fading at random weights
+    video = torch.randn(2, 3, 6, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        forward, backward = network(video), network(video.flip(2))
+    assert torch.allclose(forward, backward, rtol=0, atol=1e-9) == (name == "i2d")
+
+
+@pytest.mark.parametrize("name", X_STFT)
+def test_memory_efficient_training_has_equal_gradients(name: str) -> None:
+    plain, efficient = build(name).double(), build(name, memory_efficient=True).double()
+    efficient.load_state_dict(plain.state_dict())
+    video = torch.randn(2, 3, 4, 24, 24, dtype=torch.float64)
+    for network in (plain, efficient):
+        network.train()(video).square().sum().backward()
+    for (key, expected), actual in zip(plain.named_parameters(), efficient.parameters(), strict=True):
+        torch.testing.assert_close(actual.grad, expected.grad, msg=lambda m, key=key: f"{key}: {m}")
+    for (key, expected), actual in zip(plain.named_buffers(), efficient.buffers(), strict=True):
+        torch.testing.assert_close(actual, expected, msg=lambda m, key=key: f"{key}: {m}")
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "selu", "elu"])
+def test_activations_of_table4(activation: networks.Activation) -> None:
+    network = build("st_stft", activation=activation)
+    kinds = {type(m).__name__.lower() for m in network.features.modules() if "LU" in type(m).__name__}
+    assert kinds == {activation.replace("_", "")}
+
+
+def test_errors_name_the_choice() -> None:
+    with pytest.raises(ValueError, match=r"\(batch, 3, frames, height, width\), not \(1, 4, 4, 32, 32\)"):
+        build("t_stft")(torch.zeros(1, 4, 4, 32, 32))
+    with pytest.raises(ValueError, match="activation 'gelu' is not known; choose one of relu"):
+        build("t_stft", activation="gelu")
+    with pytest.raises(ValueError, match="head 'conv' is not known; choose linear or mlp"):
+        build("t_stft", head="conv")

@@ -1,0 +1,64 @@
+"""The arrows between packages, and the shape every paper folder has."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAPERS = sorted(path.parent.name for path in (ROOT / "papers").glob("*/__init__.py"))
+SOURCES = sorted(path for top in ("common", "papers", "data") for path in (ROOT / top).rglob("*.py"))
+PAPER_FILES = (
+    "README.md",
+    "layers.py",
+    "networks.py",
+    "lightning_module.py",
+    "ledger.yaml",
+    "reproduce.py",
+    "recipes/demo.yaml",
+)
+
+
+def imported(path: Path) -> set[str]:
+    """Full dotted names that a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(str(node.module))
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_arrows(path: Path) -> None:
+    package, *inner = path.relative_to(ROOT).with_suffix("").parts
+    allowed = {"common": {"common"}, "data": {"data", "common"}, "papers": {"papers", "common"}}[package]
+    for name in imported(path):
+        top, *rest = name.split(".")
+        if top in ("common", "papers", "data", "tests"):
+            assert top in allowed, f"{package} must not import {name}"
+        if package == "papers" and top == "papers":
+            assert rest[:1] == inner[:1], f"one paper must not import another: {name}"
+        if (package, inner[:1]) == ("common", ["spectral"]) and top not in ("common", "torch"):
+            assert top in sys.stdlib_module_names, f"common.spectral must import only torch, not {name}"
+        if (package, inner[:1]) == ("common", ["spectral"]) and top == "common":
+            assert rest[:1] == ["spectral"], f"common.spectral must stand alone, not import {name}"
+        if inner[-1:] in (["networks"], ["layers"]) or inner[:1] == ["backbones"]:
+            assert "lightning" not in top, f"networks and layers are free of Lightning, not so with {name}"
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_paper_folders_have_the_same_files(paper: str) -> None:
+    missing = [name for name in PAPER_FILES if not (ROOT / "papers" / paper / name).is_file()]
+    assert not missing
+
+
+def test_only_the_fixed_names_stand_at_the_top() -> None:
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert packages == {"common", "data", "papers", "tests"}
