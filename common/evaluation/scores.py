@@ -1,0 +1,187 @@
+"""Video-level scores that do not depend on the number of processes.
+
+Every video enters once, whatever a sampler repeats to give all processes the same number of batches, and the sums
+run over the videos in the order of their index, so one, two and three processes give the same digits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+
+def combine_views(logits: Tensor, video_index: Tensor, average: str = "probabilities") -> tuple[Tensor, Tensor, Tensor]:
+    """Average the views of each video.
+
+    Args:
+        logits: (views, classes), any floating type; computed on in float32.
+        video_index: (views,) integer; views with the same number belong to the same video.
+        average: ``"probabilities"``: mean of the softmax of the views; ``"logits"``: mean of the logits.
+
+    Returns:
+        ``scores`` (videos, classes) float32: the softmax of a row is the video's class probabilities (for
+        ``"probabilities"`` the row is the logarithm of the mean probability, which keeps the loss finite where a
+        probability underflows); ``index`` (videos,) ascending; ``first`` (videos,) position of each video's first view.
+    """
+    logits = logits.float()
+    index = torch.unique(video_index)
+    scores, first = [], []
+    for i in index:  # one small mean per video: an atomic scatter-add would not repeat its digits on a GPU
+        views = torch.nonzero(video_index == i).flatten()
+        if average == "probabilities":
+            score = torch.logsumexp(F.log_softmax(logits[views], dim=1), dim=0) - torch.log(logits.new_tensor(len(views)))
+        elif average == "logits":
+            score = logits[views].mean(dim=0)
+        else:
+            raise ValueError(f"average is {average!r}; it is 'probabilities' or 'logits'")
+        scores.append(score)
+        first.append(views[0])
+    return torch.stack(scores), index, torch.stack(first)
+
+
+class VideoResult:
+    """Scores of a set of videos.
+
+    Args:
+        scores: (videos, classes); the softmax of a row is the video's class probabilities.
+        label: (videos,) int64 in ``[0, classes)``.
+        video_index: (videos,) int64.
+
+    Attributes:
+        top1, top5: share of the videos whose class is the best, or among the ``min(5, classes)`` best, in [0, 1].
+        mean_class: mean over the classes that occur of the share of their videos that is right, in [0, 1].
+        loss: mean cross-entropy in nats.
+        videos: number of videos.
+        probabilities: (videos, classes) float64.
+        confusion: (classes, classes) int64, row: label, column: prediction.
+    """
+
+    def __init__(self, scores: Tensor, label: Tensor, video_index: Tensor) -> None:
+        classes = scores.shape[1]
+        log_probabilities = F.log_softmax(scores.double(), dim=1)
+        top = scores.topk(min(5, classes), dim=1).indices
+        hit = top == label[:, None]
+        self.confusion = torch.zeros(classes, classes, dtype=torch.int64)
+        self.confusion.index_put_((label, top[:, 0]), torch.ones_like(label), accumulate=True)
+        support = self.confusion.sum(dim=1)
+        recall = self.confusion.diagonal()[support > 0].double() / support[support > 0]
+        self.top1 = hit[:, 0].double().mean().item()
+        self.top5 = hit.any(dim=1).double().mean().item()
+        self.mean_class = recall.mean().item()
+        self.loss = F.nll_loss(log_probabilities, label).item()
+        self.videos = len(label)
+        self.label = label
+        self.video_index = video_index
+        self.probabilities = log_probabilities.exp()
+
+    def metrics(self) -> dict[str, float]:
+        """The four numbers by name."""
+        return {"top1": self.top1, "top5": self.top5, "mean_class": self.mean_class, "loss": self.loss}
+
+
+class VideoScores(Metric):
+    """Collects one score row per video; :meth:`compute` returns a :class:`VideoResult`.
+
+    Args:
+        num_classes: number of classes; labels are in ``[0, num_classes)``.
+    """
+
+    full_state_update = False
+    scores: list[Tensor]
+    label: list[Tensor]
+    video_index: list[Tensor]
+
+    def __init__(self, num_classes: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.num_classes = num_classes
+        for name in ("scores", "label", "video_index"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, scores: Tensor, label: Tensor, video_index: Tensor) -> None:
+        """Add videos.
+
+        Args:
+            scores: (videos, classes); the softmax of a row is the video's class probabilities.
+            label: (videos,) integer.
+            video_index: (videos,) integer, unique in the data set. A video added twice counts once.
+
+        Raises:
+            ValueError: a shape does not fit, or a label lies outside of the classes.
+        """
+        if scores.ndim != 2 or scores.shape[1] != self.num_classes or not (len(scores) == len(label) == len(video_index)):
+            raise ValueError(
+                f"VideoScores takes scores (videos, {self.num_classes}), label (videos,) and video_index (videos,); "
+                f"got {tuple(scores.shape)}, {tuple(label.shape)} and {tuple(video_index.shape)}"
+            )
+        wrong = (label < 0) | (label >= self.num_classes)
+        if wrong.any():
+            raise ValueError(
+                f"video {video_index[wrong][0].item()} has label {label[wrong][0].item()}, "
+                f"but the labels of {self.num_classes} classes are 0 to {self.num_classes - 1}; check the manifest"
+            )
+        self.scores.append(scores.detach().float())
+        self.label.append(label.long())
+        self.video_index.append(video_index.long())
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Gather over the processes; one that saw no video takes part with empty tensors of the right shape."""
+        if not self.scores:
+            self.scores.append(torch.empty(0, self.num_classes, device=self.device))
+            self.label.append(torch.empty(0, dtype=torch.int64, device=self.device))
+            self.video_index.append(torch.empty(0, dtype=torch.int64, device=self.device))
+        super().sync(*args, **kwargs)
+
+    def compute(self) -> VideoResult:
+        """The result over all videos of all processes.
+
+        Raises:
+            ValueError: no video was added, or a video index came with two labels.
+        """
+        if not len(self.scores) or not len(dim_zero_cat(self.scores)):
+            raise ValueError("no video was scored: the data set is empty, or the loader gave no batch")
+        # on the CPU, sorted by index: the same digits on every device and number of processes
+        order = torch.argsort(dim_zero_cat(self.video_index).cpu(), stable=True)
+        index = dim_zero_cat(self.video_index).cpu()[order]
+        label = dim_zero_cat(self.label).cpu()[order]
+        scores = dim_zero_cat(self.scores).cpu()[order]
+        repeated = index[1:] == index[:-1]
+        clash = repeated & (label[1:] != label[:-1])
+        if clash.any():
+            raise ValueError(f"video index {index[1:][clash][0].item()} came with two labels; an index names one video")
+        keep = torch.cat([torch.ones(1, dtype=torch.bool), ~repeated])
+        return VideoResult(scores[keep], label[keep], index[keep])
+
+
+def prediction_table(
+    probabilities: Tensor, class_names: list[str], paths: list[str], label: Tensor | None = None, top: int = 5
+) -> list[dict[str, Any]]:
+    """One plain row per video, ready for a CSV file.
+
+    Args:
+        probabilities: (videos, classes).
+        class_names: name of each class.
+        paths: path of each video.
+        label: (videos,) the true classes, or None.
+        top: number of predicted classes per row, at most the number of classes.
+
+    Returns:
+        Dicts with ``path``, with ``label`` also ``label`` (its name) and ``correct`` (0 or 1), then ``top1``, ``p1``,
+        ``top2``, ``p2``, ...: class names and probabilities, the most probable first.
+    """
+    values, classes = probabilities.topk(min(top, probabilities.shape[1]), dim=1)
+    rows = []
+    for i, path in enumerate(paths):
+        row: dict[str, Any] = {"path": path}
+        if label is not None:
+            row["label"] = class_names[int(label[i])]
+            row["correct"] = int(classes[i, 0] == label[i])
+        for k in range(values.shape[1]):
+            row[f"top{k + 1}"] = class_names[int(classes[i, k])]
+            row[f"p{k + 1}"] = round(values[i, k].item(), 6)
+        rows.append(row)
+    return rows
