@@ -17,13 +17,10 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
 from common.evaluation.scores import VideoResult, VideoScores, combine_views
+from common.training.checkpoints import CheckpointError, compare_state_dicts, read_checkpoint
 
 #: checkpoint entry with everything that the weights alone do not tell: class path, class names, clip spec, manifest
 CHECKPOINT_KEY = "video_classification"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is unreadable, or belongs to another network or another list of classes."""
 
 
 class NonFiniteError(ValueError):
@@ -63,7 +60,8 @@ class VideoClassificationModule(L.LightningModule):
         self.clip_spec: dict[str, Any] | None = None
         self.manifest_hash: str | None = None
         self.result: VideoResult | None = None  # of the last evaluation
-        self.paths: dict[int, str] = {}  # of the videos that this process evaluated
+        self.paths: dict[int, str] = {}  # of the videos of the last evaluation, by index
+        self.views_per_video = 0
         self.network = self.build_network()
         self.train_top1 = MulticlassAccuracy(num_classes, average="micro")
         self.scores = VideoScores(num_classes)
@@ -140,12 +138,17 @@ class VideoClassificationModule(L.LightningModule):
             )
         scores, index, first = combine_views(logits, batch["video_index"], self.average)
         self.scores.update(scores, batch["label"][first], index)
+        self.views_per_video = len(logits) // len(index)
         if "path" in batch:
             self.paths.update({int(i): str(batch["path"][k]) for i, k in zip(index, first, strict=True)})
 
     def finish_evaluation(self, prefix: str) -> None:
         """Compute over all processes; the numbers are the same on each of them."""
         self.result = self.scores.compute()
+        if self.trainer.world_size > 1 and not self.trainer.sanity_checking:
+            every: list[dict[int, str]] = [{} for _ in range(self.trainer.world_size)]
+            torch.distributed.all_gather_object(every, self.paths)
+            self.paths = {index: path for paths in every for index, path in paths.items()}
         for name, value in self.result.metrics().items():
             self.log(f"{prefix}_{name}", value, prog_bar=name == "top1", rank_zero_only=False)
         self.scores.reset()
@@ -211,46 +214,6 @@ class VideoClassificationModule(L.LightningModule):
                 f"class {k} is {names[k]!r} in the checkpoint and {self.class_names[k]!r} in the data; "
                 "use the class list that the network was trained with (classes.txt beside the manifest)"
             )
-
-
-def compare_state_dicts(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], limit: int = 5) -> str:
-    """Say which keys are missing, unexpected or of another shape, the first ``limit`` of each; empty if none."""
-    kinds = {
-        "missing in the checkpoint": [k for k in ours if k not in theirs],
-        "unexpected in the checkpoint": [k for k in theirs if k not in ours],
-        "of another shape": [
-            f"{k} {tuple(theirs[k].shape)} instead of {tuple(ours[k].shape)}"
-            for k in ours
-            if k in theirs and theirs[k].shape != ours[k].shape
-        ],
-    }
-    lines = []
-    for kind, keys in kinds.items():
-        if keys:
-            more = f", and {len(keys) - limit} more" if len(keys) > limit else ""
-            lines.append(f"  {len(keys)} {kind}: {', '.join(keys[:limit])}{more}")
-    return "\n".join(lines)
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU without running any code in it.
-
-    Raises:
-        CheckpointError: the file is missing, truncated, no checkpoint, or holds more than tensors and plain values.
-    """
-    if not Path(path).is_file():
-        raise CheckpointError(f"{path}: no such checkpoint file")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types for damaged or foreign files
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{path}: not a checkpoint that can be read safely ({reason}); the file is damaged, of another program, "
-            "or holds objects other than tensors and plain values"
-        ) from error
-    if not isinstance(checkpoint, dict):
-        raise CheckpointError(f"{path}: holds a {type(checkpoint).__name__}, not a checkpoint")
-    return checkpoint
 
 
 def load_pretrained(network: nn.Module, path: str | Path) -> str:

@@ -1,0 +1,116 @@
+"""Checkpoint files: written whole or not at all, read without running code."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from torch import Tensor
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is unreadable, or belongs to another network or another list of classes."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes to a temporary file in the same folder, flushes it to the disk, and renames it over the old checkpoint.
+
+    A full disk or a killed process leaves the old checkpoint as it was. Reading never unpickles objects.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write ``checkpoint`` to the local ``path``.
+
+        Raises:
+            CheckpointError: the file cannot be written; whatever was at ``path`` before is still there.
+        """
+        path = Path(path)
+        temporary = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False) as file:
+                temporary = Path(file.name)
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.chmod(0o666 & ~_umask())  # temporary files are private, checkpoints are not
+            temporary.replace(path)
+        except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
+            if temporary is not None:
+                temporary.unlink(missing_ok=True)
+            kept = f"the previous {path.name} is intact" if path.exists() else "no checkpoint was there before"
+            raise CheckpointError(f"cannot write the checkpoint {path}: {_first_line(error)}; {kept}") from error
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Read a checkpoint to the CPU; see :func:`read_checkpoint`."""
+        return read_checkpoint(path)
+
+
+def compare_state_dicts(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], limit: int = 5) -> str:
+    """Say which keys are missing, unexpected or of another shape, the first ``limit`` of each; empty if none."""
+    kinds = {
+        "missing in the checkpoint": [k for k in ours if k not in theirs],
+        "unexpected in the checkpoint": [k for k in theirs if k not in ours],
+        "of another shape": [
+            f"{k} {tuple(theirs[k].shape)} instead of {tuple(ours[k].shape)}"
+            for k in ours
+            if k in theirs and theirs[k].shape != ours[k].shape
+        ],
+    }
+    lines = []
+    for kind, keys in kinds.items():
+        if keys:
+            more = f", and {len(keys) - limit} more" if len(keys) > limit else ""
+            lines.append(f"  {len(keys)} {kind}: {', '.join(keys[:limit])}{more}")
+    return "\n".join(lines)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU without running any code in it. A folder stands for its newest ``best.ckpt``.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, no checkpoint, or holds more than tensors and plain values.
+    """
+    path = find_checkpoint(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint file")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for damaged or foreign files
+        raise CheckpointError(
+            f"{path}: not a checkpoint that can be read safely ({_first_line(error)}); it is damaged, of another program, "
+            "or holds objects other than tensors and plain values"
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(f"{path}: holds a {type(checkpoint).__name__}, not a checkpoint")
+    return checkpoint
+
+
+def find_checkpoint(path: str | Path, name: str = "best.ckpt") -> Path:
+    """A checkpoint file as it is; for a run folder, or a folder of runs, the newest ``name`` below it.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    found = sorted([*path.glob(name), *path.glob(f"version_*/{name}")], key=lambda p: (p.stat().st_mtime_ns, str(p)))
+    if not found:
+        raise CheckpointError(f"{path}: no {name} in this folder or its version_* folders")
+    return found[-1]
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
