@@ -1,0 +1,8 @@
+"""Labelled demonstration data made on this machine, without a download: one module per demo.
+
+Every public module of this package is a subcommand of ``python -m data.demo``.
+"""
+
+from data.demo.motion import MOTION_PAIRS, generate_motion
+
+__all__ = ["MOTION_PAIRS", "generate_motion"]

@@ -1,0 +1,332 @@
+"""Eight motions in four time-reversed pairs: short H.264 clips in which only the order of the frames tells the class.
+
+A piece cut out of a real picture moves, turns or grows in front of another real picture, under camera shake, changing
+light and lossy compression. The pictures are those inside the scikit-image wheel.
+
+The two classes of a pair differ in nothing but the order of the frames, exactly:
+
+- clip `n` of one class is clip `n` of the other class of the pair played backwards;
+- a codec that predicts frames from earlier ones would mark the direction (a sharp first frame, then a quality that
+  depends on the place in the file). Every frame is therefore coded alone (intra only) with one fixed quantiser, so
+  that a clip and its twin decode to the same frames, bit for bit, in opposite order.
+
+So a model that looks at the frames of whole clips as an unordered set answers the same for both twins and scores
+exactly 50 % within the pairs, on any split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.resources
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from rich.progress import track
+from torch.nn import functional as F
+
+from common.datamodules.manifest import Entry, Manifest
+from data.demo._folder import DemoError, make_folder
+
+MOTION_PAIRS = (
+    ("move_left", "move_right"),
+    ("move_up", "move_down"),
+    ("turn_clockwise", "turn_counterclockwise"),
+    ("grow", "shrink"),
+)
+"""The classes, in the order of their labels; the second of a pair is the first played backwards."""
+
+PICTURES = {
+    "train": (
+        "astronaut.png",
+        "brick.png",
+        "camera.png",
+        "coffee.png",
+        "coins.png",
+        "grass.png",
+        "hubble_deep_field.jpg",
+        "motorcycle_left.png",
+        "page.png",
+        "retina.jpg",
+    ),
+    "val": ("cell.png", "chelsea.png", "clock_motion.png", "gravel.png"),
+    "test": ("ihc.png", "moon.png", "rocket.jpg", "text.png"),
+}
+"""Pictures of scikit-image's data folder that each split is made from; no picture is in two splits."""
+
+MANIFEST = "manifest.csv"
+VERSION = 1  # of what the generator draws; raise it when the same parameters give other clips
+QUANTISER = 26  # constant, for every frame: compression is visible, motion stays clear
+_OVERSAMPLING = 2
+_MARGIN = 0.1  # of the side; background beyond the frame that camera shake may show
+
+
+def generate_motion(
+    out: str | Path,
+    *,
+    seed: int = 0,
+    size: int = 64,
+    frames: int = 16,
+    fps: int = 12,
+    train: int = 60,
+    val: int = 20,
+    test: int = 20,
+    classes: Sequence[str] | None = None,
+    progress: bool = False,
+) -> Path:
+    """Write the clips ``<split>/<class>/<number>.mp4``, ``manifest.csv`` and ``classes.txt`` into the folder `out`.
+
+    The same arguments give the same files, byte for byte, on one machine and set of library versions. A clip depends
+    only on the seed, its split, class and number, so that a larger data set starts with the clips of a smaller one.
+
+    Args:
+        out: folder to make. An existing one made with the same arguments is reused as it is.
+        seed: any non-negative integer.
+        size: side of the square frames in pixels; even, at least 16.
+        frames: frames of a clip, at least 2.
+        fps: frames per second.
+        train, val, test: clips of each class in the split.
+        classes: some of the names in `MOTION_PAIRS`; all of them by default.
+        progress: show a progress bar.
+
+    Returns:
+        The path of ``manifest.csv``; its paths are relative to `out`.
+
+    Raises:
+        DemoError: an argument is out of range, or `out` holds something else.
+    """
+    everything = list(itertools.chain(*MOTION_PAIRS))
+    classes = everything if classes is None else list(classes)
+    counts = {"train": train, "val": val, "test": test}
+    unknown = sorted(set(classes) - set(everything))
+    if unknown or not classes or len(set(classes)) != len(classes):
+        raise DemoError(f"classes must be different names out of {', '.join(everything)}; got {', '.join(classes)}")
+    if size < 16 or size % 2:
+        raise DemoError(f"size must be even (4:2:0 colour) and at least 16, got {size}")
+    if frames < 2 or fps < 1 or seed < 0:
+        raise DemoError(f"needs frames >= 2, fps >= 1 and seed >= 0, got {frames}, {fps} and {seed}")
+    if min(counts.values()) < 0 or not any(counts.values()):
+        raise DemoError(f"train, val and test must not be negative nor all be 0, got {train}, {val} and {test}")
+
+    def fill(folder: Path) -> None:
+        jobs = [
+            (split, number, pair)
+            for split, count in counts.items()
+            for number in range(count)
+            for pair in range(len(MOTION_PAIRS))
+            if set(MOTION_PAIRS[pair]) & set(classes)
+        ]
+        for split, number, pair in track(jobs, description="motion clips", disable=not progress, transient=True):
+            clip = render(draw_scene(seed, split, pair, number, frames), size)
+            for name, ordered in zip(MOTION_PAIRS[pair], (clip, clip[::-1]), strict=True):
+                if name in classes:
+                    path = folder / _relative_path(split, name, number)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    write_clip(path, ordered, fps)
+        entries = tuple(
+            Entry(_relative_path(split, name, number), label, name, split, frames, float(fps), round(frames / fps, 6))
+            for split, count in counts.items()
+            for label, name in enumerate(classes)
+            for number in range(count)
+        )
+        table = folder / MANIFEST
+        Manifest(folder, entries, tuple(classes), table, len(entries)).write(table)
+
+    parameters = {"demo": "motion", "version": VERSION, "seed": seed, "size": size, "frames": frames, "fps": fps}
+    return make_folder(Path(out), {**parameters, **counts, "classes": classes}, fill) / MANIFEST
+
+
+def _relative_path(split: str, name: str, number: int) -> str:
+    return f"{split}/{name}/{number:04d}.mp4"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One clip before it is rendered. Lengths are in units of the frame's side; every curve has one row per frame."""
+
+    object_picture: str
+    background_picture: str
+    centre: NDArray[np.float64]
+    """(T, 2) x and y of the object in the frame, y down, without camera shake."""
+    angle: NDArray[np.float64]
+    """(T,) radians, clockwise as seen."""
+    diameter: NDArray[np.float64]
+    """(T,) largest extent of the object."""
+    shake: NDArray[np.float64]
+    """(T, 2) shift of the whole picture."""
+    gain: NDArray[np.float64]
+    """(T,) factor on the light."""
+    seed: tuple[int, ...]
+    """Seed for the cuts, the outline and the colours."""
+
+
+def draw_scene(seed: int, split: str, pair: int, number: int, frames: int) -> Scene:
+    """Draw clip `number` of the first class of a pair; its frames in reverse order are that of the second class.
+
+    What is not the motion of the class (shake, light, easing) is as likely backwards as forwards. The places, angles
+    and sizes are drawn alike for all classes as far as the object stays in the frame.
+    """
+    key = (seed, list(PICTURES).index(split), pair, number)
+    rng = np.random.default_rng(key)
+    names = rng.choice(PICTURES[split], size=2, replace=False)
+    time = np.linspace(0.0, 1.0, frames)
+    progress = time + rng.uniform(-0.7, 0.7) * np.sin(2 * np.pi * time) / (2 * np.pi)
+
+    diameter = np.full(frames, rng.uniform(0.38, 0.55))
+    if MOTION_PAIRS[pair][0] == "grow":
+        diameter = rng.uniform(0.27, 0.36) * rng.uniform(1.8, 2.2) ** progress
+    angle = np.full(frames, rng.uniform(0, 2 * np.pi))
+    if MOTION_PAIRS[pair][0] == "turn_clockwise":
+        angle = angle + np.deg2rad(rng.uniform(100, 180)) * progress
+    low, high = diameter.max() / 2, 1 - diameter.max() / 2
+    centre = np.tile(rng.uniform(low, high, size=2), (frames, 1))
+    if MOTION_PAIRS[pair][0] in ("move_left", "move_up"):
+        axis = 0 if MOTION_PAIRS[pair][0] == "move_left" else 1
+        distance = rng.uniform(0.7, 1.0) * (high - low)
+        centre[:, axis] = rng.uniform(low + distance, high) - distance * progress
+
+    phases = rng.uniform(0, 2 * np.pi, size=3)
+    waves = np.sin(2 * np.pi * rng.uniform(0.3, 1.0, size=3) * time[:, None] + phases)  # (T, 3), stationary
+    return Scene(
+        object_picture=str(names[0]),
+        background_picture=str(names[1]),
+        centre=centre,
+        angle=angle,
+        diameter=diameter,
+        shake=np.clip(0.012 * waves[:, :2] + 0.006 * rng.standard_normal((frames, 2)), -_MARGIN / 2, _MARGIN / 2),
+        gain=1 + rng.uniform(0.05, 0.2) * waves[:, 2],
+        seed=(*key, 1),
+    )
+
+
+def render(scene: Scene, size: int) -> NDArray[np.uint8]:
+    """Render a scene: (T, size, size, 3) uint8, RGB."""
+    rng = np.random.default_rng(scene.seed)
+    fine = _OVERSAMPLING * size
+    frames = len(scene.gain)
+    level = rng.uniform(0.3, 0.7)
+    # The object is always clearly lighter or darker than what is behind it.
+    contrast = rng.uniform(0.25, 0.4) * (1 if level < 0.5 else -1)
+    backdrop = _cut(scene.background_picture, math.ceil(fine * (1 + 2 * _MARGIN)), (0.4, 0.9), level, rng)
+    piece = _cut(scene.object_picture, math.ceil(fine * scene.diameter.max()), (0.2, 0.5), level + contrast, rng)
+    outline = _outline(piece.shape[-1], rng)
+    sprite = torch.from_numpy(np.concatenate([piece * outline, outline]).astype(np.float32))  # alpha premultiplied
+
+    centre = 2 * (scene.centre + scene.shake) - 1  # frame coordinates of grid_sample: -1 to 1
+    cos, sin = np.cos(scene.angle), np.sin(scene.angle)
+    # y points down, so that this rotation is clockwise as seen; a picture is sampled through the inverse motion.
+    inverse = np.stack([np.stack([cos, sin], -1), np.stack([-sin, cos], -1)], -2) / scene.diameter[:, None, None]
+    shift = -np.einsum("tij,tj->ti", inverse, centre)
+    objects = _warp(sprite, np.concatenate([inverse, shift[..., None]], -1), fine)
+    visible = 1 / (1 + 2 * _MARGIN)
+    still = np.tile(np.eye(2) * visible, (frames, 1, 1))
+    camera = np.concatenate([still, -2 * visible * scene.shake[..., None]], -1)
+    video = _warp(torch.from_numpy(backdrop.astype(np.float32)), camera, fine)
+
+    video = objects[:, :3] + (1 - objects[:, 3:]) * video
+    video = F.avg_pool2d(video, _OVERSAMPLING) * torch.from_numpy(scene.gain.astype(np.float32))[:, None, None, None]
+    return (255 * video.clamp(0, 1)).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _warp(picture: torch.Tensor, affine: NDArray[np.float64], side: int) -> torch.Tensor:
+    """Sample (C, H, W) through (T, 2, 3) maps from frame to picture coordinates: (T, C, side, side), 0 outside."""
+    count, channels = len(affine), picture.shape[0]
+    grid = F.affine_grid(torch.from_numpy(affine.astype(np.float32)), [count, channels, side, side], False)
+    return F.grid_sample(picture.expand(count, -1, -1, -1), grid, align_corners=False)
+
+
+@cache
+def _picture(name: str) -> Image.Image:
+    """A picture of the installed scikit-image; read as a file, so that nothing is ever downloaded."""
+    try:
+        with importlib.resources.files("skimage").joinpath("data", name).open("rb") as file:
+            return Image.open(file).convert("RGB")
+    except OSError as error:
+        raise DemoError(f"scikit-image carries no readable {name} ({error}): reinstall scikit-image") from None
+
+
+def _cut(
+    name: str, side: int, extent: tuple[float, float], level: float, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Cut a square out of a picture: (3, side, side) in 0..1 with mean `level`, equal contrast and a tint.
+
+    `extent` is the range of the square's side as a share of the picture's shorter side. Of four random cuts the one
+    with most contrast is taken, which keeps out empty sky.
+    """
+    picture = _picture(name)
+    cuts = []
+    for _ in range(4):
+        edge = rng.uniform(*extent) * min(picture.size)
+        x, y = rng.uniform(0, picture.width - edge), rng.uniform(0, picture.height - edge)
+        cut = picture.resize((side, side), Image.Resampling.BICUBIC, (x, y, x + edge, y + edge))
+        cuts.append(np.asarray(cut, dtype=np.float64).transpose(2, 0, 1) / 255)
+    best = max(cuts, key=lambda cut: float(cut.mean(0).std()))
+    if rng.random() < 0.5:
+        best = best[:, :, ::-1]
+    best = level + (best - best.mean()) * 0.17 / max(float(best.mean(0).std()), 0.02)
+    tint = rng.uniform(0.6, 1.0, size=3)
+    return np.clip(best * (tint / tint.mean())[:, None, None], 0, 1)
+
+
+def _outline(side: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Irregular longish shape without symmetry, so that a turn shows: (1, side, side), 1 inside, 0 outside."""
+    axis = (np.arange(side) + 0.5) / side * 2 - 1
+    y, x = np.meshgrid(axis, axis, indexing="ij")
+
+    waves = np.arange(1, 5)[:, None]
+    size, phase = rng.uniform(0.02, 0.12, size=(4, 1)), rng.uniform(0, 2 * np.pi, size=(4, 1))
+    narrow = rng.uniform(0.5, 0.8)
+
+    def radius(angle: NDArray[np.float64]) -> NDArray[np.float64]:
+        ellipse = narrow / np.hypot(narrow * np.cos(angle), np.sin(angle))
+        flat = angle.reshape(1, -1)
+        return ellipse * (1 + (size * np.cos(waves * flat + phase)).sum(0).reshape(angle.shape))
+
+    largest = radius(np.linspace(0, 2 * np.pi, 360)).max()
+    inside = 0.97 * radius(np.arctan2(y, x)) / largest - np.hypot(x, y)
+    return np.clip(0.5 + inside * side / 2, 0, 1)[None]
+
+
+def write_clip(path: Path, frames: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], fps: int) -> None:
+    """Write (T, H, W, 3) uint8 RGB frames as H.264 in which every frame is coded alone with the same quantiser."""
+    height, width = frames[0].shape[:2]
+    with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
+        # One thread and no look-ahead: what a frame looks like after coding depends on that frame alone.
+        options = {"qp": str(QUANTISER), "preset": "veryfast", "threads": "1", "x264-params": "keyint=1:scenecut=0"}
+        stream = container.add_stream("libx264", rate=Fraction(fps), options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for packet in _packets(stream, frames):
+            container.mux(packet)
+
+
+def _packets(stream: av.VideoStream, frames: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> Iterator[av.Packet]:
+    for frame in frames:
+        yield from stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"))
+    yield from stream.encode()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``python -m data.demo motion``."""
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything that is drawn")
+    parser.add_argument("--size", type=int, default=64, help="side of the frames in pixels")
+    parser.add_argument("--frames", type=int, default=16, help="frames of a clip")
+    parser.add_argument("--fps", type=int, default=12, help="frames per second")
+    parser.add_argument("--train", type=int, default=60, help="training clips per class")
+    parser.add_argument("--val", type=int, default=20, help="validation clips per class")
+    parser.add_argument("--test", type=int, default=20, help="test clips per class")
+    parser.add_argument("--classes", nargs="+", metavar="CLASS", help="only these classes (default: all eight)")
+
+
+def run(args: argparse.Namespace) -> Path:
+    """Make the data set asked for on the command line; returns the path of its manifest."""
+    options = {key: getattr(args, key) for key in ("seed", "size", "frames", "fps", "train", "val", "test", "classes")}
+    return generate_motion(args.out, progress=True, **options)
