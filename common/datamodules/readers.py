@@ -1,0 +1,528 @@
+"""Video readers that decode only the frames asked for.
+
+Two readers behind pytorchvideo's ``Video`` interface: :class:`EncodedVideoReader` for files (through PyAV) and
+:class:`FrameFolderReader` for folders of jpg or png frames. :func:`open_video` picks one. The frames are those, bit for
+bit, that decoding the whole file in order gives; frame ``i`` is the i-th in presentation order.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Self
+
+import av
+import numpy as np
+import torch
+from av.video.reformatter import VideoReformatter
+from PIL import Image
+from pytorchvideo.data.video import Video
+from torch import Tensor
+
+from common.datamodules.manifest import IMAGE_EXTENSIONS
+
+DEFAULT_FPS = 30.0  # of frame folders, which carry no time
+KEEP_BYTES = 256 * 2**20  # packets, or decoded pictures, that a reader holds at most
+
+# Network abstraction layer types of the pictures at which decoding can start with nothing before them (IDR):
+# H.264, table 7-1, and H.265, table 7-1.
+_IDR_TYPES = {"h264": {5}, "hevc": {19, 20}}
+_SLICE_TYPES = {"h264": range(1, 6), "hevc": range(32)}
+
+
+class VideoReadError(RuntimeError):
+    """A video cannot be read. ``path`` and ``reason`` are also in the message."""
+
+    def __init__(self, path: str | os.PathLike[str], reason: str = "") -> None:
+        # One argument must do: torch rebuilds an exception of a loader worker from its message alone.
+        super().__init__(f"{os.fspath(path)}: {reason}" if reason else os.fspath(path))
+        self.path = os.fspath(path)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.reason)
+
+
+def open_video(path: str | Path, fps: float | None = None) -> EncodedVideoReader | FrameFolderReader:
+    """Open a video file or a folder of frames.
+
+    Args:
+        path: the file or folder.
+        fps: frames per second of a frame folder (default 30); a file has its own.
+
+    Raises:
+        VideoReadError: there is nothing at the path, or it is not a readable video.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return FrameFolderReader(path, fps=fps or DEFAULT_FPS)
+    return EncodedVideoReader(path)
+
+
+class _Reader(Video):
+    """What the two readers share."""
+
+    path: Path
+
+    @property
+    def num_frames(self) -> int:
+        """Number of frames that can be asked for."""
+        raise NotImplementedError
+
+    @property
+    def fps(self) -> float:
+        """Average frames per second."""
+        raise NotImplementedError
+
+    def get_frames(self, indices: Sequence[int]) -> Tensor:
+        """Decode frames by index, in any order and with repetitions.
+
+        Args:
+            indices: whole numbers in 0 .. num_frames - 1.
+
+        Returns:
+            uint8 RGB tensor (len(indices), H, W, 3), 0 to 255.
+
+        Raises:
+            IndexError: an index is outside the video.
+            VideoReadError: a frame cannot be decoded.
+        """
+        wanted = [int(index) for index in indices]
+        if not wanted:
+            raise IndexError(f"{self.path}: no frame indices given.")
+        if min(wanted) < 0 or max(wanted) >= self.num_frames:
+            bad = min(wanted) if min(wanted) < 0 else max(wanted)
+            raise IndexError(f"{self.path}: frame {bad} is outside 0..{self.num_frames - 1}.")
+        unique = sorted(set(wanted))
+        pictures = self._read(unique)
+        first = pictures[unique[0]].shape
+        for index in unique:
+            if pictures[index].shape != first:
+                new, old = pictures[index].shape, first
+                raise VideoReadError(
+                    self.path,
+                    f"the picture size changes from {old[1]}x{old[0]} (frame {unique[0]}) to {new[1]}x{new[0]} "
+                    f"(frame {index}); all frames of a video must have one size.",
+                )
+        return torch.from_numpy(np.stack([pictures[index] for index in wanted]))
+
+    def get_clip(self, start_sec: float, end_sec: float) -> dict[str, Tensor | None]:
+        """The frames with a time in [start_sec, end_sec), the video starting at 0 (interface of pytorchvideo).
+
+        Returns:
+            ``video``: float32 (C, T, H, W), 0 to 255, or None where no frame lies in the interval; ``audio``: None.
+        """
+        times = self._times()
+        indices = range(bisect_left(times, start_sec), bisect_left(times, end_sec))
+        video = self.get_frames(indices).permute(3, 0, 1, 2).float() if len(indices) else None
+        return {"video": video, "audio": None}
+
+    def _read(self, indices: list[int]) -> dict[int, np.ndarray]:
+        """Pictures (H, W, 3) of the given indices (sorted, unique, in range)."""
+        raise NotImplementedError
+
+    def _times(self) -> Sequence[float]:
+        """Time of each frame in seconds, from 0, increasing."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class _Packet:
+    pts: int | None
+    key: bool
+    discard: bool
+
+
+class EncodedVideoReader(_Reader):
+    """Frames of a video file.
+
+    The packets are demultiplexed once, which gives the exact number of frames without decoding. For H.264, HEVC and
+    VP9 with time stamps only the groups of pictures that hold a wanted frame are decoded, each from the last picture
+    that starts afresh up to the last packet wanted, without the H.264 pictures that nothing refers to. A picture is
+    identified by its time stamp; if a wanted one does not come out, and for every other codec, the file is decoded in
+    order.
+
+    Args:
+        path: the file.
+        threads: decoder threads; more than 1 rarely pays in a loader with several workers.
+
+    Raises:
+        VideoReadError: no such file, not a video, no video stream, or fewer frames than an mp4 header lists.
+    """
+
+    def __init__(self, path: str | Path, threads: int = 1) -> None:
+        self.path = Path(path)
+        self._threads = threads
+        if not self.path.is_file():
+            raise VideoReadError(self.path, "no such file.")
+        if self.path.stat().st_size == 0:
+            raise VideoReadError(self.path, "the file is empty (0 bytes).")
+        self._reformatter = VideoReformatter()
+        self._packets: list[Any] | None = None
+        self._sequential_frames: list[av.VideoFrame] | None = None
+        self._sequential_times: list[float] | None = None
+        self._container, self._stream = self._open()
+        try:
+            self._demux()
+        except av.FFmpegError as error:
+            self.close()
+            raise VideoReadError(self.path, f"cannot be read: {_reason(error)}.") from error
+        except BaseException:
+            self.close()
+            raise
+
+    # -- properties -------------------------------------------------------------------------------------------------
+
+    @property
+    def num_frames(self) -> int:
+        if self._selective and self._sequential_times is None:
+            return len(self._order)
+        return len(self._decode_all())
+
+    @property
+    def fps(self) -> float:
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        return float(rate) if rate else DEFAULT_FPS
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the first frame to the end of the last one, which is taken to last 1 / fps."""
+        return self._times()[-1] + 1 / self.fps
+
+    @property
+    def selective(self) -> bool:
+        """Whether only a part of the file is decoded."""
+        return self._selective
+
+    def close(self) -> None:
+        self._container.close()
+        self._packets = None
+        self._sequential_frames = None
+
+    # -- opening ----------------------------------------------------------------------------------------------------
+
+    def _open(self) -> tuple[Any, Any]:
+        """A container and its video stream; only local files may be opened by what the file says."""
+        try:
+            container = av.open(os.fspath(self.path), options={"protocol_whitelist": "file"}, metadata_errors="replace")
+        except (av.FFmpegError, ValueError) as error:
+            raise VideoReadError(self.path, f"not a readable video: {_reason(error)}.") from error
+        pictures = int(getattr(av.stream.Disposition, "attached_pic", 0))
+        streams = [stream for stream in container.streams.video if not int(stream.disposition) & pictures]
+        if not streams:
+            kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
+            container.close()
+            raise VideoReadError(self.path, f"no video stream (streams: {kinds}).")
+        stream = streams[0]
+        if stream.codec_context is None:
+            container.close()
+            raise VideoReadError(self.path, "no decoder for its video stream.")
+        stream.thread_type = "SLICE"
+        stream.codec_context.thread_count = self._threads
+        return container, stream
+
+    def _demux(self) -> None:
+        """Read all packets; find out whether selective decoding is exact, and the order of presentation."""
+        codec = self._stream.codec_context
+        name = codec.name
+        keep = self.path.stat().st_size <= KEEP_BYTES
+        packets: list[_Packet] = []
+        kept: list[Any] = []
+        plain = True  # nothing seen that selective decoding does not take
+        length_size = _length_size(codec.extradata, name)
+        for packet in self._container.demux(self._stream):
+            if packet.size == 0:  # the demuxer's end marker
+                continue
+            key = bool(packet.is_keyframe)
+            if key and name in _IDR_TYPES:
+                key = _slice_type(memoryview(packet), name, length_size) in _IDR_TYPES[name]
+            plain &= not packet.is_corrupt and not packet.has_sidedata("new_extradata")
+            packets.append(_Packet(packet.pts, key, bool(packet.is_discard)))
+            if keep:
+                kept.append(packet)
+        if not packets:
+            raise VideoReadError(self.path, "its video stream has no frames.")
+        listed = self._stream.frames
+        if "mp4" in self._container.format.name and listed > len(packets):
+            raise VideoReadError(
+                self.path, f"truncated: the header lists {listed} frames, the file has {len(packets)} of them."
+            )
+        self._packets = kept if keep else None
+        shown = [position for position, packet in enumerate(packets) if not packet.discard]
+        stamps = [packets[position].pts for position in shown]
+        self._selective = (
+            name in ("h264", "hevc", "vp9")
+            and plain
+            and bool(shown)
+            and None not in stamps
+            and len(set(stamps)) == len(stamps)
+            and packets[0].key
+        )
+        if not self._selective:
+            return
+        # _order[i] is the packet of frame i; _starts are the packets where decoding may start: fresh pictures that
+        # come, in time, after everything before them in the file and before everything after them (a closed group).
+        self._order = sorted(shown, key=lambda position: packets[position].pts)  # type: ignore[arg-type,return-value]
+        self._pts: list[int] = [packets[position].pts for position in self._order]  # type: ignore[misc]
+        times = [packet.pts if packet.pts is not None else -(2**63) for packet in packets]
+        latest_before = np.maximum.accumulate([-(2**63), *times[:-1]])
+        earliest_after = np.minimum.accumulate([*times, 2**63 - 1][::-1])[::-1][1:]
+        self._starts = [
+            position
+            for position, packet in enumerate(packets)
+            if packet.key and latest_before[position] < times[position] < earliest_after[position]
+        ]
+        if not self._starts or self._starts[0] != 0:
+            self._selective = False
+
+    # -- decoding ---------------------------------------------------------------------------------------------------
+
+    def _read(self, indices: list[int]) -> dict[int, np.ndarray]:
+        if self._selective and self._sequential_times is None:
+            pictures = self._read_selective(indices)
+            if pictures is not None:
+                return pictures
+            self._selective = False
+            if indices[-1] >= self.num_frames:
+                raise VideoReadError(self.path, f"only {self.num_frames} of {len(self._order)} frames can be decoded.")
+        self._decode_all()
+        frames = self._sequential_frames if self._sequential_frames is not None else self._frames_in_order()
+        wanted = set(indices)
+        pictures = {}
+        for index, frame in enumerate(frames):
+            if index in wanted:
+                pictures[index] = self._picture(frame)
+                if len(pictures) == len(wanted):
+                    break
+        return pictures
+
+    def _read_selective(self, indices: list[int]) -> dict[int, np.ndarray] | None:
+        """Pictures by index, or None where the decoder did not give each wanted picture exactly once."""
+        packets = self._packet_list()
+        codec = self._stream.codec_context
+        index_of = {self._pts[index]: index for index in indices}
+        wanted = {self._order[index] for index in indices}
+        last_of: dict[int, int] = {}  # first packet of a group -> last packet wanted
+        for position in sorted(wanted):
+            last_of[self._starts[bisect_right(self._starts, position) - 1]] = position
+        pictures: dict[int, np.ndarray] = {}
+        # Only H.264 says of each picture whether any other picture refers to it.
+        unwanted = "NONREF" if codec.name == "h264" else "DEFAULT"
+        position, packet = next(packets)
+        try:
+            for start, last in last_of.items():
+                codec.flush_buffers()
+                frames: list[Any] = []
+                while position < start:
+                    position, packet = next(packets)
+                while True:
+                    codec.skip_frame = "DEFAULT" if position in wanted else unwanted
+                    frames = codec.decode(packet)
+                    if position == last:
+                        frames += codec.decode(None)
+                    for frame in frames:
+                        index = index_of.get(frame.pts)
+                        if index is None:
+                            continue
+                        if index in pictures or frame.is_corrupt:
+                            return None
+                        pictures[index] = self._picture(frame)
+                    if position == last:
+                        break
+                    position, packet = next(packets)
+        except (av.FFmpegError, StopIteration):
+            return None  # decoding in order will say what is wrong, if anything is
+        return pictures if len(pictures) == len(indices) else None
+
+    def _packet_list(self) -> Iterator[tuple[int, Any]]:
+        """The packets with their positions: those kept, or read again from a file too big to keep."""
+        if self._packets is not None:
+            return enumerate(self._packets)
+        self._container.close()
+        self._container, self._stream = self._open()
+        return enumerate(packet for packet in self._container.demux(self._stream) if packet.size)
+
+    def _frames_in_order(self) -> Iterator[Any]:
+        """Decode the whole file from its start."""
+        self._container.close()
+        self._container, self._stream = self._open()
+        count = 0
+        try:
+            for frame in self._container.decode(self._stream):
+                yield frame
+                count += 1
+        except av.FFmpegError as error:
+            raise VideoReadError(self.path, f"decoding fails after frame {count - 1}: {_reason(error)}.") from error
+
+    def _decode_all(self) -> list[float]:
+        """Decode the file once to count its frames; their times in seconds from the first one.
+
+        The decoded pictures are kept, up to a limit, because they are usually asked for next.
+        """
+        if self._sequential_times is None:
+            times: list[float] = []
+            frames: list[Any] | None = []
+            size = 0
+            for index, frame in enumerate(self._frames_in_order()):
+                times.append(index / self.fps if frame.time is None else float(frame.time))
+                size += sum(plane.buffer_size for plane in frame.planes)
+                if frames is not None:
+                    frames.append(frame)
+                    if size > KEEP_BYTES:
+                        frames = None
+            if not times:
+                raise VideoReadError(self.path, "no frame of its video stream can be decoded.")
+            if any(later <= earlier for earlier, later in pairwise(times)):
+                times = [index / self.fps for index in range(len(times))]
+            self._sequential_frames = frames
+            self._sequential_times = [time - times[0] for time in times]
+        return self._sequential_times
+
+    def _picture(self, frame: Any) -> np.ndarray:
+        """RGB picture (H, W, 3), turned as the display matrix says."""
+        picture = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
+        turns, rest = divmod(frame.rotation, 90)
+        if rest:
+            raise VideoReadError(self.path, f"it is rotated by {frame.rotation} degrees, not a multiple of 90.")
+        return np.rot90(picture, turns % 4) if turns % 4 else picture
+
+    def _times(self) -> Sequence[float]:
+        if self._selective and self._sequential_times is None:
+            base = float(self._stream.time_base)
+            return [(pts - self._pts[0]) * base for pts in self._pts]
+        return self._decode_all()
+
+
+class FrameFolderReader(_Reader):
+    """Frames of a folder of jpg or png files.
+
+    Numbered files (``img_00001.jpg``) may start at any number and be zero-padded or not; a hole in the numbers is an
+    error. Files without numbers are taken in natural order. Other files are ignored.
+
+    Args:
+        path: the folder.
+        fps: frames per second, which the files do not tell.
+
+    Raises:
+        VideoReadError: no frames, a missing or doubled frame number, or several numbered series in the folder.
+    """
+
+    def __init__(self, path: str | Path, fps: float = DEFAULT_FPS) -> None:
+        self.path = Path(path)
+        self._fps = float(fps)
+        if not self.path.is_dir():
+            raise VideoReadError(self.path, "no such folder.")
+        names = [
+            name
+            for name in os.listdir(self.path)
+            if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS and not name.startswith(".")
+        ]
+        if not names:
+            raise VideoReadError(self.path, "the folder has no jpg or png frames.")
+        self.names = self._in_order(names)
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.names)
+
+    @property
+    def fps(self) -> float:
+        return self._fps
+
+    @property
+    def duration(self) -> float:
+        """Seconds: num_frames / fps."""
+        return self.num_frames / self._fps
+
+    def _in_order(self, names: list[str]) -> list[str]:
+        matches = [re.fullmatch(r"(.*?)(\d+)", os.path.splitext(name)[0]) for name in names]
+        if None in matches:
+            return sorted(names, key=_natural)
+        by_number: dict[int, str] = {}
+        prefixes = sorted({match[1] for match in matches if match})
+        if len(prefixes) > 1:
+            shown = ", ".join(repr(prefix) for prefix in prefixes[:5])
+            raise VideoReadError(self.path, f"the folder holds several series of frames, with the prefixes {shown}.")
+        for name, match in zip(names, matches, strict=True):
+            assert match is not None
+            other = by_number.setdefault(int(match[2]), name)
+            if other != name:
+                raise VideoReadError(self.path, f"frame {int(match[2])} is there twice: {min(other, name)}, {name}.")
+        first, last = min(by_number), max(by_number)
+        if len(by_number) != last - first + 1:
+            number = next(number for number in range(first, last) if number not in by_number)
+            before = by_number[number - 1]
+            stem, extension = os.path.splitext(before)
+            digits = stem[len(prefixes[0]) :]
+            expected = f"{prefixes[0]}{number:0{len(digits)}d}{extension}"
+            count = last - first + 1 - len(by_number)
+            raise VideoReadError(
+                self.path, f"frame {expected} is missing ({count} missing between {before} and {by_number[last]})."
+            )
+        return [by_number[number] for number in range(first, last + 1)]
+
+    def _read(self, indices: list[int]) -> dict[int, np.ndarray]:
+        pictures = {}
+        for index in indices:
+            file = self.path / self.names[index]
+            try:
+                with Image.open(file) as image:
+                    pictures[index] = np.asarray(image.convert("RGB"))
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                raise VideoReadError(self.path, f"frame {file.name} cannot be read: {error}.") from error
+        return pictures
+
+    def _times(self) -> Sequence[float]:
+        return [index / self._fps for index in range(self.num_frames)]
+
+
+# -- helpers --------------------------------------------------------------------------------------------------------
+
+
+def _reason(error: Exception) -> str:
+    """FFmpeg's words without the error number and the file name."""
+    return (getattr(error, "strerror", None) or str(error)).rstrip(".")
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    """Sort key: runs of digits compare as numbers."""
+    parts = re.findall(r"\d+|\D+", name)
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
+
+
+def _length_size(extradata: bytes | None, codec: str) -> int:
+    """Bytes of the length before each unit (avcC, hvcC boxes), 0 where start codes separate the units."""
+    offset = {"h264": 4, "hevc": 21}.get(codec)
+    if offset is None or not extradata or len(extradata) <= offset or extradata[0] != 1:
+        return 0
+    return (extradata[offset] & 3) + 1
+
+
+def _slice_type(data: memoryview, codec: str, length_size: int) -> int | None:
+    """Type of the first unit of a packet that holds a part of a picture."""
+    position, end = 0, len(data)
+    raw = b"" if length_size else bytes(data)
+    while True:
+        if length_size:
+            size = int.from_bytes(data[position : position + length_size], "big")
+            start = position + length_size
+            position = start + size
+        else:
+            found = raw.find(b"\0\0\1", position)
+            start = position = end if found < 0 else found + 3
+        if start >= end:
+            return None
+        kind = data[start] & 31 if codec == "h264" else (data[start] >> 1) & 63
+        if kind in _SLICE_TYPES[codec]:
+            return kind

@@ -1,0 +1,88 @@
+"""Which frames of a video make a clip. All functions give frame indices in 0 .. num_frames - 1."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+SAMPLINGS = ("segments", "dense")
+
+
+def sample_generator(*key: int) -> Generator:
+    """A generator that depends on the key alone, such as (seed, epoch, video index), whatever process asks."""
+    state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state))
+
+
+def segment_indices(
+    num_frames: int, num_segments: int, generator: Generator | None = None, position: float = 0.5
+) -> Tensor:
+    """One frame from each of ``num_segments`` equal parts of the video (STFT paper, section 5.2).
+
+    Segment i holds the frames floor(i n / T) to floor((i + 1) n / T) - 1. With a generator the frame is uniform in its
+    segment; without, it lies at ``position`` (0 start, 0.5 centre) of the segment, so the frames are equidistant.
+    A video with fewer frames than segments is repeated from its start (loop padding).
+
+    Returns:
+        int64 (num_segments,), not decreasing unless the video was repeated.
+    """
+    _check(num_frames, num_segments)
+    steps = torch.arange(num_segments + 1)
+    if num_frames < num_segments:
+        return steps[:-1] % num_frames
+    if generator is None:
+        return ((steps[:-1] + position) * num_frames / num_segments).long().clamp_(max=num_frames - 1)
+    edges = steps * num_frames // num_segments
+    shift = torch.rand(num_segments, generator=generator, dtype=torch.float64) * (edges[1:] - edges[:-1])
+    return torch.minimum(edges[:-1] + shift.long(), edges[1:] - 1)
+
+
+def dense_indices(
+    num_frames: int, length: int, stride: int = 1, generator: Generator | None = None, position: float = 0.5
+) -> Tensor:
+    """``length`` frames, ``stride`` apart, starting anywhere (generator) or at ``position`` of the possible starts.
+
+    A video too short for the clip is repeated from its start (loop padding).
+
+    Returns:
+        int64 (length,).
+    """
+    _check(num_frames, length)
+    if stride < 1:
+        raise ValueError(f"stride is {stride}; it must be at least 1.")
+    offsets = torch.arange(length) * stride
+    room = num_frames - int(offsets[-1])
+    if room < 1:
+        return offsets % num_frames
+    if generator is None:
+        return offsets + int((room - 1) * position)
+    return offsets + int(torch.randint(room, (), generator=generator))
+
+
+def multi_view_indices(num_frames: int, length: int, sampling: str, stride: int = 1, num_clips: int = 1) -> Tensor:
+    """The clips of one test video; a single clip is centred.
+
+    ``segments``: clip j takes position (j + 1/2) / num_clips of every segment. ``dense``: the starts are spread evenly
+    from the first possible to the last.
+
+    Returns:
+        int64 (num_clips, length).
+    """
+    if num_clips < 1:
+        raise ValueError(f"num_clips is {num_clips}; it must be at least 1.")
+    clips = []
+    for clip in range(num_clips):
+        if sampling == "segments":
+            clips.append(segment_indices(num_frames, length, position=(clip + 0.5) / num_clips))
+        elif sampling == "dense":
+            position = 0.5 if num_clips == 1 else clip / (num_clips - 1)
+            clips.append(dense_indices(num_frames, length, stride, position=position))
+        else:
+            raise ValueError(f"sampling is {sampling!r}; it must be one of {', '.join(SAMPLINGS)}.")
+    return torch.stack(clips)
+
+
+def _check(num_frames: int, length: int) -> None:
+    if num_frames < 1 or length < 1:
+        raise ValueError(f"cannot take {length} frames from a video of {num_frames}; both must be at least 1.")
