@@ -1,19 +1,160 @@
-"""The STFT segment of a network - STFT, batch normalisation, activation, pointwise convolution - as one module."""
+"""The STFT segment of a network (STFT, batch normalisation, activation, 1x1 convolution) as one module.
+
+An STFT layer with K = 13 makes 26 channels of each one, and the stock composition keeps three such tensors for the
+backward pass (two with an in-place activation): 78 (52) times the input. `STFTPointwise` can keep the input only.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
-from common.spectral.stft import DepthwiseSTFT
+from common.spectral.stft import _CONV, DepthwiseSTFT, uses_reference_implementation
 
-_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-_POINTWISE = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_NORM: dict[int, type[_BatchNorm]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_POINTWISE: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+# Activations that act on every value alone, draw nothing at random and have no parameters: these can be recomputed
+# for some of the channels at a time.
+_ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.SiLU, nn.GELU, nn.Identity)
+# The memory-efficient training pass works through the channels in this many slices.
+_CHANNEL_SLICES = 8
+
+
+@contextmanager
+def _running_statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Batch normalisation layers compute as before, but what they write to their running statistics is dropped."""
+    kept = [
+        (norm, name, getattr(norm, name))
+        for norm in module.modules()
+        if isinstance(norm, _BatchNorm) and norm.training and norm.track_running_stats
+        for name in ("running_mean", "running_var", "num_batches_tracked")
+    ]
+    for norm, name, buffer in kept:
+        setattr(norm, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for norm, name, buffer in kept:
+            setattr(norm, name, buffer)
+
+
+def _recomputed(function: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor) -> Tensor:
+    """`function(x)`, which runs parts of `module`, recomputed in the backward pass."""
+    return checkpoint(
+        function, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _running_statistics_kept(module))
+    )
+
+
+def checkpoint_once(module: nn.Module, x: Tensor) -> Tensor:
+    """`module(x)` that keeps only `x` for the backward pass and recomputes the rest there.
+
+    Unlike plain checkpointing, batch normalisation layers update their running statistics once, not twice, so that
+    training gives the same module as without. Random layers draw the same values in both passes, autocast is
+    restored, and it works under distributed training. Without gradients, in `reference_implementation()` and under
+    `torch.compile` (whose compiler decides itself what to recompute) it is `module(x)`.
+
+    Args:
+        module: any module, for example an `nn.Sequential` of STFT, norm, activation and convolutions.
+        x: its only input.
+
+    Returns:
+        The output of the module; gradients and updated running statistics equal those of `module(x)`.
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or uses_reference_implementation():
+        return module(x)
+    return _recomputed(module, module, x)
+
+
+class _SlicedTraining(torch.autograd.Function):
+    """Training pass of `STFTPointwise` over slices of the channels; keeps the input and the parameters only.
+
+    Batch normalisation works on every channel alone and the 1x1 convolution is a sum over channels, so a slice of
+    the input channels gives its share of the output without the others.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, weight: Tensor, block: STFTPointwise) -> Tensor:
+        ctx.save_for_backward(x, gamma, beta, weight)
+        ctx.block = block
+        device = x.device.type
+        # The dtype of the 1x1 convolution; the rest is computed in that of the filters.
+        ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        x = block.stft._checked(x)
+        out: Tensor | None = None
+        with torch.autocast(device, enabled=False):
+            momentum = block._count_batch()
+            matrix = weight.flatten(1).to(ctx.dtype)
+            for channels, rows in block._slices():
+                y = block._normalised(x[:, channels], gamma[rows], beta[rows], rows, momentum)
+                y = block._activated(y)
+                share = torch.bmm(matrix[:, rows].expand(len(y), -1, -1), y.flatten(2).to(ctx.dtype))
+                # The sum over slices is kept in the dtype of the parameters, also under autocast.
+                out = share.to(weight.dtype) if out is None else out.add_(share)
+        assert out is not None
+        return out.to(ctx.dtype).unflatten(2, y.shape[2:])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, gamma, beta, weight = ctx.saved_tensors
+        block = ctx.block
+        grad = grad.flatten(2)
+        grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+        grad_gamma, grad_beta, grad_matrix = (torch.empty_like(t) for t in (gamma, beta, weight.flatten(1)))
+        with torch.autocast(x.device.type, enabled=False):
+            matrix = weight.flatten(1).t().to(ctx.dtype)
+            for channels, rows in block._slices():
+                leaves = [
+                    t.detach().requires_grad_() for t in (x[:, channels].to(gamma.dtype), gamma[rows], beta[rows])
+                ]
+                with torch.enable_grad():
+                    y = block.activation(block._normalised(*leaves, rows, None))
+                values = y.detach().flatten(2).to(ctx.dtype)
+                grad_matrix[:, rows] = torch.bmm(grad, values.transpose(1, 2)).sum(0)
+                del values
+                grad_y = torch.bmm(matrix[rows].expand(len(x), -1, -1), grad).to(y.dtype).view_as(y)
+                grad_x[:, channels], grad_gamma[rows], grad_beta[rows] = torch.autograd.grad(y, leaves, grad_y)
+        return grad_x, grad_gamma, grad_beta, grad_matrix.view_as(weight), None
 
 
 class STFTPointwise(nn.Module):
-    """STFT -> batch normalisation -> activation -> 1x1 convolution without bias."""
+    """STFT -> batch normalisation -> activation -> 1x1 convolution, the second half of an ST-STFT block (Section 3).
+
+    Shapes: input `(B, C, *S)`, output `(B, out_channels, *S')`, see `DepthwiseSTFT`. The parts are the submodules
+    `stft`, `norm`, `activation` and `pointwise`; parameters, state dict and results do not depend on the mode:
+
+    - training: the plain composition, which keeps three (two for in-place activations) tensors of 2K C channels;
+    - training with `memory_efficient`: keeps the input and recomputes the rest in the backward pass, a slice of the
+      channels at a time. This takes more time. Gradients are equal, running statistics are updated once, and there is
+      no second derivative. Where `norm` is no plain batch normalisation in training (frozen, synchronised over
+      processes, replaced) or the activation has parameters, is random or is unknown, the whole segment is
+      recomputed at once with `checkpoint_once`. Under `torch.compile` it is the plain composition;
+    - evaluation without gradients: the normalisation is folded into the filters, anew in every call, so changed
+      parameters are seen.
+
+    Only the plain composition calls the submodules, and therefore their hooks. Under autocast the STFT, normalisation
+    and activation run in float32, the 1x1 convolution in the autocast dtype.
+
+    Args:
+        in_channels: C.
+        out_channels: channels after the 1x1 convolution, which has no bias.
+        kernel_size, frequencies, stride, padding, dims: see `DepthwiseSTFT`.
+        activation: makes the activation module; LeakyReLU with slope 0.01 is the paper's.
+        memory_efficient: see above; may be changed at any time.
+    """
+
+    norm: Any  # batch normalisation, or what the user put in its place
+    pointwise: nn.Module
 
     def __init__(
         self,
@@ -37,9 +178,73 @@ class STFTPointwise(nn.Module):
         self.memory_efficient = memory_efficient
 
     def forward(self, x: Tensor) -> Tensor:
+        if uses_reference_implementation() or torch.compiler.is_compiling():
+            return self._plain(x)
+        if not torch.is_grad_enabled():
+            return self._folded(x) if self._can_fold() else self._plain(x)
+        if not self.memory_efficient:
+            return self._plain(x)
+        if self._can_slice() and x.numel() > 0:
+            return _SlicedTraining.apply(x, self.norm.weight, self.norm.bias, self.pointwise.weight, self)
+        return _recomputed(self._plain, self, x)
+
+    def _plain(self, x: Tensor) -> Tensor:
         return self.pointwise(self.activation(self.norm(self.stft(x))))
 
+    def _slices(self) -> Iterator[tuple[slice, slice]]:
+        """Slices of the input channels, each with the slice of the channels of the transform that come from it."""
+        channels, rows = self.stft.in_channels, self.stft.out_channels // self.stft.in_channels
+        step = math.ceil(channels / _CHANNEL_SLICES)
+        for start in range(0, channels, step):
+            stop = min(start + step, channels)
+            yield slice(start, stop), slice(start * rows, stop * rows)
 
-def checkpoint_once(module: nn.Module, x: Tensor) -> Tensor:
-    """`module(x)`; in training its inner tensors are recomputed in the backward pass instead of being kept."""
-    return module(x)
+    def _count_batch(self) -> float:
+        """Counts a training batch as batch normalisation does; returns its weight in the running statistics."""
+        norm = self.norm
+        if norm.track_running_stats and norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+            if norm.momentum is None:
+                return 1.0 / float(norm.num_batches_tracked)
+        return norm.momentum or 0.0
+
+    def _normalised(self, x: Tensor, gamma: Tensor, beta: Tensor, rows: slice, momentum: float | None) -> Tensor:
+        """STFT of some channels, normalised by its batch statistics.
+
+        Updates the running statistics of the channels `rows` of the transform unless `momentum` is None.
+        """
+        norm = self.norm
+        mean, var = None, None
+        if momentum is not None and norm.track_running_stats:
+            mean, var = norm.running_mean[rows], norm.running_var[rows]
+        return F.batch_norm(self.stft._forward(x), mean, var, gamma, beta, True, momentum or 0.0, norm.eps)
+
+    def _activated(self, y: Tensor) -> Tensor:
+        """The activation where no derivative is recorded: in place if it can be."""
+        if type(self.activation) is nn.LeakyReLU:
+            return F.leaky_relu_(y, self.activation.negative_slope)
+        return F.relu_(y) if type(self.activation) is nn.ReLU else self.activation(y)
+
+    def _folded(self, x: Tensor) -> Tensor:
+        """Evaluation: the normalisation is an affine map per channel, so it goes into the filters and a bias."""
+        norm, stft = self.norm, self.stft
+        x = stft._checked(x)
+        with torch.autocast(x.device.type, enabled=False):
+            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+            ones = [1] * (x.dim() - 1)
+            weight = stft.kernels.repeat(stft.in_channels, *ones) * scale.view(-1, *ones)
+            if x.dim() in _CHANNELS_LAST:
+                x = x.contiguous(memory_format=_CHANNELS_LAST[x.dim()])
+            conv = _CONV[len(stft.kernel_size)]
+            y = conv(x, weight, norm.bias - norm.running_mean * scale, stft.stride, stft.padding, 1, stft.in_channels)
+            y = self._activated(y)
+        return self.pointwise(y)
+
+    def _is_plain_norm(self) -> bool:
+        return type(self.norm) in _NORM.values() and self.norm.affine
+
+    def _can_slice(self) -> bool:
+        return self._is_plain_norm() and self.norm.training and type(self.activation) in _ELEMENTWISE
+
+    def _can_fold(self) -> bool:
+        return self._is_plain_norm() and not self.norm.training and self.norm.running_mean is not None

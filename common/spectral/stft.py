@@ -12,11 +12,11 @@ over the window `N_x` of odd size `n_1 x ... x n_d` centred at `x` (Eq. 1). Samp
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import product
-from typing import Literal
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -61,8 +61,8 @@ def reference_implementation() -> Iterator[None]:
 
 
 def uses_reference_implementation() -> bool:
-    """Whether the layers run as stock operators now: inside `reference_implementation()` or under `torch.jit.trace`."""
-    return _reference.get() or torch.jit.is_tracing()
+    """Whether to use stock operators only: in `reference_implementation()`, `torch.jit.trace` and `torch.export`."""
+    return _reference.get() or torch.jit.is_tracing() or torch.compiler.is_exporting()
 
 
 def _check_kernel_size(kernel_size: Sequence[int]) -> tuple[int, ...]:
@@ -71,6 +71,8 @@ def _check_kernel_size(kernel_size: Sequence[int]) -> tuple[int, ...]:
         raise ValueError(f"kernel_size must have 1, 2 or 3 entries, one per axis, but is {sizes}")
     if any(n < 1 or n % 2 == 0 for n in sizes):
         raise ValueError(f"kernel_size must be odd and positive on every axis (n = 2r + 1, Eq. 1), but is {sizes}")
+    if max(sizes) == 1:
+        raise ValueError(f"kernel_size {sizes} has no axis larger than 1, so there is nothing to transform")
     return sizes
 
 
@@ -89,14 +91,12 @@ def lowest_frequencies(kernel_size: Sequence[int]) -> tuple[tuple[int, ...], ...
     """
     sizes = _check_kernel_size(kernel_size)
     active = [axis for axis, n in enumerate(sizes) if n > 1]
-    if not active:
-        raise ValueError(f"kernel_size {sizes} has no axis larger than 1, so there is no non-zero frequency")
-    # T and S list their frequencies for the axis t and the axes h, w; drop the unused leading zeros.
-    table = {1: [(1,)], 2: [v[1:] for v in S_FREQUENCIES], 3: list(ST_FREQUENCIES)}[len(active)]
+    # Only the last axis counts for one transformed axis, the last two for two: T and S list zeros for the others.
+    table = {1: ((0, 0, 1),), 2: S_FREQUENCIES, 3: ST_FREQUENCIES}[len(active)]
     result = []
     for v in table:
         full = [0] * len(sizes)
-        for axis, m in zip(active, v, strict=True):
+        for axis, m in zip(active, v[3 - len(active) :], strict=True):
             full[axis] = m
         result.append(tuple(full))
     return tuple(result)
@@ -157,15 +157,172 @@ def stft_kernels(
     return torch.tensor(rows, dtype=torch.float64).reshape(2 * len(chosen), *sizes).to(dtype)
 
 
-_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+# The product path gathers the taps of a window into a buffer and multiplies it by the filter matrix. A window of more
+# taps than this is split into one such stage per group of axes; the paper's 3 x 3 x 3 window is one stage.
+_TAPS_PER_STAGE = 27
+# Beyond this many taps the forward pass is faster as a convolution with the channels folded into the batch.
+_TAPS_BY_PRODUCT = 9
+# Up to this many shifted additions, a window along one axis is computed by them, without any buffer.
+_ADDITIONS_BY_SHIFT = 16
+# Bounds the buffer of taps; larger inputs are worked through in slices.
+_BUFFER_BYTES = 64 * 2**20
+
+
+class _Stage(NamedTuple):
+    """One factor of the transform: `matrix (rows out, rows in * taps)` applied to the windows along `axes`."""
+
+    axes: tuple[int, ...]
+    matrix: Tensor
+
+
+def _axis_groups(kernel_size: tuple[int, ...], taps: int) -> list[tuple[int, ...]]:
+    """The axes larger than 1, in order, grouped so that a group has at most `taps` taps (or is a single axis)."""
+    groups: list[tuple[int, ...]] = []
+    for axis, n in enumerate(kernel_size):
+        if n == 1:
+            continue
+        if groups and math.prod(kernel_size[a] for a in groups[-1]) * n <= taps:
+            groups[-1] += (axis,)
+        else:
+            groups.append((axis,))
+    return groups
+
+
+def _stages(
+    kernel_size: tuple[int, ...], frequencies: tuple[tuple[float, ...], ...], groups: list[tuple[int, ...]]
+) -> list[_Stage]:
+    """Factors of the filter matrix, one per group of axes, in float64.
+
+    The basis functions separate: exp(j 2 pi v^T d) is the product over the axes. Between two stages there is one
+    complex field per distinct frequency of the axes done so far (a real one where that frequency is zero).
+    """
+    stages = []
+    done: tuple[int, ...] = ()
+    before: dict[tuple[float, ...], tuple[int, int]] = {(): (0, 1)}  # frequency so far -> first row, rows
+    for number, axes in enumerate(groups):
+        done += axes
+        last = number == len(groups) - 1
+        # The last stage writes every frequency in the order asked for, and always both parts.
+        keys = [tuple(v[a] for a in done) for v in frequencies]
+        keys = keys if last else list(dict.fromkeys(keys))
+        taps = math.prod(kernel_size[a] for a in axes)
+        rows_in = sum(rows for _, rows in before.values())
+        rows: list[Tensor] = []
+        after: dict[tuple[float, ...], tuple[int, int]] = {}
+        for key in keys:
+            start, parts = before[key[: len(done) - len(axes)]]
+            kernel = stft_kernels([kernel_size[a] for a in axes], [key[len(done) - len(axes) :]]).flatten(1)
+            pair = torch.zeros(2, rows_in, taps, dtype=torch.float64)
+            pair[:, start] = kernel
+            if parts == 2:  # (re + j im)(cos + j sin)
+                pair[0, start + 1] = -kernel[1]
+                pair[1, start + 1] = kernel[0]
+            kept = 2 if last or any(key) else 1
+            after[key] = (len(rows), kept)
+            rows += list(pair[:kept].flatten(1))
+        stages.append(_Stage(axes, torch.stack(rows)))
+        before = after
+    return stages
+
+
+def _border(field: Tensor, spatial: Sequence[int], axis: int, shift: int) -> Tensor:
+    """The samples of `field (..., N)` whose neighbour at distance `shift` along an axis is outside the feature map."""
+    lines = field.unflatten(-1, (-1, spatial[axis], math.prod(spatial[axis + 1 :])))
+    width = min(abs(shift), spatial[axis])
+    return lines.narrow(-2, spatial[axis] - width if shift > 0 else 0, width)
+
+
+def _gather_taps(field: Tensor, spatial: Sequence[int], axes: tuple[int, ...], window: Sequence[int]) -> Tensor:
+    """The samples in the window around every position: `(M, R, N)` to `(M, R, *window, N)`, f(x + d) at offset d.
+
+    The spatial axes are flattened into N, so that a shift along any axis is one copy of a long contiguous run.
+    """
+    taps = field.new_empty(*field.shape[:2], *window, field.shape[-1])
+    views = [taps]  # views[i] holds the central tap of the first i axes of the window
+    for n in window:
+        views.append(views[-1].select(2, n // 2))
+    views[-1].copy_(field)
+    for axis, n, view in reversed(list(zip(axes, window, views[:-1], strict=True))):
+        for shift in (d for d in range(-(n // 2), n // 2 + 1) if d):
+            target, source = view.select(2, n // 2 + shift), view.select(2, n // 2)
+            offset = shift * math.prod(spatial[axis + 1 :])
+            size = max(field.shape[-1] - abs(offset), 0)
+            if size:
+                target.narrow(-1, max(-offset, 0), size).copy_(source.narrow(-1, max(offset, 0), size))
+            _border(target, spatial, axis, shift).zero_()
+    return taps
+
+
+def _scatter_taps(taps: Tensor, spatial: Sequence[int], axes: tuple[int, ...]) -> Tensor:
+    """Transpose of `_gather_taps`: adds the tap at offset d to position x + d.
+
+    Overwrites `taps` and returns a view `(M, R, N)` of it.
+    """
+    for axis in axes:
+        n = taps.shape[2]
+        target = taps.select(2, n // 2)
+        for shift in (d for d in range(-(n // 2), n // 2 + 1) if d):
+            source = taps.select(2, n // 2 + shift)
+            offset = shift * math.prod(spatial[axis + 1 :])
+            size = max(taps.shape[-1] - abs(offset), 0)
+            _border(source, spatial, axis, shift).zero_()
+            if size:
+                target.narrow(-1, max(offset, 0), size).add_(source.narrow(-1, max(-offset, 0), size))
+        taps = target
+    return taps
+
+
+class _FixedTransform(torch.autograd.Function):
+    """The STFT of a layer or its transpose; each is the derivative of the other, to any order."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, layer: DepthwiseSTFT, transpose: bool) -> Tensor:
+        ctx.layer, ctx.transpose = layer, transpose
+        return layer._transpose(x) if transpose else layer._analyse(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return _FixedTransform.apply(grad, ctx.layer, not ctx.transpose), None, None
 
 
 class DepthwiseSTFT(nn.Module):
-    """Non-trainable depthwise STFT layer (Section 3.1): each channel becomes 2K channels.
+    """Non-trainable depthwise STFT layer (Section 3.1): every channel becomes 2K channels.
 
-    Input `(B, C, *S)`, output `(B, C * 2K, *S')`; channel `c * 2K + 2k` holds the real part and `c * 2K + 2k + 1` the
-    imaginary part of channel `c` at frequency `k` (Eq. 7). `S'` follows the usual convolution rule.
+    Shapes: input `(B, C, *S)` with one to three spatial axes, for video `(B, C, T, H, W)`; output `(B, C * 2K, *S')`.
+    Output channel `c * 2K + 2k` is the real and `c * 2K + 2k + 1` the imaginary part of channel `c` at frequency `k`
+    (Eq. 7). `S'` follows the rule of convolutions; with the defaults it is `S`. Samples outside the feature map count
+    as zero. The feature map may be smaller than the window. The output is contiguous, whatever the input's strides.
+
+    The filters are a buffer that is not saved, so the layer has no parameters and an empty state dict.
+
+    Phase: the origin is the centre of the window and the sign is that of Eq. 2, so in one dimension
+    `F(m/n, x) = conj(S[m]) exp(-j 2 pi m r / n)` where `S` is `torch.stft` with a rectangular window of `n = 2r + 1`
+    samples centred at `x`.
+
+    Precision: under autocast the layer computes in the dtype of its filters (float32 unless converted) and returns
+    that dtype. A layer converted to float64 has filters exact to float64.
+
+    Args:
+        in_channels: C.
+        kernel_size: odd window size per axis; a single number needs `dims`.
+        frequencies: K frequencies in units of 1/n per axis, or None for `lowest_frequencies(kernel_size)`.
+        stride: of the output positions, one number or one per axis.
+        padding: zeros added on both sides, one number or one per axis; None keeps the size ("same") at stride 1.
+        implementation: "convolution" is one grouped convolution. "separable" transforms one axis after the other
+            (Section 3.1) and takes stride 1 and "same" padding only. "auto" is the fastest known: shifted additions
+            for a window along one axis, otherwise a matrix product or a convolution with channels folded into the
+            batch, and matrix products in the backward pass; the grouped convolution for other strides and paddings.
+            All have the same derivatives, to any order.
+        dims: number of spatial axes, where `kernel_size` is a single number.
+
+    Raises:
+        ValueError: for sizes, frequencies, strides or paddings that do not fit, and in `forward` for a wrong shape.
+        TypeError: in `forward` outside autocast, for an input of another dtype than the filters.
     """
+
+    kernels: Tensor
 
     def __init__(
         self,
@@ -180,26 +337,154 @@ class DepthwiseSTFT(nn.Module):
         super().__init__()
         if isinstance(kernel_size, int):
             if dims is None:
-                raise ValueError(f"kernel_size={kernel_size} is one number: say dims=1, 2 or 3, or give a tuple")
+                raise ValueError(f"kernel_size={kernel_size} is one number: give dims=1, 2 or 3, or one size per axis")
             kernel_size = (kernel_size,) * dims
+        elif dims is not None and dims != len(kernel_size):
+            raise ValueError(f"kernel_size {tuple(kernel_size)} has {len(kernel_size)} axes, but dims={dims}")
+        if in_channels < 1:
+            raise ValueError(f"in_channels must be at least 1, but is {in_channels}")
+        if implementation not in get_args(Implementation):
+            raise ValueError(f"implementation must be one of {get_args(Implementation)}, but is {implementation!r}")
         self.kernel_size = _check_kernel_size(kernel_size)
-        axes = len(self.kernel_size)
         chosen = lowest_frequencies(self.kernel_size) if frequencies is None else frequencies
         self.frequencies = _check_frequencies(self.kernel_size, chosen)
         self.in_channels = in_channels
         self.out_channels = in_channels * 2 * len(self.frequencies)
-        self.stride = (stride,) * axes if isinstance(stride, int) else tuple(stride)
-        if padding is None:
-            padding = tuple(n // 2 for n in self.kernel_size)
-        self.padding = (padding,) * axes if isinstance(padding, int) else tuple(padding)
+        same = tuple(n // 2 for n in self.kernel_size)
+        self.stride = self._per_axis("stride", stride, smallest=1)
+        self.padding = same if padding is None else self._per_axis("padding", padding, smallest=0)
         self.implementation = implementation
-        kernels = stft_kernels(self.kernel_size, self.frequencies).unsqueeze(1)
-        self.register_buffer("kernels", kernels.to(torch.get_default_dtype()), persistent=False)
+        self._keeps_size = self.padding == same and set(self.stride) == {1}
+        if implementation == "separable" and not self._keeps_size:
+            raise ValueError(
+                f"implementation='separable' takes stride 1 and padding {same} for kernel_size {self.kernel_size}, "
+                f"but got stride {self.stride} and padding {self.padding}; use 'auto' or 'convolution'"
+            )
+        groups = _axis_groups(self.kernel_size, 1 if implementation == "separable" else _TAPS_PER_STAGE)
+        self._exact_stages = _stages(self.kernel_size, self.frequencies, groups)
+        self.register_buffer("kernels", torch.empty(0, dtype=torch.get_default_dtype()), persistent=False)
+        self._set_filters(self.kernels)
 
-    kernels: Tensor
+    def _per_axis(self, name: str, value: int | Sequence[int], smallest: int) -> tuple[int, ...]:
+        values = (value,) * len(self.kernel_size) if isinstance(value, int) else tuple(value)
+        if len(values) != len(self.kernel_size) or min(values) < smallest:
+            raise ValueError(
+                f"{name} must be one number or {len(self.kernel_size)} numbers, at least {smallest}, but is {value}"
+            )
+        return values
+
+    def _set_filters(self, like: Tensor) -> None:
+        self.kernels = stft_kernels(self.kernel_size, self.frequencies).unsqueeze(1).to(like)
+        self._stages = [_Stage(axes, matrix.to(like)) for axes, matrix in self._exact_stages]
+
+    def _apply(self, fn, recurse=True):
+        # Conversions start from float64 again: going from float32 to float64 must not keep float32 rounding.
+        super()._apply(fn, recurse)
+        self._set_filters(self.kernels)
+        return self
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, K={len(self.frequencies)}, "
+            f"stride={self.stride}, padding={self.padding}, implementation={self.implementation!r}"
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        kernels = self.kernels.to(x.dtype)
-        weight = kernels.repeat(self.in_channels, 1, *[1] * len(self.kernel_size))
-        conv = _CONV[len(self.kernel_size)]
-        return conv(x, weight, None, self.stride, self.padding, 1, self.in_channels)
+        x = self._checked(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self._forward(x)
+
+    def _checked(self, x: Tensor) -> Tensor:
+        """The input in the dtype of the filters, or an error that says what does not fit."""
+        axes = len(self.kernel_size)
+        if x.dim() != axes + 2 or x.shape[1] != self.in_channels:
+            names = {1: "T", 2: "H, W", 3: "T, H, W"}[axes]
+            raise ValueError(f"DepthwiseSTFT takes (B, {self.in_channels}, {names}), but got {tuple(x.shape)}")
+        if x.dtype != self.kernels.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"DepthwiseSTFT has filters of {self.kernels.dtype}, but the input is {x.dtype}")
+        return x.to(self.kernels.dtype)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        """The transform of any number of channels."""
+        plain = self.implementation == "convolution" or uses_reference_implementation()
+        if plain or not self._keeps_size or x.numel() == 0:
+            weight = self.kernels.repeat(x.shape[1], *[1] * (len(self.kernel_size) + 1))
+            conv = _CONV[len(self.kernel_size)]
+            return conv(x, weight, None, self.stride, self.padding, 1, x.shape[1])
+        return _FixedTransform.apply(x, self, False)
+
+    def _by_shift(self) -> int | None:
+        """The only axis of the window if shifted additions along it are the fastest way."""
+        axes = [axis for axis, n in enumerate(self.kernel_size) if n > 1]
+        if len(axes) == 1 and len(self.frequencies) * (self.kernel_size[axes[0]] - 1) * 2 <= _ADDITIONS_BY_SHIFT:
+            return axes[0]
+        return None
+
+    def _shifts(self, axis: int) -> Iterator[tuple[int, int, float, float]]:
+        """For every frequency and every offset but 0: frequency number, offset, cosine, sine."""
+        n = self.kernel_size[axis]
+        for k, v in enumerate(self.frequencies):
+            for d in (d for d in range(-(n // 2), n // 2 + 1) if d):
+                turn = 2 * math.pi * v[axis] * d / n
+                yield k, d, math.cos(turn), math.sin(turn)
+
+    def _analyse(self, x: Tensor) -> Tensor:
+        """`W f` for stride 1 and "same" padding (Eq. 9), without recording derivatives."""
+        batch, channels, *spatial = x.shape
+        if (axis := self._by_shift()) is not None:
+            out = x.new_empty(batch, channels, len(self.frequencies), 2, *spatial)
+            out[:, :, :, 0] = x.unsqueeze(2)
+            out[:, :, :, 1] = 0
+            dim, size = axis + 2, spatial[axis]
+            for k, d, cos, sin in self._shifts(axis):
+                if abs(d) < size:
+                    source = x.narrow(dim, max(d, 0), size - abs(d))
+                    for row, factor in ((0, cos), (1, sin)):
+                        out[:, :, k, row].narrow(dim, max(-d, 0), size - abs(d)).add_(source, alpha=factor)
+            return out.view(batch, -1, *spatial)
+        if self.implementation == "auto" and math.prod(self.kernel_size) > _TAPS_BY_PRODUCT:
+            folded = x.reshape(batch * channels, 1, *spatial)
+            out = _CONV[len(spatial)](folded, self.kernels, None, 1, self.padding)
+            return out.reshape(batch, -1, *spatial)
+        fields = x.reshape(batch * channels, 1, -1)
+        out = x.new_empty(batch * channels, 2 * len(self.frequencies), fields.shape[-1])
+        for part in self._slices(fields):
+            result = fields[part]
+            for axes, matrix in self._stages:
+                taps = _gather_taps(result, spatial, axes, [self.kernel_size[a] for a in axes])
+                result = torch.bmm(matrix.expand(len(taps), -1, -1), taps.flatten(1, -2))
+            out[part] = result
+        return out.view(batch, -1, *spatial)
+
+    def _transpose(self, grad: Tensor) -> Tensor:
+        """The transpose of `_analyse`: `W^T F`, from `(B, C * 2K, *S)` to `(B, C, *S)`."""
+        batch, outputs, *spatial = grad.shape
+        rows = 2 * len(self.frequencies)
+        channels = outputs // rows
+        if (axis := self._by_shift()) is not None:
+            parts = grad.reshape(batch, channels, len(self.frequencies), 2, *spatial)
+            out = parts[:, :, :, 0].sum(2)
+            dim, size = axis + 2, spatial[axis]
+            for k, d, cos, sin in self._shifts(axis):
+                if abs(d) < size:
+                    target = out.narrow(dim, max(d, 0), size - abs(d))
+                    for row, factor in ((0, cos), (1, sin)):
+                        source = parts[:, :, k, row].narrow(dim, max(-d, 0), size - abs(d))
+                        target.add_(source, alpha=factor)
+            return out
+        fields = grad.reshape(batch * channels, rows, -1)
+        out = grad.new_empty(batch * channels, fields.shape[-1])
+        for part in self._slices(fields):
+            result = fields[part]
+            for axes, matrix in reversed(self._stages):
+                window = [self.kernel_size[a] for a in axes]
+                taps = torch.bmm(matrix.t().expand(len(result), -1, -1), result)
+                result = _scatter_taps(taps.unflatten(1, (-1, *window)), spatial, axes)
+            out[part] = result.squeeze(1)
+        return out.view(batch, channels, *spatial)
+
+    def _slices(self, fields: Tensor) -> Iterator[slice]:
+        """Slices of the first axis for which the taps of the largest stage fit the buffer."""
+        rows = max(matrix.shape[1] for _, matrix in self._stages)
+        step = max(1, _BUFFER_BYTES // (rows * fields.shape[-1] * fields.element_size()))
+        return (slice(start, start + step) for start in range(0, len(fields), step))
