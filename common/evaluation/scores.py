@@ -34,7 +34,9 @@ def combine_views(logits: Tensor, video_index: Tensor, average: str = "probabili
     for i in index:  # one small mean per video: an atomic scatter-add would not repeat its digits on a GPU
         views = torch.nonzero(video_index == i).flatten()
         if average == "probabilities":
-            score = torch.logsumexp(F.log_softmax(logits[views], dim=1), dim=0) - torch.log(logits.new_tensor(len(views)))
+            score = torch.logsumexp(F.log_softmax(logits[views], dim=1), dim=0) - torch.log(
+                logits.new_tensor(len(views))
+            )
         elif average == "logits":
             score = logits[views].mean(dim=0)
         else:
@@ -113,7 +115,11 @@ class VideoScores(Metric):
         Raises:
             ValueError: a shape does not fit, or a label lies outside of the classes.
         """
-        if scores.ndim != 2 or scores.shape[1] != self.num_classes or not (len(scores) == len(label) == len(video_index)):
+        if (
+            scores.ndim != 2
+            or scores.shape[1] != self.num_classes
+            or not (len(scores) == len(label) == len(video_index))
+        ):
             raise ValueError(
                 f"VideoScores takes scores (videos, {self.num_classes}), label (videos,) and video_index (videos,); "
                 f"got {tuple(scores.shape)}, {tuple(label.shape)} and {tuple(video_index.shape)}"

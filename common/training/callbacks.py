@@ -9,6 +9,11 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from common.training.video_classification import VideoClassificationModule
 
 
 def checkpoint_callbacks(folder: Path, every_n_steps: int | None = None) -> list[Callback]:
@@ -70,11 +75,102 @@ class Throughput(Callback):
         now = time.perf_counter()
         if (batch_idx + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             elapsed = now - self._begin
-            self.log("clips_per_s", trainer.world_size * self._clips / elapsed)
-            self.log("data_wait", self._waited / elapsed, prog_bar=True)
+            pl_module.log("clips_per_s", trainer.world_size * self._clips / elapsed)
+            pl_module.log("data_wait", self._waited / elapsed, prog_bar=True)
             self._begin, self._waited, self._clips = now, 0.0, 0
         self._end_of_batch = now
 
 
 class Pictures(Callback):
-    """TensorBoard pictures of every validation: clips with predictions, the confusion matrix, fixed filters."""
+    """TensorBoard pictures: fixed filters once, and of every validation the first clips with their predictions and
+    the confusion matrix."""
+
+    CLIPS = 4
+    FRAMES = 8
+    NAMED_CLASSES = 60  # above, the names on the axes of the confusion matrix would overlap
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        drawn: set[tuple[int, ...]] = set()
+        for name, module in pl_module.named_modules():
+            kernels = dict(module.named_buffers(recurse=False)).get("kernels")
+            if kernels is not None and tuple(kernels.shape) not in drawn:
+                drawn.add(tuple(kernels.shape))
+                self._add(trainer, f"fixed filters/{name}", kernel_figure(kernels))
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx or trainer.sanity_checking or not isinstance(pl_module, VideoClassificationModule):
+            return
+        first = outputs["first"][: self.CLIPS]
+        probability, prediction = outputs["scores"].softmax(dim=1).max(dim=1)
+        names = pl_module.class_names or [str(k) for k in range(pl_module.num_classes)]
+        captions = [
+            f"{names[int(batch['label'][k])]}: predicted {names[int(prediction[i])]} ({probability[i]:.2f})"
+            for i, k in enumerate(first)
+        ]
+        self._add(trainer, "clips", clip_figure(batch["video"][first], captions, self.FRAMES))
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if isinstance(pl_module, VideoClassificationModule) and pl_module.result and not trainer.sanity_checking:
+            names = pl_module.class_names if pl_module.num_classes <= self.NAMED_CLASSES else None
+            self._add(trainer, "confusion matrix", confusion_figure(pl_module.result.confusion, names))
+
+    @staticmethod
+    def _add(trainer: L.Trainer, tag: str, figure: Figure) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                logger.experiment.add_figure(tag, figure, trainer.global_step)
+
+
+def clip_figure(clips: Tensor, captions: list[str], frames: int = 8) -> Figure:
+    """One row per clip: up to ``frames`` equidistant frames under the clip's caption.
+
+    Args:
+        clips: (N, C, T, H, W); each clip is stretched to the full range of brightness.
+        captions: N strings.
+    """
+    shown = torch.linspace(0, clips.shape[2] - 1, min(frames, clips.shape[2])).round().long()
+    figure = Figure(figsize=(1.5 * len(shown), 1.8 * len(clips)), layout="constrained")
+    axes = figure.subplots(len(clips), 1, squeeze=False)[:, 0]
+    for ax, clip, caption in zip(axes, clips.float().cpu(), captions, strict=True):
+        low, high = clip.min(), clip.max()
+        strip = ((clip[:3, shown] - low) / (high - low).clamp_min(1e-12)).permute(2, 1, 3, 0).flatten(1, 2)
+        ax.imshow(strip.numpy())
+        ax.set_title(caption, fontsize=8, loc="left")
+        ax.axis("off")
+    return figure
+
+
+def confusion_figure(confusion: Tensor, class_names: list[str] | None) -> Figure:
+    """Confusion matrix (classes, classes), each row divided by its number of videos."""
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    ax = figure.subplots()
+    ax.imshow(confusion / confusion.sum(dim=1, keepdim=True).clamp_min(1), vmin=0, vmax=1, cmap="Blues")
+    ax.set_xlabel("prediction")
+    ax.set_ylabel("label")
+    if class_names is not None:
+        ax.set_xticks(range(len(class_names)), class_names, rotation=90, fontsize=6)
+        ax.set_yticks(range(len(class_names)), class_names, fontsize=6)
+    return figure
+
+
+def kernel_figure(kernels: Tensor) -> Figure:
+    """One row per filter (filters, 1, [[T,] H,] W), one column per time step."""
+    n = kernels.shape[2:]
+    volume = kernels.float().cpu().reshape(len(kernels), *[1] * (3 - len(n)), *n)
+    bound = volume.abs().max().clamp_min(1e-12).item()
+    figure = Figure(figsize=(1 + 0.6 * volume.shape[1], 0.6 * len(volume)), layout="constrained")
+    axes = figure.subplots(len(volume), volume.shape[1], squeeze=False)
+    for row, filter_ in zip(axes, volume, strict=True):
+        for ax, plane in zip(row, filter_, strict=True):
+            ax.imshow(plane.numpy(), vmin=-bound, vmax=bound, cmap="RdBu")
+            ax.set_xticks([])
+            ax.set_yticks([])
+    return figure

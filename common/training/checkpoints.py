@@ -31,7 +31,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         temporary = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False) as file:
+            with tempfile.NamedTemporaryFile(
+                dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
+            ) as file:
                 temporary = Path(file.name)
                 torch.save(checkpoint, file)
                 file.flush()
@@ -77,14 +79,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         CheckpointError: the file is missing, truncated, no checkpoint, or holds more than tensors and plain values.
     """
     path = find_checkpoint(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint file")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for damaged or foreign files
         raise CheckpointError(
-            f"{path}: not a checkpoint that can be read safely ({_first_line(error)}); it is damaged, of another program, "
-            "or holds objects other than tensors and plain values"
+            f"{path}: not a checkpoint that can be read safely ({_first_line(error)}); it is damaged, "
+            "of another program, or holds objects other than tensors and plain values"
         ) from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"{path}: holds a {type(checkpoint).__name__}, not a checkpoint")
@@ -92,17 +92,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def find_checkpoint(path: str | Path, name: str = "best.ckpt") -> Path:
-    """A checkpoint file as it is; for a run folder, or a folder of runs, the newest ``name`` below it.
+    """A checkpoint file as it is; of a run folder, or a folder of runs, the newest ``name`` below it.
 
     Raises:
         CheckpointError: there is none.
     """
     path = Path(path)
-    if not path.is_dir():
+    if path.is_file():
         return path
     found = sorted([*path.glob(name), *path.glob(f"version_*/{name}")], key=lambda p: (p.stat().st_mtime_ns, str(p)))
     if not found:
-        raise CheckpointError(f"{path}: no {name} in this folder or its version_* folders")
+        what = f"has no {name}, nor do its version_* folders" if path.is_dir() else "does not exist"
+        raise CheckpointError(f"no checkpoint: {path} {what}")
     return found[-1]
 
 

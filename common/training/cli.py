@@ -5,9 +5,10 @@ Every run gets a folder ``<trainer.default_root_dir>/<recipe name>/version_<n>``
 ``test`` add ``result.json`` and ``predictions.csv``.
 """
 
+import contextlib
 import difflib
-import inspect
 import json
+import logging
 import os
 import platform
 import re
@@ -15,7 +16,6 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -40,6 +40,16 @@ DEBUG_VARIABLE = "SPECTRAL_DEBUG"
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "pytorchvideo", "av", "spectral-video")
 
 
+#: warnings of Lightning that are about what we do on purpose
+EXPECTED_WARNINGS = (
+    r"It is recommended to use `self.log\('(val|test)_",  # the scores are already those of all processes
+    r"Checkpoint directory .* exists and is not empty",  # the run's own folder
+    r"Be aware that when using `ckpt_path`, callbacks used",  # testing needs no checkpoint callbacks
+    r"The dirpath has changed from",  # a resumed run gets a folder of its own
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+)
+
+
 class UsageError(ValueError):
     """The command line or the recipe is wrong."""
 
@@ -54,47 +64,32 @@ class _Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         noise = ("Does not validate against", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>", "Given value")
         lines = [line.rstrip() for line in message.splitlines() if not line.strip().startswith(noise)]
-        raise UsageError("\n".join(lines) + self._suggestion(message)) from ex
+        # the parser of a class reports first, its owner passes the message on
+        hint = "" if "Did you mean" in message or "It takes" in message else self._hint(message)
+        raise UsageError("\n".join(lines) + hint) from ex
 
-    def _suggestion(self, message: str) -> str:
+    def _hint(self, message: str) -> str:
         if found := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message):
             near = difflib.get_close_matches(found[2], vars(sys.modules[found[1]]), n=1)
             return f"\nDid you mean {found[1]}.{near[0]}?" if near else ""
-        found = re.search(r"[Oo]ption '([\w.]+)'(?: is not accepted)?$", message) or re.search(
-            r"[Uu]nrecognized arguments: --([\w.]+)", message
-        )
+        found = re.search(r"[Oo]ption '([\w.]+)'(?! is required)", message)
+        found = found or re.search(r"[Uu]nrecognized arguments: --([\w.]+)", message)
         if not found:
             return ""
-        prefix, _, leaf = found[1].rpartition(".")
-        known: dict[str, str] = {}
-        for action in self._known_actions():
-            known.setdefault(action, action)
-        if not prefix or "init_args" in prefix or prefix in ("model", "data"):
-            for cls in _subclasses(VideoClassificationModule, L.LightningDataModule):
-                for name in _parameters(cls):
-                    known.setdefault(name, f"{name} of {cls.__name__}")
-            near = difflib.get_close_matches(leaf, known, n=1, cutoff=0.5)
-        else:
-            near = difflib.get_close_matches(found[1], known, n=1)
-        return f". Did you mean {known[near[0]]}?" if near else ""
+        known = [*self._keys(), "class_path", "init_args"]
+        parts = found[1].split(".")
+        for word in (found[1], parts[-1], parts[0]):
+            if near := difflib.get_close_matches(word, known, n=1):
+                return f". Did you mean {near[0]}?"
+        return f". It takes: {', '.join(known[:-2])}." if len(known) < 40 else ""
 
-    def _known_actions(self) -> Iterator[str]:
+    def _keys(self) -> list[str]:
+        keys = []
         for action in self._actions:
             for parser in (getattr(action, "_name_parser_map", None) or {}).values():
-                yield from (a.dest for a in parser._actions)
-            yield action.dest
-
-
-def _subclasses(*classes: type) -> Iterator[type]:
-    for cls in classes:
-        for subclass in cls.__subclasses__():
-            yield subclass
-            yield from _subclasses(subclass)
-
-
-def _parameters(cls: type) -> list[str]:
-    names = [name for base in cls.__mro__ if "__init__" in vars(base) for name in inspect.signature(base).parameters]
-    return [name for name in dict.fromkeys(names) if name not in ("self", "args", "kwargs")]
+                keys += parser._keys()
+            keys.append(action.dest)
+        return [key for key in dict.fromkeys(keys) if key not in ("help", "print_config")]
 
 
 class _SaveRun(SaveConfigCallback):
@@ -124,16 +119,33 @@ class SpectralCLI(LightningCLI):
     def __init__(self, args: list[str]) -> None:
         self.run_dir: Path | None = None
         self.result: dict[str, Any] | None = None
+        try:
+            self._run(args)
+        except BaseException:
+            if self.run_dir is not None:
+                with contextlib.suppress(OSError):
+                    self.run_dir.rmdir()  # only if nothing was written
+            raise
+
+    def _run(self, args: list[str]) -> None:
         super().__init__(
             VideoClassificationModule,
             L.LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=_SaveRun,
-            trainer_defaults={"use_distributed_sampler": False, "default_root_dir": "runs", "log_every_n_steps": 10},
+            trainer_defaults={
+                "use_distributed_sampler": False,  # the samplers of the data module know the processes themselves
+                "default_root_dir": "runs",
+                "log_every_n_steps": 10,
+                "enable_model_summary": False,  # it would claim 0 FLOPs
+            },
             seed_everything_default=0,
             parser_class=_Parser,
-            parser_kwargs={name: {"allow_abbrev": False} for name in self.subcommands()},
+            parser_kwargs={
+                "description": "Train and test video networks. For predictions see `spectral predict --help`.",
+                **{name: {"allow_abbrev": False} for name in self.subcommands()},
+            },
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             args=args,
@@ -152,6 +164,12 @@ class SpectralCLI(LightningCLI):
             help="write last.ckpt every so many optimiser steps too, not only at the end of each epoch",
         )
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand != "fit":
+            parser.set_defaults({"verbose": False, "trainer.enable_checkpointing": False})  # we print our own table
+        return parser
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
 
@@ -159,20 +177,20 @@ class SpectralCLI(LightningCLI):
         """Keep the recipe as it is written: a checkpoint that does not fit is an error, not a change of the recipe."""
 
     def before_instantiate_classes(self) -> None:
-        config = self.config[self.subcommand]
+        config = self.config[str(self.subcommand)]
         configs = config.get("config") or []
         name = config.name or (Path(str(configs[-1])).stem if configs else config.model.class_path.rpartition(".")[2])
         runs = Path(config.trainer.default_root_dir) / name
         checkpoint = config.get("ckpt_path")
-        if checkpoint in ("last", "best"):
-            config.ckpt_path = str(find_checkpoint(runs, f"{checkpoint}.ckpt"))
-        elif checkpoint:
-            config.ckpt_path = str(find_checkpoint(checkpoint))
+        if checkpoint:
+            last_or_best = checkpoint in ("last", "best")
+            found = find_checkpoint(runs, f"{checkpoint}.ckpt") if last_or_best else find_checkpoint(checkpoint)
+            config.ckpt_path = str(found)
         if not config.trainer.fast_dev_run:
             self.run_dir = new_run_dir(runs)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        config = self.config_init[self.subcommand]
+        config = self.config_init[str(self.subcommand)]
         settings = config.trainer
         plugins = settings.plugins or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
@@ -190,8 +208,9 @@ class SpectralCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
-        batch = getattr(self.datamodule, "batch_size", None)
-        if batch is not None:
+        parameters = sum(p.numel() for p in self.model.network.parameters())
+        rank_zero_info(f"{type(self.model).__name__}: {parameters:,} parameters")
+        if (batch := getattr(self.datamodule, "batch_size", None)) is not None:
             accumulate, world = self.trainer.accumulate_grad_batches, self.trainer.world_size
             rank_zero_info(
                 f"Effective batch size: {batch * world * accumulate} clips "
@@ -257,7 +276,7 @@ def new_run_dir(runs: Path) -> Path:
     """Make ``runs/version_<n>`` with the first free n; on ranks other than 0, name a folder without making it."""
     taken = [int(p.name.removeprefix("version_")) for p in runs.glob("version_*") if p.name[8:].isdigit()]
     n = max(taken, default=-1) + 1
-    while rank_zero_only.rank == 0:
+    while getattr(rank_zero_only, "rank", 0) == 0:
         try:
             (runs / f"version_{n}").mkdir(parents=True)
         except FileExistsError:  # another run was faster
@@ -306,10 +325,15 @@ def run(args: list[str]) -> SpectralCLI:
     Args:
         args: command line arguments, e.g. ``["test", "--config", "recipe.yaml", "--ckpt_path", "best"]``.
     """
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_not_advertising)
     with warnings.catch_warnings():
-        # the scores are already those of all processes, so averaging them again would only change the last digit
-        warnings.filterwarnings("ignore", message=r"It is recommended to use `self.log\('(val|test)_")
+        for message in EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
         return SpectralCLI(args)
+
+
+def _not_advertising(record: logging.LogRecord) -> bool:
+    return "Tip: For seamless cloud" not in record.getMessage()
 
 
 def main(args: list[str] | None = None) -> int:
@@ -323,6 +347,11 @@ def main(args: list[str] | None = None) -> int:
     try:
         if args[:1] == ["predict"]:
             return predict.main(args[1:])
+        commands = [*SpectralCLI.subcommands(), "predict"]
+        if args and not args[0].startswith("-") and args[0] not in commands:
+            near = difflib.get_close_matches(args[0], commands, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise UsageError(f"unknown command {args[0]!r}; the commands are {', '.join(commands)}.{hint}")
         run(args)
     except SystemExit as stop:  # --help, and argparse's own errors
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)

@@ -42,7 +42,9 @@ def predict_videos(module: VideoClassificationModule, paths: Iterable[str | Path
     from common.datamodules import ClipSpec, VideoReadError, find_videos, load_views
 
     if module.clip_spec is None or module.class_names is None:
-        raise CheckpointError("the checkpoint holds no clip spec and class names: it was trained without a VideoDataModule")
+        raise CheckpointError(
+            "the checkpoint holds no clip spec and class names: it was trained without a VideoDataModule"
+        )
     spec = ClipSpec.from_dict(module.clip_spec)
     predictions = []
     for path in paths:
@@ -102,11 +104,15 @@ def print_rows(rows: Sequence[dict[str, Any]]) -> None:
 def main(args: list[str]) -> int:
     """``spectral predict``; returns 1 if a video could not be read."""
     parser = argparse.ArgumentParser(prog="spectral predict", description="Predict videos from a checkpoint alone.")
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="video file, frame folder, folder of videos, .txt list")
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH", help="video file, frame folder, folder of videos, .txt list"
+    )
     parser.add_argument("--checkpoint", required=True, help="checkpoint file, or the folder of a run (its best.ckpt)")
     parser.add_argument("--csv", type=Path, help="also write the predictions to this file")
     parser.add_argument("--top", type=int, default=5, help="number of classes to show (default 5)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, mps")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, mps"
+    )
     parser.add_argument("--force", action="store_true", help="overwrite the CSV file")
     options = parser.parse_args(args)
     if options.top < 1:

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from common.evaluation.scores import VideoResult, VideoScores, combine_views
@@ -63,7 +64,8 @@ class VideoClassificationModule(L.LightningModule):
         self.paths: dict[int, str] = {}  # of the videos of the last evaluation, by index
         self.views_per_video = 0
         self.network = self.build_network()
-        self.train_top1 = MulticlassAccuracy(num_classes, average="micro")
+        self.train_loss = MeanMetric()
+        self.train_top1 = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.scores = VideoScores(num_classes)
         if pretrained is not None:
             rank_zero_info(load_pretrained(self.network, pretrained))
@@ -109,8 +111,10 @@ class VideoClassificationModule(L.LightningModule):
                 "trainer.gradient_clip_val, or look at these videos. The last checkpoint is untouched."
             )
         size = len(batch["label"])
-        self.train_top1(logits.detach().float(), batch["label"])
-        self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=size)
+        self.train_loss.update(loss.detach(), weight=size)
+        self.train_top1.update(logits.detach().float(), batch["label"])
+        self.log("train_loss_step", loss.detach(), prog_bar=True, batch_size=size)
+        self.log("train_loss", self.train_loss, on_step=False, on_epoch=True, batch_size=size)
         self.log("train_top1", self.train_top1, on_step=False, on_epoch=True, prog_bar=True, batch_size=size)
         return loss
 
@@ -127,8 +131,12 @@ class VideoClassificationModule(L.LightningModule):
         """Logits of many views, ``views_per_forward`` at a time: (V, C, T, H, W) -> (V, num_classes) float32."""
         return torch.cat([self(views).float() for views in video.split(self.views_per_forward)])
 
-    def evaluate_batch(self, batch: Mapping[str, Any]) -> None:
-        """Add the videos of a batch to the scores."""
+    def evaluate_batch(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Add the videos of a batch to the scores.
+
+        Returns:
+            ``scores`` (videos, classes) and ``first`` (videos,), see :func:`common.evaluation.scores.combine_views`.
+        """
         logits = self.forward_views(batch["video"])
         bad = ~torch.isfinite(logits).all(dim=1)
         if bad.any():
@@ -141,6 +149,7 @@ class VideoClassificationModule(L.LightningModule):
         self.views_per_video = len(logits) // len(index)
         if "path" in batch:
             self.paths.update({int(i): str(batch["path"][k]) for i, k in zip(index, first, strict=True)})
+        return {"scores": scores, "first": first}
 
     def finish_evaluation(self, prefix: str) -> None:
         """Compute over all processes; the numbers are the same on each of them."""
@@ -156,8 +165,8 @@ class VideoClassificationModule(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self.paths.clear()
 
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        self.evaluate_batch(batch)
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        return self.evaluate_batch(batch)
 
     def on_validation_epoch_end(self) -> None:
         self.finish_evaluation("val")
@@ -165,8 +174,8 @@ class VideoClassificationModule(L.LightningModule):
     def on_test_epoch_start(self) -> None:
         self.paths.clear()
 
-    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        self.evaluate_batch(batch)
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        return self.evaluate_batch(batch)
 
     def on_test_epoch_end(self) -> None:
         self.finish_evaluation("test")
@@ -268,7 +277,9 @@ def load_module(
         raise CheckpointError(f"{path}: not a checkpoint of a video classification module of this project")
     module_name, _, class_name = info["class_path"].rpartition(".")
     if module_name.split(".")[0] not in trusted_packages:
-        raise CheckpointError(f"{path}: names {info['class_path']}, which lies outside of {', '.join(trusted_packages)}")
+        raise CheckpointError(
+            f"{path}: names {info['class_path']}, which lies outside of {', '.join(trusted_packages)}"
+        )
     try:
         module_class = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:

@@ -11,7 +11,9 @@ from common.training.video_classification import VideoClassificationModule
 class TinyModule(VideoClassificationModule):
     """One convolution with batch normalisation and dropout, trained with SGD."""
 
-    def __init__(self, num_classes: int = 3, width: int = 4, dropout: float = 0.0, lr: float = 0.1, **kwargs: Any) -> None:
+    def __init__(
+        self, num_classes: int = 3, width: int = 4, dropout: float = 0.0, lr: float = 0.1, **kwargs: Any
+    ) -> None:
         super().__init__(num_classes, **kwargs)
 
     def build_network(self) -> nn.Module:
