@@ -1,0 +1,29 @@
+"""`make bench`: every benchmark after the other; each prints ratios measured in one run."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+
+import tests.benchmarks
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run all `bench_*.py` beside this file, or those named, e.g. `python -m tests.benchmarks stft --quick`."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    wanted = [argument for argument in arguments if not argument.startswith("-")]
+    options = [argument for argument in arguments if argument.startswith("-")]
+    names = [info.name for info in pkgutil.iter_modules(tests.benchmarks.__path__) if info.name.startswith("bench_")]
+    unknown = [name for name in wanted if f"bench_{name}" not in names]
+    if unknown:
+        known = ", ".join(name.removeprefix("bench_") for name in names)
+        sys.exit(f"no benchmark named {', '.join(unknown)}; there are: {known}")
+    for name in names:
+        if not wanted or name.removeprefix("bench_") in wanted:
+            print(f"\n== {name} ==", flush=True)
+            importlib.import_module(f"tests.benchmarks.{name}").main(options)
+
+
+if __name__ == "__main__":
+    main()
