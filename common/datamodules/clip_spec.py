@@ -12,7 +12,7 @@ from torch import Tensor
 
 from common.datamodules.readers import open_video
 from common.datamodules.sampling import SAMPLINGS, multi_view_indices
-from common.datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD, normalise, test_crops
+from common.datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD, normalise, square_crops
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,6 @@ def make_views(num_frames: int, get_frames: Callable[[list[int]], Tensor], spec:
     views = [
         normalise(crop, spec.mean, spec.std)
         for clip in clips
-        for crop in test_crops(clip, spec.crop_size, spec.num_crops, spec.resize)
+        for crop in square_crops(clip, spec.crop_size, spec.num_crops, spec.resize)
     ]
     return torch.stack(views)

@@ -11,7 +11,8 @@ SAMPLINGS = ("segments", "dense")
 
 def sample_generator(*key: int) -> Generator:
     """A generator that depends on the key alone, such as (seed, epoch, video index), whatever process asks."""
-    state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+    # The length is part of the key: numpy gives (1, 2) and (1, 2, 0) the same numbers.
+    state = np.random.SeedSequence((len(key), *key)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state))
 
 

@@ -43,7 +43,7 @@ def random_multi_scale_crop(
     return F.horizontal_flip(out) if flip and mirrored else out
 
 
-def test_crops(clip: Tensor, size: int, num_crops: int = 1, resize: int | None = None) -> Tensor:
+def square_crops(clip: Tensor, size: int, num_crops: int = 1, resize: int | None = None) -> Tensor:
     """The central square of each frame, or three squares along the long side.
 
     Args:

@@ -1,0 +1,300 @@
+"""Datasets, batch samplers and the loader behind :class:`common.datamodules.video.VideoDataModule`.
+
+Nothing here depends on the number of loader workers: what a training sample is follows from (seed, epoch, video), what
+an evaluation batch holds from its number.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Generator, Tensor, distributed
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from common.datamodules.clip_spec import ClipSpec, make_views
+from common.datamodules.manifest import Manifest
+from common.datamodules.readers import VideoReadError, open_video
+from common.datamodules.sampling import dense_indices, sample_generator, segment_indices
+from common.datamodules.transforms import normalise, random_multi_scale_crop
+
+REPLACEMENTS = 10  # videos tried, in a row, in place of one that cannot be read
+NO_LABEL = -1
+
+T = TypeVar("T")
+Frames = Callable[[list[int]], Tensor]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One video of a dataset; ``name`` is the path as the user wrote it, ``where`` says where it is listed."""
+
+    path: str
+    name: str
+    label: int
+    where: str
+    fps: float | None = None
+
+
+def manifest_items(manifest: Manifest) -> list[Item]:
+    """The entries of a manifest as dataset items, in its order."""
+    return [
+        Item(
+            path=str(manifest.root / entry.path),
+            name=entry.path,
+            label=NO_LABEL if entry.label is None else entry.label,
+            where=f"{manifest.source}:{entry.line}" if entry.line else str(manifest.source),
+            fps=entry.fps,
+        )
+        for entry in manifest.entries
+    ]
+
+
+def path_items(paths: Sequence[str | Path]) -> list[Item]:
+    """Videos without labels."""
+    return [Item(str(path), str(path), NO_LABEL, "the given paths") for path in paths]
+
+
+class VideoDataset(Dataset):
+    """Videos by index; the base of the training and the evaluation dataset.
+
+    Args:
+        items: the videos.
+        expected: how many videos were listed before missing ones were left out.
+        cache_decoded: keep every decoded video in memory (uint8, per loader worker).
+    """
+
+    def __init__(self, items: Sequence[Item], expected: int | None = None, cache_decoded: bool = False) -> None:
+        self.items = list(items)
+        self.videos_expected = len(self.items) if expected is None else expected
+        self._cache: dict[str, Tensor] | None = {} if cache_decoded else None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def _read(self, index: int, use: Callable[[int, Frames], T]) -> T:
+        """Open video ``index`` and return ``use(number of frames, frame getter)``; errors name video and index."""
+        item = self.items[index]
+        try:
+            if self._cache is None:
+                with open_video(item.path, item.fps) as video:
+                    return use(video.num_frames, video.get_frames)
+            if item.path not in self._cache:
+                with open_video(item.path, item.fps) as video:
+                    self._cache[item.path] = video.get_frames(range(video.num_frames))
+            frames = self._cache[item.path]
+            return use(len(frames), lambda indices: frames[indices])
+        except VideoReadError as error:
+            raise VideoReadError(item.path, f"{error.reason} (video {index}, listed in {item.where})") from error
+
+
+class TrainDataset(VideoDataset):
+    """Random clips. The key of a sample is (epoch, index); a plain index means epoch 0.
+
+    ``read_errors`` counts the videos that could not be read and were replaced, over all workers of this process.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        spec: ClipSpec,
+        scales: Sequence[float],
+        horizontal_flip: bool,
+        seed: int,
+        replace_unreadable: bool,
+        expected: int | None = None,
+        cache_decoded: bool = False,
+    ) -> None:
+        super().__init__(items, expected, cache_decoded)
+        self.spec, self.scales, self.horizontal_flip, self.seed = spec, tuple(scales), horizontal_flip, seed
+        self.replace_unreadable = replace_unreadable
+        self._errors = multiprocessing.Value("q", 0)
+
+    @property
+    def read_errors(self) -> int:
+        """Unreadable videos met so far."""
+        return self._errors.value
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        generator = sample_generator(self.seed, epoch, index)
+        for _ in range(REPLACEMENTS):
+            try:
+                video = self._read(index, lambda count, frames: self._clip(count, frames, generator))
+                return {"video": video, "label": self.items[index].label, "video_index": index}
+            except VideoReadError as error:
+                if not self.replace_unreadable:
+                    raise
+                with self._errors.get_lock():
+                    self._errors.value += 1
+                last, index = error, int(torch.randint(len(self), (), generator=generator))
+                warnings.warn(f"{error}; training uses {self.items[index].name} in its place", stacklevel=2)
+        raise VideoReadError(last.path, f"{last.reason}; and {REPLACEMENTS} videos in a row cannot be read") from last
+
+    def _clip(self, num_frames: int, get_frames: Frames, generator: Generator) -> Tensor:
+        spec = self.spec
+        if spec.sampling == "segments":
+            indices = segment_indices(num_frames, spec.num_frames, generator)
+        else:
+            indices = dense_indices(num_frames, spec.num_frames, spec.stride, generator)
+        clip = get_frames(indices.tolist())
+        crop = random_multi_scale_crop(clip, spec.crop_size, generator, self.scales, self.horizontal_flip)
+        return normalise(crop, spec.mean, spec.std)
+
+
+class EvalDataset(VideoDataset):
+    """Whole videos with all their views, for validation, test and prediction."""
+
+    def __init__(
+        self, items: Sequence[Item], spec: ClipSpec, expected: int | None = None, cache_decoded: bool = False
+    ) -> None:
+        super().__init__(items, expected, cache_decoded)
+        self.spec = spec
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        video = self._read(index, lambda count, frames: make_views(count, frames, self.spec))
+        item = self.items[index]
+        return {"video": video, "label": item.label, "video_index": index, "path": item.name}
+
+
+def collate_views(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Join whole videos into one batch with an entry per view: video (sum V, C, T, S, S), label, video_index, path."""
+    views = torch.tensor([len(item["video"]) for item in items])
+    return {
+        "video": torch.cat([item["video"] for item in items]),
+        "label": torch.tensor([item["label"] for item in items]).repeat_interleave(views),
+        "video_index": torch.tensor([item["video_index"] for item in items]).repeat_interleave(views),
+        "path": [item["path"] for item in items for _ in range(len(item["video"]))],
+    }
+
+
+def rank_and_world() -> tuple[int, int]:
+    """Rank of this process and number of processes."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+class TrainBatchSampler(Sampler):
+    """Batches of (epoch, index) from one permutation of the videos per epoch.
+
+    With W processes every step takes the next W * batch_size videos of the permutation and each process its share of
+    them, so an epoch sees every video. The last step may be smaller; where it does not divide by W, at most W - 1
+    videos from the start of the permutation fill it up. ``drop_last`` leaves a smaller last step out.
+    """
+
+    def __init__(self, num_videos: int, batch_size: int, seed: int, drop_last: bool = False, epoch: int = 0) -> None:
+        self.num_videos, self.batch_size, self.seed, self.drop_last = num_videos, batch_size, seed, drop_last
+        self.epoch = epoch
+        self._skipped = (epoch, 0)
+
+    @property
+    def sampler(self) -> TrainBatchSampler:
+        """Itself: Lightning calls ``set_epoch`` on ``loader.batch_sampler.sampler``."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the permutation; called by Lightning before every epoch."""
+        self.epoch = epoch
+
+    def skip(self, epoch: int, batches: int) -> None:
+        """Go on in ``epoch`` after its first ``batches`` batches; any other epoch begins at its start."""
+        self.epoch = epoch
+        self._skipped = (epoch, batches)
+
+    @property
+    def first_batch(self) -> int:
+        """Number of the batch that the next iteration begins with."""
+        return self._skipped[1] if self.epoch == self._skipped[0] else 0
+
+    def __len__(self) -> int:
+        per_step = self.batch_size * rank_and_world()[1]
+        return self.num_videos // per_step if self.drop_last else math.ceil(self.num_videos / per_step)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        rank, world = rank_and_world()
+        order = torch.randperm(self.num_videos, generator=sample_generator(self.seed, self.epoch)).tolist()
+        per_step = self.batch_size * world
+        epoch, first = self.epoch, self.first_batch
+        self._skipped = (epoch, 0)
+        for number in range(first, len(self)):
+            step = order[number * per_step : (number + 1) * per_step]
+            share = math.ceil(len(step) / world)
+            step += [order[position % len(order)] for position in range(share * world - len(step))]
+            yield [(epoch, index) for index in step[rank * share : (rank + 1) * share]]
+
+
+class EvalBatchSampler(Sampler):
+    """Batches of videos in order; process r of W takes the batches r, r + W, ...
+
+    Batch k holds the same videos whatever the number of processes, so its scores are the same bits. A process short
+    of a batch repeats one; whoever collects the scores drops the repetition by ``video_index``.
+    """
+
+    def __init__(self, num_videos: int, batch_size: int) -> None:
+        self.num_videos, self.batch_size = num_videos, batch_size
+
+    @property
+    def num_batches(self) -> int:
+        """Different batches, over all processes."""
+        return math.ceil(self.num_videos / self.batch_size)
+
+    def __len__(self) -> int:
+        return math.ceil(self.num_batches / rank_and_world()[1])
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rank, world = rank_and_world()
+        for number in range(rank, len(self) * world, world):
+            first = number % self.num_batches * self.batch_size
+            yield list(range(first, min(first + self.batch_size, self.num_videos)))
+
+
+class ResumableLoader(DataLoader):
+    """A training loader that continues in the middle of an epoch.
+
+    Lightning stores ``state_dict()`` in its checkpoints and calls ``load_state_dict`` before the first batch. The
+    state counts the batches handed out, not those that workers have prepared ahead. ``batch_sampler`` must be a
+    :class:`TrainBatchSampler`.
+    """
+
+    batch_sampler: TrainBatchSampler
+    _position = (0, 0)  # epoch, batches handed out in it
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        # A generator: nothing is drawn before the first batch is asked for, when Lightning has set the epoch.
+        epoch, done = self.batch_sampler.epoch, self.batch_sampler.first_batch
+        for number, batch in enumerate(super().__iter__(), done + 1):
+            self._position = (epoch, number)
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Position (epoch, batches done) and what the order depends on."""
+        return {"epoch": self._position[0], "batch": self._position[1], **self._order()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue after the stored position.
+
+        Warns if the number of videos or processes, the batch size or the seed changed: the rest of the epoch is then
+        another one than that of the interrupted run.
+        """
+        if changed := [key for key, value in self._order().items() if state[key] != value]:
+            now = self._order()
+            shown = ", ".join(f"{key} {state[key]} -> {now[key]}" for key in changed)
+            warnings.warn(f"the run continues with other data than it was stopped with: {shown}.", stacklevel=2)
+        self.batch_sampler.skip(state["epoch"], state["batch"])
+        self._position = (state["epoch"], state["batch"])
+
+    def _order(self) -> dict[str, int]:
+        sampler = self.batch_sampler
+        return {
+            "num_videos": sampler.num_videos,
+            "batch_size": sampler.batch_size,
+            "world_size": rank_and_world()[1],
+            "seed": sampler.seed,
+        }

@@ -1,0 +1,282 @@
+"""The Lightning data module for video classification."""
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader
+
+from common.datamodules.clip_spec import ClipSpec
+from common.datamodules.loading import (
+    EvalBatchSampler,
+    EvalDataset,
+    ResumableLoader,
+    TrainBatchSampler,
+    TrainDataset,
+    collate_views,
+    manifest_items,
+    path_items,
+)
+from common.datamodules.manifest import MAX_REPORTED, Manifest, ManifestError, find_videos
+from common.datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD, SCALES
+
+
+class VideoDataModule(L.LightningDataModule):
+    """Videos with one label each, from a manifest or from a folder with one sub-folder per class.
+
+    A training batch is a dict: ``video`` float32 (B, 3, T, S, S), ``label`` int64 (B,), ``video_index`` int64 (B,).
+    Validation, test and prediction batches hold whole videos, an entry per view: ``video`` (sum of V, 3, T, S, S),
+    ``label``, ``video_index`` and ``path`` (list of str). Validation uses one central view, test and prediction
+    ``num_clips * num_crops`` views. ``label`` is -1 where it is not known (prediction).
+
+    The trainer must be made with ``use_distributed_sampler=False``; the samplers share the videos out themselves.
+
+    Args:
+        root: folder that the videos lie in.
+        manifest: CSV file (see :mod:`common.datamodules.manifest`); None: the folders of ``root`` are the classes,
+            below ``train/``, ``val/`` and ``test/`` if those exist.
+        batch_size: training videos per step and process.
+        num_frames: T, frames of a clip.
+        crop_size: S, side of a clip in pixels.
+        resize: short side in pixels before the test crops; None: the paper's crop of the short side.
+        sampling: ``segments`` (one frame from each of T parts) or ``dense`` (T frames, ``frame_stride`` apart).
+        frame_stride: distance of the frames in dense sampling.
+        num_clips: test views in time.
+        num_crops: test views in space, 1 or 3.
+        horizontal_flip: mirror half of the training clips. Not for classes that differ by left and right.
+        scales: multi-scale cropping in training, fractions of the short side.
+        mean, std: normalisation per colour on the scale 0..1.
+        num_workers: loader processes.
+        eval_batch_size: videos per evaluation batch; None: as many as give about ``batch_size`` views.
+        on_read_error: ``raise``, or ``replace`` an unreadable training video by another one, with a warning and a
+            count in :attr:`read_errors`. Evaluation always raises.
+        on_missing: ``raise`` if a listed file is missing, or ``drop`` it with a warning that says "N of M videos".
+        seed: of the order and of the augmentation.
+        drop_last: leave out a last training step that is not full.
+        cache_decoded: keep decoded videos in memory; for small data sets.
+        test_split: split to test on; None: ``test`` if its videos have labels, otherwise ``val``.
+        class_names: the class list, before ``classes.txt``.
+        predict_paths: files, folders or .txt lists to predict; None: the test split.
+
+    Raises:
+        ValueError, ManifestError: in the constructor for values out of range, in :meth:`setup` for wrong data.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        manifest: str | None = None,
+        batch_size: int = 32,
+        num_frames: int = 16,
+        crop_size: int = 112,
+        resize: int | None = None,
+        sampling: Literal["segments", "dense"] = "segments",
+        frame_stride: int = 1,
+        num_clips: int = 1,
+        num_crops: int = 1,
+        horizontal_flip: bool = False,
+        scales: tuple[float, ...] = SCALES,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+        num_workers: int = 2,
+        eval_batch_size: int | None = None,
+        on_read_error: Literal["raise", "replace"] = "raise",
+        on_missing: Literal["raise", "drop"] = "raise",
+        seed: int = 0,
+        drop_last: bool = False,
+        cache_decoded: bool = False,
+        test_split: Literal["train", "val", "test"] | None = None,
+        class_names: list[str] | None = None,
+        predict_paths: list[str] | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size or 1}.items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1.")
+        if not scales or not all(0 < scale <= 1 for scale in scales):
+            raise ValueError(f"scales is {tuple(scales)}; give fractions of the short side, above 0 and at most 1.")
+        if seed < 0:
+            raise ValueError(f"seed is {seed}; it must not be negative.")
+        if on_read_error not in ("raise", "replace"):
+            raise ValueError(f"on_read_error is {on_read_error!r}; it must be raise or replace.")
+        if on_missing not in ("raise", "drop"):
+            raise ValueError(f"on_missing is {on_missing!r}; it must be raise or drop.")
+        self.root, self.manifest_path = Path(root), manifest
+        self.batch_size, self.num_workers, self.seed, self.drop_last = batch_size, num_workers, seed, drop_last
+        self.horizontal_flip, self.scales, self.cache_decoded = horizontal_flip, tuple(scales), cache_decoded
+        self.on_read_error, self.on_missing, self.test_split = on_read_error, on_missing, test_split
+        self.predict_paths = predict_paths
+        self._given_names = class_names
+        self.clip_spec = ClipSpec(
+            num_frames, sampling, frame_stride, num_clips, num_crops, crop_size, resize, mean, std
+        )
+        self.val_spec = replace(self.clip_spec, num_clips=1, num_crops=1)
+        self.eval_batch_size = eval_batch_size
+        self.manifest: Manifest | None = None
+        self.train_dataset: TrainDataset | None = None
+        self.val_dataset: EvalDataset | None = None
+        self.test_dataset: EvalDataset | None = None
+        self.predict_dataset: EvalDataset | None = None
+
+    # -- facts after setup ------------------------------------------------------------------------------------------
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names by label."""
+        return list(self._loaded().class_names)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes in the class list."""
+        return len(self._loaded().class_names)
+
+    @property
+    def manifest_hash(self) -> str:
+        """SHA-256 of class list and entries, before missing files were left out."""
+        return self._loaded().hash
+
+    @property
+    def read_errors(self) -> int:
+        """Unreadable training videos that were replaced so far, in this process and its workers."""
+        return self.train_dataset.read_errors if self.train_dataset is not None else 0
+
+    def describe(self) -> str:
+        """What was found, in lines for printing: classes, videos per split, the manifest's hash."""
+        lines = []
+        if self.manifest is not None:
+            manifest = self.manifest
+            lines.append(f"{manifest.source}: {len(manifest.class_names)} classes, manifest {manifest.hash[:12]}")
+        for name in ("train", "val", "test", "predict"):
+            dataset = getattr(self, f"{name}_dataset")
+            if dataset is not None:
+                shape = f"{dataset.spec.num_views} x " if name in ("test", "predict") else ""
+                lines.append(
+                    f"{name}: {len(dataset)} of {dataset.videos_expected} videos, {shape}{dataset.spec.num_frames} "
+                    f"frames of {dataset.spec.crop_size} x {dataset.spec.crop_size}"
+                )
+        if self.read_errors:
+            lines.append(f"{self.read_errors} unreadable training videos were replaced")
+        return "\n".join(lines)
+
+    # -- Lightning --------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and check the manifest and make the datasets of the stage (fit, validate, test, predict; None: all).
+
+        Raises:
+            ManifestError: no root, wrong lines, missing files, labels outside the class list, no videos for the stage.
+        """
+        if stage == "predict" and self.predict_paths is not None:
+            items = path_items(find_videos(self.predict_paths))
+            self.predict_dataset = EvalDataset(items, self.clip_spec)
+            return
+        if self.manifest is None:
+            self.manifest = self._read_manifest()
+        have = self.manifest.splits()
+        if stage in (None, "fit") and self.train_dataset is None:
+            part = self._present("train")
+            counts = part.class_counts()
+            if empty := [name for name, count in zip(self.class_names, counts, strict=True) if count == 0]:
+                shown = ", ".join(empty[:MAX_REPORTED]) + (", ..." if len(empty) > MAX_REPORTED else "")
+                warnings.warn(f"{len(empty)} classes have no training videos: {shown}.", stacklevel=2)
+            self.train_dataset = TrainDataset(
+                manifest_items(part),
+                self.val_spec,
+                self.scales,
+                self.horizontal_flip,
+                self.seed,
+                self.on_read_error == "replace",
+                part.expected,
+                self.cache_decoded,
+            )
+        if stage in (None, "fit", "validate") and self.val_dataset is None and ("val" in have or stage == "validate"):
+            self.val_dataset = self._eval_dataset("val", self.val_spec)
+        if stage in (None, "test") and self.test_dataset is None and (stage or self._test_split() in have):
+            self.test_dataset = self._eval_dataset(self._test_split(), self.clip_spec)
+        if stage == "predict" and self.predict_dataset is None:
+            split = self.test_split or ("test" if "test" in have else "val")
+            self.predict_dataset = self._eval_dataset(split, self.clip_spec, labelled=False)
+
+    def train_dataloader(self) -> DataLoader:
+        """Random clips, resumable in the middle of an epoch."""
+        if self.train_dataset is None:
+            raise RuntimeError("call setup('fit') first.")
+        epoch = self.trainer.current_epoch if self.trainer is not None else 0
+        sampler = TrainBatchSampler(len(self.train_dataset), self.batch_size, self.seed, self.drop_last, epoch)
+        if len(sampler) == 0:
+            raise ValueError(
+                f"an epoch has no full step: {len(self.train_dataset)} training videos, batch_size {self.batch_size} "
+                f"per process and drop_last; make batch_size smaller or set drop_last to false."
+            )
+        return ResumableLoader(self.train_dataset, batch_sampler=sampler, **self._loader_options())
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """Whole videos, one central view each; empty without a split ``val``."""
+        return self._eval_loader(self.val_dataset) if self.val_dataset is not None else []
+
+    def test_dataloader(self) -> DataLoader:
+        """Whole videos with all views."""
+        return self._eval_loader(self.test_dataset)
+
+    def predict_dataloader(self) -> DataLoader:
+        """Whole videos with all views, of ``predict_paths`` or the test split."""
+        return self._eval_loader(self.predict_dataset)
+
+    # -- parts ------------------------------------------------------------------------------------------------------
+
+    def _loaded(self) -> Manifest:
+        if self.manifest is None:
+            self.manifest = self._read_manifest()
+        return self.manifest
+
+    def _read_manifest(self) -> Manifest:
+        if self.manifest_path is None:
+            return Manifest.from_folders(self.root, self._given_names)
+        return Manifest.read(self.manifest_path, self.root, class_names=self._given_names)
+
+    def _present(self, split: str) -> Manifest:
+        """The entries of a split whose files exist."""
+        manifest, missing = self._loaded().split(split).present()
+        if missing:
+            shown = "\n".join(f"  {entry.path}" for entry in missing[:MAX_REPORTED])
+            text = f"{manifest.source}, split {split}: {manifest.counts()} are in {manifest.root}; missing:\n{shown}"
+            text += f"\n  and {len(missing) - MAX_REPORTED} more" if len(missing) > MAX_REPORTED else ""
+            if self.on_missing == "raise" or not manifest.entries:
+                raise ManifestError(f"{text}\nCorrect `root`, add the files, or set on_missing to drop.")
+            warnings.warn(text, stacklevel=3)
+        return manifest
+
+    def _test_split(self) -> str:
+        if self.test_split is not None:
+            return self.test_split
+        entries = [entry for entry in self._loaded().entries if entry.split == "test"]
+        return "test" if entries and all(entry.label is not None for entry in entries) else "val"
+
+    def _eval_dataset(self, split: str, spec: ClipSpec, labelled: bool = True) -> EvalDataset:
+        part = self._present(split)
+        if labelled and (bare := [entry for entry in part.entries if entry.label is None]):
+            raise ManifestError(
+                f"{part.source}:{bare[0].line}: {len(bare)} videos of split {split} have no label, so they cannot be "
+                f"scored; predict them, or set test_split to another split."
+            )
+        return EvalDataset(manifest_items(part), spec, part.expected, self.cache_decoded)
+
+    def _eval_loader(self, dataset: EvalDataset | None) -> DataLoader:
+        if dataset is None:
+            raise RuntimeError("call setup() for this stage first.")
+        size = self.eval_batch_size or max(1, self.batch_size // dataset.spec.num_views)
+        sampler = EvalBatchSampler(len(dataset), size)
+        return DataLoader(dataset, batch_sampler=sampler, collate_fn=collate_views, **self._loader_options())
+
+    def _loader_options(self) -> dict[str, Any]:
+        connector = getattr(self.trainer, "_accelerator_connector", None)
+        if getattr(connector, "use_distributed_sampler", False) and self.trainer.world_size > 1:  # type: ignore[union-attr]
+            raise ValueError("make the Trainer with use_distributed_sampler=False; this data shares itself out.")
+        return {
+            "num_workers": self.num_workers,
+            "pin_memory": torch.cuda.is_available(),
+            "persistent_workers": self.num_workers > 0,
+        }
