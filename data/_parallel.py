@@ -1,0 +1,40 @@
+"""Map a function over many files in several processes, with a progress bar."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import track
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+WORTH_A_PROCESS = 256  # files; fewer are read sooner than a process has started
+CHUNK = 16
+
+
+def map_files(
+    function: Callable[[Item], Result], items: Sequence[Item], description: str, workers: int | None = None
+) -> list[Result]:
+    """``[function(item) for item in items]``, in order. `workers` processes; 0: in this one; None: by the machine.
+
+    `function` must be importable (no lambda) where there is more than one process.
+    """
+    if workers is None:
+        workers = min(os.cpu_count() or 1, len(items) // WORTH_A_PROCESS)
+    console = Console(stderr=True)
+    if workers == 0:
+        return [function(item) for item in track(items, description, console=console, transient=True)]
+    # Not forked: the parent has threads of torch, with which a forked child can hang.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        try:
+            results = pool.map(function, items, chunksize=CHUNK)
+            return list(track(results, description, total=len(items), console=console, transient=True))
+        except BaseException:  # Ctrl-C too: do not work through the rest of the list first
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

@@ -1,0 +1,190 @@
+"""Check every video of a manifest before training: ``python -m data.check manifest.csv --root VIDEOS``.
+
+A video must exist, open, give its first picture and have the number of frames that the manifest says; ``--decode``
+reads every frame. Also looked for: classes without videos, and videos that are in two splits, under the same path or
+as copies. Nothing is changed or deleted; the exit status is 1 if there is a problem.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import sys
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from common.datamodules.manifest import Entry, Manifest, ManifestError
+from common.datamodules.readers import VideoReadError, open_video
+from data._parallel import map_files
+
+MAX_REPORTED = 20
+DECODE_AT_ONCE = 32  # frames; bounds memory
+COLUMNS = ("line", "path", "split", "label_name", "num_frames", "width", "height", "problem")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found about one entry; ``problem`` is empty if all is well."""
+
+    num_frames: int | None = None
+    width: int | None = None
+    height: int | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """Findings in the order of the entries, and the problems that belong to no single entry."""
+
+    manifest: Manifest
+    findings: tuple[Finding, ...]
+    general: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.general and not any(finding.problem for finding in self.findings)
+
+    def write(self, path: Path) -> None:
+        """Write one line per entry as CSV.
+
+        Raises:
+            FileExistsError: there is a file that is not such a report.
+        """
+        header = ",".join(COLUMNS)
+        if path.exists() and path.read_text(encoding="utf-8", errors="replace").splitlines()[:1] != [header]:
+            raise FileExistsError(f"{path} exists and is not a report of this command: choose another --report.")
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(COLUMNS)
+            for entry, found in zip(self.manifest.entries, self.findings, strict=True):
+                numbers = (found.num_frames, found.width, found.height)
+                writer.writerow([entry.line, entry.path, entry.split, entry.label_name, *numbers, found.problem])
+
+
+def check(manifest: Manifest, *, decode: bool = False, workers: int | None = None) -> CheckReport:
+    """Check the videos of a manifest; with `decode` every frame of them. `workers`: processes, None by the machine."""
+    jobs = [(str(manifest.root / entry.path), entry.num_frames, decode) for entry in manifest.entries]
+    findings = map_files(check_video, jobs, "checking videos", workers)
+    general = []
+    for split in manifest.splits():
+        counts = manifest.class_counts(split)
+        empty = [name for name, count in zip(manifest.class_names, counts, strict=True) if count == 0]
+        if empty and any(counts):  # a test split may have no labels at all
+            general.append(f"split {split} has no videos of {len(empty)} classes: {', '.join(empty)}")
+    for path, lines in manifest.duplicates().items():
+        general.append(f"{path} is listed more than once: lines {', '.join(map(str, lines))}")
+    general += [
+        f"the same file is in the splits {' and '.join(sorted({entry.split for entry in group}))}: "
+        + ", ".join(f"{entry.path} (line {entry.line})" for entry in group)
+        for group in _copies(manifest)
+    ]
+    return CheckReport(manifest, tuple(findings), tuple(general))
+
+
+def check_video(job: tuple[str, int | None, bool]) -> Finding:
+    """Check one (path, number of frames in the manifest or None, whether to read every frame)."""
+    path, expected, decode = job
+    count = None
+    try:
+        with open_video(path) as video:
+            count = video.num_frames
+            first = video.get_frames([0])
+            for start in range(1, count if decode else 1, DECODE_AT_ONCE):
+                video.get_frames(range(start, min(start + DECODE_AT_ONCE, count)))
+    except VideoReadError as error:
+        return Finding(count, problem=error.reason or str(error))
+    height, width = first.shape[1:3]
+    if expected is not None and expected != count:
+        return Finding(count, width, height, f"has {count} frames, the manifest says {expected}")
+    return Finding(count, width, height)
+
+
+def _copies(manifest: Manifest) -> list[list[Entry]]:
+    """Files with the same content in more than one split, under different paths. Only files of equal size are read."""
+    sizes: dict[int, dict[str, Entry]] = defaultdict(dict)
+    for entry in manifest.entries:
+        path = manifest.root / entry.path
+        if path.is_file():
+            sizes[path.stat().st_size][entry.path] = entry
+    groups: dict[str, list[Entry]] = defaultdict(list)
+    for size, same in sizes.items():
+        if size and len({entry.split for entry in same.values()}) > 1:
+            for entry in same.values():
+                with open(manifest.root / entry.path, "rb") as file:
+                    groups[hashlib.file_digest(file, "sha256").hexdigest()].append(entry)
+    return [group for group in groups.values() if len({entry.split for entry in group}) > 1]
+
+
+def print_report(report: CheckReport, console: Console) -> None:
+    """Print a table of the splits, the first problems, and one line that sums up."""
+    manifest = report.manifest
+    table = Table("split", "videos", "classes", "with problems", "frames", "picture sizes", title=str(manifest.source))
+    for split in manifest.splits():
+        pairs = [p for p in zip(manifest.entries, report.findings, strict=True) if p[0].split == split]
+        found = [finding for _, finding in pairs]
+        sizes = Counter((f.width, f.height) for f in found if f.width)
+        common = [f"{width}x{height} ({count})" for (width, height), count in sizes.most_common(2)]
+        table.add_row(
+            split,
+            f"{len(found):,}",
+            f"{sum(count > 0 for count in manifest.class_counts(split))} of {len(manifest.class_names)}",
+            str(sum(bool(f.problem) for f in found)),
+            _span([f.num_frames for f in found if f.num_frames]),
+            ", ".join(common) + (f" and {len(sizes) - 2} more" if len(sizes) > 2 else ""),
+        )
+    console.print(table)
+    bad = [(e, f.problem) for e, f in zip(manifest.entries, report.findings, strict=True) if f.problem]
+    lines = [f"{manifest.source}:{entry.line}: {entry.path}: {problem}" for entry, problem in bad]
+    lines += report.general
+    for line in lines[:MAX_REPORTED]:
+        console.print(escape(line), highlight=False, soft_wrap=True)
+    if len(lines) > MAX_REPORTED:
+        console.print(f"... and {len(lines) - MAX_REPORTED} more")
+    good = len(manifest.entries) - len(bad)
+    console.print(f"{good} of {len(manifest.entries)} videos are good; {len(lines)} problems", highlight=False)
+
+
+def _span(values: Sequence[int]) -> str:
+    if not values:
+        return "-"
+    return str(min(values)) if min(values) == max(values) else f"{min(values)} to {max(values)}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit status: 0 all is well, 1 problems, 130 interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("manifest", type=Path, help="the CSV file")
+    parser.add_argument("--root", type=Path, help="folder that its paths are relative to (default: the manifest's)")
+    parser.add_argument("--decode", action="store_true", help="read every frame of every video")
+    parser.add_argument("--report", type=Path, help="write a CSV file with one line per video")
+    parser.add_argument("--workers", type=int, help="processes (0: none)")
+    args = parser.parse_args(argv)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # duplicates are reported below
+            manifest = Manifest.read(args.manifest, args.root or args.manifest.parent)
+        report = check(manifest, decode=args.decode, workers=args.workers)
+        if args.report:
+            report.write(args.report)
+    except (ManifestError, FileExistsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    print_report(report, Console())
+    return 0 if report.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
