@@ -20,7 +20,7 @@ def checkpoint_callbacks(folder: Path, every_n_steps: int | None = None) -> list
     """``last.ckpt`` after every epoch (and every n steps), and ``best.ckpt`` by validation top-1."""
     common: dict[str, Any] = {"dirpath": folder, "auto_insert_metric_name": False, "enable_version_counter": False}
     last = ModelCheckpoint(**common, filename="last", save_on_train_epoch_end=True)
-    best = ModelCheckpoint(**common, filename="best", monitor="val_top1", mode="max")
+    best = ModelCheckpoint(**common, filename="best", monitor="val_top1", mode="max", save_on_train_epoch_end=False)
     if every_n_steps is None:
         return [last, best]
     return [ModelCheckpoint(**common, filename="last", every_n_train_steps=every_n_steps), last, best]

@@ -31,6 +31,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
+from common.datamodules.readers import VideoReadError
 from common.evaluation.scores import prediction_table
 from common.training import callbacks, predict
 from common.training.checkpoints import AtomicCheckpointIO, find_checkpoint
@@ -55,7 +56,7 @@ class UsageError(ValueError):
 
 
 #: errors whose message is written for the user; they end the command without a traceback
-USER_ERRORS = (ValueError, OSError, MisconfigurationException)
+USER_ERRORS = (ValueError, OSError, VideoReadError, MisconfigurationException)
 
 
 class _Parser(LightningArgumentParser):
@@ -235,6 +236,7 @@ class SpectralCLI(LightningCLI):
             return
         loaders = self.trainer.test_dataloaders if stage == "test" else self.trainer.val_dataloaders
         dataset = getattr(loaders, "dataset", None)
+        expected = getattr(dataset, "videos_expected", len(dataset) if dataset is not None else None)
         views = self.model.views_per_video
         paths = [self.model.paths.get(int(i), str(int(i))) for i in scores.video_index]
         names = self.model.class_names or [str(k) for k in range(self.model.num_classes)]
@@ -245,7 +247,7 @@ class SpectralCLI(LightningCLI):
         self.result = {
             **scores.metrics(),
             "videos": scores.videos,
-            "videos_expected": None if dataset is None else len(dataset),
+            "videos_expected": expected,
             "views": views,
             "average": self.model.average,
             "params": sum(p.numel() for p in self.model.network.parameters()),
@@ -336,6 +338,14 @@ def _not_advertising(record: logging.LogRecord) -> bool:
     return "Tip: For seamless cloud" not in record.getMessage()
 
 
+def plain_message(error: BaseException) -> str:
+    """The message of an error, without the traceback that a loader's worker process puts before it."""
+    message = str(error)
+    if "Original Traceback" in message:
+        message = re.split(r"\n(?:\w+\.)*\w+Error: ", message)[-1].rstrip()
+    return message
+
+
 def main(args: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0, 1 for a failed run, 2 for wrong arguments.
 
@@ -358,7 +368,7 @@ def main(args: list[str] | None = None) -> int:
     except USER_ERRORS as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {plain_message(error)}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     return 0
 

@@ -12,6 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from common.datamodules.clip_spec import ClipSpec, load_views
+from common.datamodules.manifest import find_videos
+from common.datamodules.readers import VideoReadError
 from common.evaluation.scores import prediction_table
 from common.training.checkpoints import CheckpointError
 from common.training.video_classification import VideoClassificationModule, load_module
@@ -39,8 +42,6 @@ def predict_videos(module: VideoClassificationModule, paths: Iterable[str | Path
     Raises:
         CheckpointError: the checkpoint does not say how clips are made.
     """
-    from common.datamodules import ClipSpec, VideoReadError, find_videos, load_views
-
     if module.clip_spec is None or module.class_names is None:
         raise CheckpointError(
             "the checkpoint holds no clip spec and class names: it was trained without a VideoDataModule"

@@ -119,11 +119,15 @@ class VideoClassificationModule(L.LightningModule):
         return loss
 
     def _name_videos(self, batch: Mapping[str, Any], positions: Tensor | None = None) -> str:
-        paths = batch.get("path")
         chosen = range(len(batch["video_index"])) if positions is None else positions.tolist()
-        if paths is not None:
-            return "videos: " + ", ".join(dict.fromkeys(str(paths[i]) for i in chosen))
-        return "video indices: " + ", ".join(dict.fromkeys(str(int(batch["video_index"][i])) for i in chosen))
+        if "path" in batch:
+            return "videos: " + ", ".join(dict.fromkeys(str(batch["path"][i]) for i in chosen))
+        indices = list(dict.fromkeys(int(batch["video_index"][i]) for i in chosen))
+        # training batches carry no paths; the dataset of VideoDataModule knows them
+        items = getattr(getattr(self.trainer.train_dataloader, "dataset", None), "items", None)
+        if items is None:
+            return f"video indices: {', '.join(map(str, indices))}"
+        return "videos: " + ", ".join(f"{items[i].name} (index {i})" for i in indices)
 
     # -- evaluation ----------------------------------------------------------------------------------------------
 
