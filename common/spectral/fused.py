@@ -26,8 +26,10 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 # Activations that act on every value alone, draw nothing at random and have no parameters: these can be recomputed
 # for some of the channels at a time.
 _ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.SiLU, nn.GELU, nn.Identity)
-# The memory-efficient training pass works through the channels in this many slices.
+# The memory-efficient training pass works through the channels in up to this many slices, of at least so many bytes
+# each: smaller ones cost time and save little.
 _CHANNEL_SLICES = 8
+_SLICE_BYTES = 4 * 2**20
 
 
 @contextmanager
@@ -94,7 +96,7 @@ class _SlicedTraining(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             momentum = block._count_batch()
             matrix = weight.flatten(1).to(ctx.dtype)
-            for channels, rows in block._slices():
+            for channels, rows in block._slices(x):
                 y = block._normalised(x[:, channels], gamma[rows], beta[rows], rows, momentum)
                 y = block._activated(y)
                 share = torch.bmm(matrix[:, rows].expand(len(y), -1, -1), y.flatten(2).to(ctx.dtype))
@@ -113,7 +115,7 @@ class _SlicedTraining(torch.autograd.Function):
         grad_gamma, grad_beta, grad_matrix = (torch.empty_like(t) for t in (gamma, beta, weight.flatten(1)))
         with torch.autocast(x.device.type, enabled=False):
             matrix = weight.flatten(1).t().to(ctx.dtype)
-            for channels, rows in block._slices():
+            for channels, rows in block._slices(x):
                 leaves = [
                     t.detach().requires_grad_() for t in (x[:, channels].to(gamma.dtype), gamma[rows], beta[rows])
                 ]
@@ -191,10 +193,11 @@ class STFTPointwise(nn.Module):
     def _plain(self, x: Tensor) -> Tensor:
         return self.pointwise(self.activation(self.norm(self.stft(x))))
 
-    def _slices(self) -> Iterator[tuple[slice, slice]]:
+    def _slices(self, x: Tensor) -> Iterator[tuple[slice, slice]]:
         """Slices of the input channels, each with the slice of the channels of the transform that come from it."""
         channels, rows = self.stft.in_channels, self.stft.out_channels // self.stft.in_channels
-        step = math.ceil(channels / _CHANNEL_SLICES)
+        bytes_per_channel = x[:, 0].numel() * rows * self.stft.kernels.element_size()
+        step = max(math.ceil(channels / _CHANNEL_SLICES), _SLICE_BYTES // bytes_per_channel)
         for start in range(0, channels, step):
             stop = min(start + step, channels)
             yield slice(start, stop), slice(start * rows, stop * rows)

@@ -360,8 +360,7 @@ class DepthwiseSTFT(nn.Module):
                 f"implementation='separable' takes stride 1 and padding {same} for kernel_size {self.kernel_size}, "
                 f"but got stride {self.stride} and padding {self.padding}; use 'auto' or 'convolution'"
             )
-        groups = _axis_groups(self.kernel_size, 1 if implementation == "separable" else _TAPS_PER_STAGE)
-        self._exact_stages = _stages(self.kernel_size, self.frequencies, groups)
+        self._groups = _axis_groups(self.kernel_size, 1 if implementation == "separable" else _TAPS_PER_STAGE)
         self.register_buffer("kernels", torch.empty(0, dtype=torch.get_default_dtype()), persistent=False)
         self._set_filters(self.kernels)
 
@@ -375,7 +374,8 @@ class DepthwiseSTFT(nn.Module):
 
     def _set_filters(self, like: Tensor) -> None:
         self.kernels = stft_kernels(self.kernel_size, self.frequencies).unsqueeze(1).to(like)
-        self._stages = [_Stage(axes, matrix.to(like)) for axes, matrix in self._exact_stages]
+        exact = _stages(self.kernel_size, self.frequencies, self._groups)
+        self._stages = [_Stage(axes, matrix.to(like)) for axes, matrix in exact]
 
     def _apply(self, fn, recurse=True):
         # Conversions start from float64 again: going from float32 to float64 must not keep float32 rounding.
