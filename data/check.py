@@ -59,15 +59,21 @@ class CheckReport:
         Raises:
             FileExistsError: there is a file that is not such a report.
         """
-        header = ",".join(COLUMNS)
-        if path.exists() and path.read_text(encoding="utf-8", errors="replace").splitlines()[:1] != [header]:
-            raise FileExistsError(f"{path} exists and is not a report of this command: choose another --report.")
+        refuse_to_overwrite(path)
         with open(path, "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(COLUMNS)
             for entry, found in zip(self.manifest.entries, self.findings, strict=True):
                 numbers = (found.num_frames, found.width, found.height)
                 writer.writerow([entry.line, entry.path, entry.split, entry.label_name, *numbers, found.problem])
+
+
+def refuse_to_overwrite(path: Path) -> None:
+    """Raise `FileExistsError` if the path holds anything but a report of this command."""
+    if path.exists():
+        with open(path, encoding="utf-8", errors="replace") as file:
+            if file.readline().rstrip("\n") != ",".join(COLUMNS):
+                raise FileExistsError(f"{path} exists and is not a report of this command: choose another --report.")
 
 
 def check(manifest: Manifest, *, decode: bool = False, workers: int | None = None) -> CheckReport:
@@ -171,6 +177,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, help="processes (0: none)")
     args = parser.parse_args(argv)
     try:
+        if args.report:
+            refuse_to_overwrite(args.report)  # before the long work, not after it
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # duplicates are reported below
             manifest = Manifest.read(args.manifest, args.root or args.manifest.parent)

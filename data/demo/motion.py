@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from rich.console import Console
 from rich.progress import track
 from torch.nn import functional as F
 
@@ -125,7 +126,8 @@ def generate_motion(
             for pair in range(len(MOTION_PAIRS))
             if set(MOTION_PAIRS[pair]) & set(classes)
         ]
-        for split, number, pair in track(jobs, description="motion clips", disable=not progress, transient=True):
+        console = Console(stderr=True)
+        for split, number, pair in track(jobs, "motion clips", console=console, disable=not progress, transient=True):
             clip = render(draw_scene(seed, split, pair, number, frames), size)
             for name, ordered in zip(MOTION_PAIRS[pair], (clip, clip[::-1]), strict=True):
                 if name in classes:
