@@ -26,6 +26,8 @@ from torch import Tensor
 
 from common.datamodules.manifest import IMAGE_EXTENSIONS
 
+# Containers that store presentation times; in others (AVI) FFmpeg makes them up, in decoding order.
+_TIMED_CONTAINERS = {"mp4", "matroska", "mpegts"}
 DEFAULT_FPS = 30.0  # of frame folders, which carry no time
 KEEP_BYTES = 256 * 2**20  # packets, or decoded pictures, that a reader holds at most
 
@@ -148,17 +150,17 @@ class EncodedVideoReader(_Reader):
     """Frames of a video file.
 
     The packets are demultiplexed once, which gives the exact number of frames without decoding. For H.264, HEVC and
-    VP9 with time stamps only the groups of pictures that hold a wanted frame are decoded, each from the last picture
-    that starts afresh up to the last packet wanted, without the H.264 pictures that nothing refers to. A picture is
-    identified by its time stamp; if a wanted one does not come out, and for every other codec, the file is decoded in
-    order.
+    VP9 in mp4, Matroska, WebM or MPEG-TS only the groups of pictures that hold a wanted frame are decoded, each from
+    the last picture that starts afresh up to the last packet wanted, without the H.264 pictures that nothing refers
+    to. A picture is identified by its time stamp. If a wanted one does not come out, and for every other codec and
+    container, the file is decoded in order.
 
     Args:
         path: the file.
         threads: decoder threads; more than 1 rarely pays in a loader with several workers.
 
     Raises:
-        VideoReadError: no such file, not a video, no video stream, or fewer frames than an mp4 header lists.
+        VideoReadError: no such file, not a video, no video stream, or fewer frames than an mp4 or AVI header lists.
     """
 
     def __init__(self, path: str | Path, threads: int = 1) -> None:
@@ -218,8 +220,8 @@ class EncodedVideoReader(_Reader):
             container = av.open(os.fspath(self.path), options={"protocol_whitelist": "file"}, metadata_errors="replace")
         except (av.FFmpegError, ValueError) as error:
             raise VideoReadError(self.path, f"not a readable video: {_reason(error)}.") from error
-        pictures = int(getattr(av.stream.Disposition, "attached_pic", 0))
-        streams = [stream for stream in container.streams.video if not int(stream.disposition) & pictures]
+        cover = av.stream.Disposition.attached_pic  # the picture of a song is not a video
+        streams = [stream for stream in container.streams.video if not stream.disposition & cover]
         if not streams:
             kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
             container.close()
@@ -253,16 +255,19 @@ class EncodedVideoReader(_Reader):
                 kept.append(packet)
         if not packets:
             raise VideoReadError(self.path, "its video stream has no frames.")
-        listed = self._stream.frames
-        if "mp4" in self._container.format.name and listed > len(packets):
+        # AVI stores a repeated frame as an empty chunk, which is not a packet, so its count is only roughly right.
+        listed = {"mp4": self._stream.frames, "avi": int(0.9 * self._stream.frames)}
+        formats = self._container.format.name.split(",")
+        if any(len(packets) < listed.get(kind, 0) for kind in formats):
             raise VideoReadError(
-                self.path, f"truncated: the header lists {listed} frames, the file has {len(packets)} of them."
+                self.path, f"truncated: the header lists {self._stream.frames} frames, the file has {len(packets)}."
             )
         self._packets = kept if keep else None
         shown = [position for position, packet in enumerate(packets) if not packet.discard]
         stamps = [packets[position].pts for position in shown]
         self._selective = (
             name in ("h264", "hevc", "vp9")
+            and not _TIMED_CONTAINERS.isdisjoint(formats)
             and plain
             and bool(shown)
             and None not in stamps
@@ -302,6 +307,8 @@ class EncodedVideoReader(_Reader):
         pictures = {}
         for index, frame in enumerate(frames):
             if index in wanted:
+                if frame.is_corrupt:
+                    raise VideoReadError(self.path, f"frame {index} is damaged.")
                 pictures[index] = self._picture(frame)
                 if len(pictures) == len(wanted):
                     break
@@ -323,7 +330,7 @@ class EncodedVideoReader(_Reader):
         try:
             for start, last in last_of.items():
                 codec.flush_buffers()
-                frames: list[Any] = []
+                latest = -(2**63)
                 while position < start:
                     position, packet = next(packets)
                 while True:
@@ -332,12 +339,11 @@ class EncodedVideoReader(_Reader):
                     if position == last:
                         frames += codec.decode(None)
                     for frame in frames:
-                        index = index_of.get(frame.pts)
-                        if index is None:
-                            continue
-                        if index in pictures or frame.is_corrupt:
+                        if frame.pts is None or frame.pts <= latest or frame.is_corrupt:
                             return None
-                        pictures[index] = self._picture(frame)
+                        latest = frame.pts
+                        if latest in index_of:
+                            pictures[index_of[latest]] = self._picture(frame)
                     if position == last:
                         break
                     position, packet = next(packets)
