@@ -260,10 +260,12 @@ class ResumableLoader(DataLoader):
 
     Lightning stores ``state_dict()`` in its checkpoints and calls ``load_state_dict`` before the first batch. The
     state counts the batches handed out, not those that workers have prepared ahead. ``batch_sampler`` must be a
-    :class:`TrainBatchSampler`.
+    :class:`TrainBatchSampler`. ``processed``, if set, tells how many batches of the epoch were trained on: one less
+    than handed out where a training step was interrupted.
     """
 
     batch_sampler: TrainBatchSampler
+    processed: Callable[[], int] | None = None
     _position = (0, 0)  # epoch, batches handed out in it
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -275,7 +277,8 @@ class ResumableLoader(DataLoader):
 
     def state_dict(self) -> dict[str, int]:
         """Position (epoch, batches done) and what the order depends on."""
-        return {"epoch": self._position[0], "batch": self._position[1], **self._order()}
+        epoch, batch = self._position
+        return {"epoch": epoch, "batch": min(batch, self.processed()) if self.processed else batch, **self._order()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue after the stored position.

@@ -211,7 +211,11 @@ class VideoDataModule(L.LightningDataModule):
                 f"an epoch has no full step: {len(self.train_dataset)} training videos, batch_size {self.batch_size} "
                 f"per process and drop_last; make batch_size smaller or set drop_last to false."
             )
-        return ResumableLoader(self.train_dataset, batch_sampler=sampler, **self._loader_options())
+        loader = ResumableLoader(self.train_dataset, batch_sampler=sampler, **self._loader_options())
+        if self.trainer is not None:
+            progress = self.trainer.fit_loop.epoch_loop.batch_progress
+            loader.processed = lambda: progress.current.processed  # type: ignore[attr-defined]
+        return loader
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Whole videos, one central view each; empty without a split ``val``."""
@@ -223,6 +227,8 @@ class VideoDataModule(L.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         """Whole videos with all views, of ``predict_paths`` or the test split."""
+        # Lightning cannot see that this sampler, like its own, gives every video.
+        warnings.filterwarnings("ignore", ".*custom batch sampler `EvalBatchSampler`.*")
         return self._eval_loader(self.predict_dataset)
 
     # -- parts ------------------------------------------------------------------------------------------------------

@@ -120,7 +120,7 @@ def test_clip_spec_round_trip():
     assert ClipSpec.from_dict(spec.to_dict()) == spec
     assert spec.num_views == 30
     assert all(isinstance(value, int | str | list) for value in spec.to_dict().values())
-    with pytest.raises(ValueError, match="unknown keys.*crop"):
+    with pytest.raises(ValueError, match=r"unknown keys.*crop"):
         ClipSpec.from_dict({"crop": 3})
 
 
