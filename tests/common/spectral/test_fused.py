@@ -283,6 +283,52 @@ def test_checkpoint_once_keeps_only_the_input():
     assert plain.total > 40 * saved.total
 
 
+@pytest.mark.parametrize("memory_efficient", [False, True])
+def test_distributed_training(memory_efficient, tmp_path):
+    """Gradients and running statistics are those without the wrapper; every parameter's gradient is reduced."""
+    x, weight = torch.randn(2, 11, 3, 5, 4), torch.randn(2, 7, 3, 5, 4)
+    plain, block = pair()
+    block.memory_efficient = memory_efficient
+    inner = nn.Sequential(block, Recomputed(nn.Sequential(nn.Conv3d(7, 7, 1), nn.BatchNorm3d(7))))
+    alone = nn.Sequential(plain, copy.deepcopy(inner[1].inner))
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(inner)
+        for _ in range(2):
+            a, b = train_step(alone, x, weight), train_step(parallel, x, weight)
+            torch.testing.assert_close(b[:2], a[:2], rtol=1e-4, atol=1e-4)
+    finally:
+        torch.distributed.destroy_process_group()
+    torch.testing.assert_close(list(b[2].values()), list(a[2].values()), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(list(inner.buffers()), list(alone.buffers()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("memory_efficient", [False, True])
+def test_compiled_block_equals_plain(memory_efficient):
+    plain, block = pair()
+    block.memory_efficient = memory_efficient
+    x, weight = torch.randn(2, 11, 3, 5, 4), torch.randn(2, 7, 3, 5, 4)
+    compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
+    a, b = train_step(plain, x, weight), train_step(compiled, x, weight)
+    torch.testing.assert_close(b[:2], a[:2], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(block.state_dict(), plain.state_dict(), rtol=1e-5, atol=1e-5)
+    compiled.eval(), plain.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), plain(x), rtol=1e-4, atol=1e-4)
+
+
+def test_compiled_segment_equals_plain():
+    plain, inner = segment(), segment()
+    for module in (plain, inner):
+        module[6] = nn.Identity()  # compiled random numbers differ
+        module[4].momentum = 0.1  # a cumulative average depends on data, which the compiler does not take
+    x, weight = torch.randn(2, 4, 4, 5, 6), torch.randn(2, 6, 4, 5, 6)
+    compiled = torch.compile(Recomputed(inner), backend="aot_eager", fullgraph=True)
+    a, b = train_step(plain, x, weight), train_step(compiled, x, weight)
+    torch.testing.assert_close(b[:2], a[:2], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(inner.state_dict(), plain.state_dict(), rtol=1e-5, atol=1e-5)
+
+
 def test_reference_implementation_runs_stock_operators():
     """Inside the context no custom autograd function is recorded, and the results are the same."""
     x = torch.randn(2, 11, 3, 5, 4, requires_grad=True)

@@ -307,3 +307,23 @@ def test_input_errors():
         layer(torch.zeros(1, 2, 4, 4))
     with pytest.raises(TypeError, match="float64"):
         layer(torch.zeros(1, 2, 4, 4, 4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kernel_size", [(3, 3, 3), (1, 3, 3), (3, 1, 1)])
+def test_compiled_layer_equals_eager(kernel_size):
+    layer = DepthwiseSTFT(2, kernel_size)
+    x = torch.randn(1, 2, 3, 4, 5, requires_grad=True)
+    y, expected = torch.compile(layer, backend="aot_eager", fullgraph=True)(x), layer(x)
+    torch.testing.assert_close(y, expected)
+    weight = torch.randn_like(y)
+    torch.testing.assert_close(torch.autograd.grad(y, x, weight), torch.autograd.grad(expected, x, weight))
+
+
+@pytest.mark.parametrize("kernel_size", [(3, 3, 3), (3, 1, 1)])
+def test_onnx_export(kernel_size):
+    pytest.importorskip("onnxscript")
+    layer = DepthwiseSTFT(2, kernel_size).eval()
+    with reference_implementation():
+        program = torch.onnx.export(layer, (torch.randn(1, 2, 3, 4, 5),), dynamo=True, verbose=False)
+    assert program is not None
+    assert "Conv" in {node.op_type for node in program.model.graph}
