@@ -14,13 +14,14 @@ import csv
 import os
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from common.datamodules.manifest import CLASSES_FILE, VIDEO_EXTENSIONS, Entry, Manifest
+from common.datamodules.manifest import CLASSES_FILE, SPLITS, VIDEO_EXTENSIONS, Entry, Manifest
 from common.datamodules.readers import VideoReadError, open_video
 from data._parallel import map_files
 from data.annotations import BENCHMARKS, AnnotationError, Benchmark, Listing
@@ -49,6 +50,7 @@ def prepare(
     out: Path,
     *,
     option: str | None = None,
+    only: Collection[str] | None = None,
     probe: bool = True,
     allow_missing: bool = False,
     force: bool = False,
@@ -63,8 +65,10 @@ def prepare(
         annotations: folder of the official annotation files.
         out: the CSV file to write.
         option: which of the official splits (UCF-101, HMDB-51) or releases (Diving-48); None takes the first.
+        only: the splits to list; None: all that the annotation files have.
         probe: open every video to read its frames, frame rate and duration; otherwise these columns stay empty.
-        allow_missing: leave out the videos that are missing or unreadable instead of refusing.
+        allow_missing: go on when videos are missing (they stay in the manifest, for `VideoDataModule` to drop and
+            count) or unreadable (they are left out) instead of refusing.
         force: replace an existing manifest.
         workers: processes that open videos; None chooses by the machine.
         console: where to print; standard error by default.
@@ -90,6 +94,10 @@ def prepare(
     if not force and classes_path.exists() and classes_path.read_text(encoding="utf-8") != classes:
         raise PrepareError(f"{classes_path} holds other classes: give every data set a folder of its own.")
     _print_counts(benchmark, listing, console)
+    if only is not None:
+        listing = replace(listing, videos=tuple(video for video in listing.videos if video.split in only))
+        if not listing.videos:
+            raise PrepareError(f"the annotation files list no videos of {' or '.join(only)}: correct --only.")
 
     paths = _locate(listing, root)
     present = [video for video in listing.videos if video.key in paths]
@@ -98,17 +106,20 @@ def prepare(
         jobs = [(str(root / paths[video.key]), listing.frame_fps) for video in present]
         found = map_files(probe_video, jobs, "opening videos", workers)
         probes = {video.key: result for video, result in zip(present, found, strict=True)}
-    entries, problems = [], []
+    entries, problems, usable = [], [], []
     for video in listing.videos:
         result = probes.get(video.key, Probe(problem="" if video.key in paths else "missing"))
-        if result.problem:
-            problems.append((paths.get(video.key, video.key), video.split, result.problem))
-            continue
+        path = paths.get(video.key, video.key)
         name = "" if video.label is None else listing.class_names[video.label]
-        numbers = (result.num_frames, result.fps, result.duration)
-        entries.append(Entry(paths[video.key], video.label, name, video.split, *numbers))
+        entry = Entry(path, video.label, name, video.split, result.num_frames, result.fps, result.duration)
+        if result.problem:
+            problems.append((path, video.split, result.problem))
+        else:
+            usable.append(entry)
+        if video.key not in paths or not result.problem:
+            entries.append(entry)
 
-    counts = f"{len(entries)} of {len(listing.videos)} videos"
+    counts = f"{len(usable)} of {len(listing.videos)} videos"
     report = out.with_suffix(".report.csv")
     report.parent.mkdir(parents=True, exist_ok=True)
     with open(report, "w", encoding="utf-8", newline="") as file:
@@ -118,15 +129,20 @@ def prepare(
         text = f"{counts} can be used below {root}; the others are listed in {report}:\n{shown}"
         if len(problems) > MAX_REPORTED:
             text += f"\n  ... and {len(problems) - MAX_REPORTED} more"
-        if not allow_missing or not entries:
+        if not allow_missing or not usable:
             raise PrepareError(text + "\nGet these videos, or give --allow-missing to go on without them.")
-        console.print(text, markup=False, highlight=False)
+        text += "\nThe missing ones stay in the manifest, so that every result says how many there were: set on_missing"
+        text += " to drop in the recipe. Those that cannot be read are left out."
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
     manifest = Manifest(root, tuple(entries), listing.class_names, out, len(listing.videos))
-    empty = [name for name, n in zip(listing.class_names, manifest.class_counts("train"), strict=True) if n == 0]
+    trained = {entry.label for entry in usable if entry.split == "train"}
+    empty = [name for label, name in enumerate(listing.class_names) if label not in trained]
     if empty:
-        console.print(f"classes without a training video: {', '.join(empty)}", markup=False, highlight=False)
+        console.print(
+            f"classes without a training video: {', '.join(empty)}", markup=False, highlight=False, soft_wrap=True
+        )
     manifest.write(out, overwrite=force)
-    console.print(f"{out}: {counts}, hash {manifest.hash[:12]}", markup=False, highlight=False)
+    console.print(f"{out}: {counts}, hash {manifest.hash[:12]}", markup=False, highlight=False, soft_wrap=True)
     return manifest
 
 
@@ -143,7 +159,7 @@ def probe_video(job: tuple[str, float | None]) -> Probe:
 def _locate(listing: Listing, root: Path) -> dict[str, str]:
     """Paths relative to the root by key of the listed videos that are there."""
     wanted = {video.key for video in listing.videos}
-    depth = 1 + max(key.count("/") for key in wanted) if wanted else 1
+    depth = 1 + max(key.count("/") for key in wanted)
     found: dict[str, str] = {}
     twice: dict[str, list[str]] = {}
     for path in _frame_folders(root) if listing.frame_fps else _video_files(root):
@@ -207,8 +223,9 @@ def main(argv: list[str] | None = None) -> int:
             command.add_argument(
                 f"--{benchmark.option}", dest="option", choices=benchmark.choices, default=default, help=text
             )
+        command.add_argument("--only", nargs="+", choices=SPLITS, help="list only the videos of these splits")
         command.add_argument("--no-probe", action="store_true", help="do not open the videos; leaves columns empty")
-        command.add_argument("--allow-missing", action="store_true", help="go on without missing and unreadable videos")
+        command.add_argument("--allow-missing", action="store_true", help="go on when videos are missing or unreadable")
         command.add_argument("--force", action="store_true", help="replace an existing manifest and class list")
         command.add_argument("--workers", type=int, help="processes that open videos (0: none)")
     args = parser.parse_args(argv)
@@ -219,6 +236,7 @@ def main(argv: list[str] | None = None) -> int:
             args.annotations,
             args.out,
             option=getattr(args, "option", None),
+            only=args.only,
             probe=not args.no_probe,
             allow_missing=args.allow_missing,
             force=args.force,

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -19,7 +20,7 @@ from data.demo.__main__ import main
 from data.demo._folder import DemoError
 from data.demo.motion import PICTURES, draw_scene, render, write_clip
 
-TINY = {"size": 16, "frames": 3, "train": 2, "val": 1, "test": 1}
+TINY: dict[str, Any] = {"size": 16, "frames": 3, "train": 2, "val": 1, "test": 1}
 
 
 def decode(path: Path) -> np.ndarray:
@@ -60,7 +61,7 @@ def test_manifest_lists_every_clip(motion: Manifest) -> None:
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
         assert (stream.width, stream.height, stream.frames) == (48, 48, 8)
-        assert (float(stream.average_rate), entry.fps, entry.num_frames) == (12.0, 12.0, 8)
+        assert (stream.average_rate, entry.fps, entry.num_frames) == (12, 12.0, 8)
         assert entry.duration == pytest.approx(8 / 12, abs=1e-6)
 
 

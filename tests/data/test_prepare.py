@@ -303,8 +303,12 @@ def test_a_broken_and_a_missing_video_are_named(place: Workplace) -> None:
     assert status == 0
     assert "2 of 4 videos" in printed
     assert "classes without a training video: petting animal (not cat)" in printed
-    assert len(place.rows()) == 2
-    assert len(Manifest.read(place.out, place.videos).class_names) == 2  # labels do not move
+    manifest = Manifest.read(place.out, place.videos)
+    assert len(manifest.class_names) == 2  # labels do not move
+    present, missing = manifest.present()  # the missing one is counted, the broken one cannot be trained with
+    assert present.counts() == "2 of 3 videos"
+    assert [entry.path for entry in missing] == ["-3B32lodo2M_000000_000010"]
+    assert missing[0].num_frames is None
 
 
 def test_an_empty_or_holed_frame_folder_is_a_problem(place: Workplace) -> None:
@@ -329,6 +333,23 @@ def test_no_probe_leaves_the_numbers_empty_but_still_looks_for_the_files(place: 
     path.unlink()
     assert place.run(case, "--no-probe", "--force")[0] == 1
     assert place.report()[1] == ["ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01", "val", "missing"]
+
+
+def test_only_some_splits(place: Workplace) -> None:
+    """Few have the test videos of Kinetics; without --only they would all be missing."""
+    case = place.make(kinetics400)
+    (place.videos / "test/_dbcJuKJQNs_000104_000114.mp4").unlink()
+    assert place.run(case)[0] == 1
+    status, printed = place.run(case, "--only", "train", "val")
+    assert status == 0
+    assert "3 of 3 videos" in printed
+    assert {row["split"] for row in place.rows()} == {"train", "val"}
+
+
+def test_only_a_split_that_the_annotations_lack(place: Workplace) -> None:
+    status, printed = place.run(place.make(jester), "--only", "test")
+    assert status == 1
+    assert "list no videos of test" in printed
 
 
 def test_nothing_at_all_is_refused_even_with_allow_missing(place: Workplace) -> None:
