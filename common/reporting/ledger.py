@@ -1,0 +1,388 @@
+"""The ledger of a paper: every table row and figure, the paper's numbers as printed, and what we do about each.
+
+`papers/<paper>/ledger.yaml` has these keys (lists keep the paper's order):
+
+- `paper`, `title`, `authors`;
+- `networks`: name -> `{function: dotted path, arguments, classes}`, `classes` being arguments that are classes;
+- `tables`: `{id, title, note, columns, rows}`.
+  A column is `{key, name, measure, scale, dataset}`: `measure` names what it holds (`params`, `macs`, or a key of
+  `result.json` such as `top1`), `scale` is the worth of one printed unit (0.01 for per cent; the suffixes K, M and G of a
+  printed number count too), `dataset` the recipe whose results stand there.
+  A row is `{id, name, statuses, paper, networks, recipes, note}`: `paper` maps column keys to printed text;
+  `networks` maps labels to `{network, arguments, input, complex_weight}`, the first being the one that the row is
+  compared by; `recipes` maps data sets to `{file, overrides, runs}`, where `runs` lists the overrides of runs whose
+  results are averaged and `{root}` stands for the folder of the data.
+- `figures`: `{id, title, statuses, function, where}`, `function` being one of the paper's `reproduce.py`;
+- `demo`: `{title, text, data, recipe, rows}`: `data` are the arguments of `python -m data.demo`, a row is
+  `{id, name, of, overrides}`, `of` being the table row that it stands for.
+
+Statuses: `computed`, `demo`, `recipe`, `literature`, and for figures `diagram`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import re
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from common.evaluation.complexity import Complexity, count
+
+STATUSES = ("computed", "demo", "recipe", "literature", "diagram")
+DASH = "\N{EN DASH}"
+
+
+class LedgerError(ValueError):
+    """The ledger is wrong; the message begins with file and line."""
+
+
+@dataclass
+class Column:
+    """A column of a table; `measure` is None for text."""
+
+    key: str
+    name: str
+    measure: str | None = None
+    scale: float = 1.0
+    dataset: str | None = None
+
+    def value(self, printed: str | None) -> float | None:
+        """The number of a printed cell in base units (values, multiply-adds, fractions); None for a dash or text."""
+        if self.measure is None or printed is None:
+            return None
+        found = re.match(r"\s*(-?[\d,]*\.?\d+)\s*([KMG]?)(?![\w.])", printed.split("×")[0])
+        if found is None:
+            return None
+        return float(found[1].replace(",", "")) * {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9}[found[2]] * self.scale
+
+    def print(self, value: float | None, like: str | None = None) -> str:
+        """`value` (base units) in the unit of the printed cell `like`, with as many digits, at least two decimals for
+        counts and accuracies; a dash for None."""
+        if value is None:
+            return DASH
+        found = re.match(r"\s*-?[\d,]*(?:\.(\d+))?([KMG]?)", (like or "").split("×")[0])
+        suffix = found[2] if found and found[2] else ""
+        if not suffix and self.scale == 1 and self.measure in ("params", "macs"):
+            suffix = {"params": "M", "macs": "G"}[self.measure]
+        decimals = max(2, len(found[1]) if found and found[1] else 0)
+        return f"{value / self.scale / {'': 1.0, 'K': 1e3, 'M': 1e6, 'G': 1e9}[suffix]:.{decimals}f}{suffix}"
+
+
+@dataclass
+class Network:
+    """A function that builds a network."""
+
+    function: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    classes: dict[str, str] = field(default_factory=dict)
+
+    def build(self) -> nn.Module:
+        """Call the function. Raises LedgerError if there is none of that name."""
+        return _find(self.function)(**self.arguments, **{k: _find(path) for k, path in self.classes.items()})
+
+
+def _find(dotted: str) -> Any:
+    module, _, name = dotted.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise LedgerError(f"{dotted}: {error}") from error
+
+
+@dataclass
+class RowNetwork:
+    """A network of a row with the shape of its input; `complex_weight` as in `complexity.count`."""
+
+    network: str
+    input: list[int]
+    arguments: dict[str, Any] = field(default_factory=dict)
+    complex_weight: int = 1
+
+
+@dataclass
+class Recipe:
+    """A recipe file of the paper's folder with command-line overrides."""
+
+    file: str
+    overrides: list[str] = field(default_factory=list)
+    runs: list[list[str]] = field(default_factory=list)
+
+    def commands(self, folder: Path, root: str = "{root}") -> list[list[str]]:
+        """Arguments behind `spectral fit`, one list for every run."""
+        config = ["--config", str(folder / "recipes" / self.file), *self.overrides]
+        return [config + [word.replace("{root}", root) for word in run] for run in self.runs or [[]]]
+
+
+@dataclass
+class Row:
+    """A row of a table."""
+
+    id: str
+    name: str
+    statuses: list[str]
+    paper: dict[str, str]
+    networks: dict[str, RowNetwork] = field(default_factory=dict)
+    recipes: dict[str, Recipe] = field(default_factory=dict)
+    note: str | None = None
+    line: int = 0
+
+
+@dataclass
+class Table:
+    """A table of the paper."""
+
+    id: str
+    title: str
+    columns: list[Column]
+    rows: list[Row]
+    note: str | None = None
+    line: int = 0
+
+    @property
+    def number(self) -> str:
+        """`Table 2` for `table2`."""
+        return re.sub(r"^table(?=\d)", "Table ", self.id)
+
+    def column(self, measure: str) -> Column | None:
+        """The first column that holds `measure`."""
+        return next((c for c in self.columns if c.measure == measure), None)
+
+
+@dataclass
+class Figure:
+    """A figure of the paper."""
+
+    id: str
+    title: str
+    statuses: list[str]
+    where: str
+    function: str | None = None
+    line: int = 0
+
+    @property
+    def number(self) -> str:
+        """`Figure 2` for `figure2`."""
+        return re.sub(r"^figure(?=\d)", "Figure ", self.id)
+
+
+@dataclass
+class DemoRow:
+    """A network trained on the embedded data."""
+
+    id: str
+    name: str
+    of: str
+    overrides: list[str] = field(default_factory=list)
+    line: int = 0
+
+
+@dataclass
+class Demo:
+    """What is trained and tested here, now."""
+
+    title: str
+    text: str
+    data: list[str]
+    recipe: str
+    rows: list[DemoRow]
+
+
+@dataclass
+class Ledger:
+    """A paper's ledger; see the module's text. `path` is the file."""
+
+    paper: str
+    title: str
+    authors: str
+    networks: dict[str, Network]
+    tables: list[Table]
+    figures: list[Figure]
+    demo: Demo | None = None
+    path: Path = Path()
+
+    @property
+    def folder(self) -> Path:
+        """The paper's folder."""
+        return self.path.parent
+
+    def rows(self) -> Iterator[tuple[Table, Row]]:
+        """All table rows."""
+        return ((table, row) for table in self.tables for row in table.rows)
+
+    def select(self, names: list[str]) -> list[str]:
+        """Ids of all entries that are named, or lie below a named table or `demo`; every entry if nothing is named.
+
+        Raises LedgerError for a name that selects nothing, with the nearest one that does.
+        """
+        ids = [row.id for _, row in self.rows()] + [figure.id for figure in self.figures]
+        ids += [row.id for row in self.demo.rows] if self.demo else []
+        chosen: dict[str, None] = {}
+        for name in names or ids:
+            found = [i for i in ids if i == name or i.startswith(f"{name}/")]
+            if not found:
+                known = sorted({*ids, *(i.partition("/")[0] for i in ids)})
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f" Did you mean {near[0]}?" if near else " See --list."
+                raise LedgerError(f"{self.path}: no row, table or figure {name!r}.{hint}")
+            chosen |= dict.fromkeys(found)
+        return [i for i in ids if i in chosen]
+
+    def network(self, spec: RowNetwork) -> Network:
+        """The network of a row with its own arguments."""
+        base = self.networks[spec.network]
+        return Network(base.function, base.arguments | spec.arguments, base.classes)
+
+    def complexity(self, spec: RowNetwork) -> Complexity:
+        """Count a row's network; nothing is computed, so any size takes about a second."""
+        with torch.device("meta"):
+            network = self.network(spec).build()
+        return count(network, spec.input, complex_weight=spec.complex_weight)
+
+
+# Reading
+
+
+class _Map(dict):
+    line = 0
+
+
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key, (key_node, _) in zip(keys, node.value, strict=True):
+            if keys.count(key) > 1:
+                raise LedgerError(f"{key_node.start_mark.name}:{key_node.start_mark.line + 1}: {key} is given twice")
+        result = _Map(super().construct_mapping(node, deep=True))
+        result.line = node.start_mark.line + 1
+        return result
+
+
+_Loader.add_constructor(
+    yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, lambda loader, node: loader.construct_mapping(node)
+)
+
+
+def load(path: str | Path) -> Ledger:
+    """Read and check a ledger.
+
+    Raises:
+        LedgerError: naming file, line and id, for a missing or unknown key, a value of the wrong kind (numbers of the
+            paper must be quoted text), an id given twice, a reference to nothing, or a status without what it needs.
+    """
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8") as file:
+            content = yaml.load(file, _Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise LedgerError(f"{path}: {error}") from error
+    except OSError as error:
+        raise LedgerError(f"{path}: {error.strerror}. Every paper folder has a ledger.yaml.") from error
+    ledger: Ledger = _build(Ledger, content, str(path), 1)
+    ledger.path = path
+    _check(ledger)
+    return ledger
+
+
+def _build(kind: Any, value: Any, path: str, line: int) -> Any:
+    """Turn plain values into dataclasses, strictly."""
+    line = getattr(value, "line", line)
+    where = f"{path}:{line}"
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is list:
+        if not isinstance(value, list):
+            raise LedgerError(f"{where}: expected a list, found {value!r}")
+        return [_build(args[0], v, path, line) for v in value]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise LedgerError(f"{where}: expected keys with values, found {value!r}")
+        return {k: _build(args[1], v, path, line) for k, v in value.items()}
+    if origin is types.UnionType:
+        return None if value is None else _build(args[0], value, path, line)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        if not isinstance(value, dict):
+            raise LedgerError(f"{where}: expected keys with values, found {value!r}")
+        hints = {k: v for k, v in typing.get_type_hints(kind).items() if k not in ("line", "path")}
+        required = [
+            f.name
+            for f in dataclasses.fields(kind)
+            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        ]
+        name = f" of {value['id']}" if "id" in value else ""
+        for key in value:
+            if key not in hints:
+                near = difflib.get_close_matches(str(key), hints, n=1)
+                hint = f" Did you mean {near[0]}?" if near else f" It takes {', '.join(hints)}."
+                raise LedgerError(f"{where}: unknown key {key!r}{name}.{hint}")
+        if missing := [key for key in required if key not in value]:
+            raise LedgerError(f"{where}: {', '.join(missing)}{name} is missing")
+        result = kind(**{k: _build(hints[k], v, path, line) for k, v in value.items()})
+        if any(f.name == "line" for f in dataclasses.fields(kind)):
+            result.line = line
+        return result
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is not Any and not isinstance(value, kind):
+        hint = " Quote it, so that it stays as printed." if kind is str else ""
+        raise LedgerError(f"{where}: expected {kind.__name__}, found {value!r}.{hint}")
+    return value
+
+
+def _check(ledger: Ledger) -> None:
+    seen: dict[str, int] = {}
+
+    def fail(entry: Any, message: str) -> typing.NoReturn:
+        raise LedgerError(f"{ledger.path}:{entry.line}: {entry.id}: {message}")
+
+    demo_rows = ledger.demo.rows if ledger.demo else []
+    shown_by_demo = {row.of for row in demo_rows}
+    for entry in [*ledger.tables, *(row for _, row in ledger.rows()), *ledger.figures, *demo_rows]:
+        if entry.id in seen:
+            fail(entry, f"the id is taken by line {seen[entry.id]}")
+        seen[entry.id] = entry.line
+        for status in getattr(entry, "statuses", []):
+            if status not in STATUSES:
+                fail(entry, f"unknown status {status!r}; there are {', '.join(STATUSES)}")
+    for table, row in ledger.rows():
+        keys = [c.key for c in table.columns]
+        if not row.id.startswith(f"{table.id}/"):
+            fail(row, f"the id must begin with {table.id}/")
+        if list(row.paper) != keys:
+            fail(row, f"the paper's numbers are for {', '.join(row.paper)}; the columns are {', '.join(keys)}")
+        if not row.statuses:
+            fail(row, "no status")
+        needs = {
+            "computed": bool(row.networks),
+            "recipe": bool(row.recipes),
+            "demo": row.id in shown_by_demo,
+        }
+        for status, given in needs.items():
+            if (status in row.statuses) != given:
+                fail(row, f"status {status} and what it needs must go together (networks, recipes, or a demo row)")
+        for spec in row.networks.values():
+            if spec.network not in ledger.networks:
+                near = difflib.get_close_matches(spec.network, ledger.networks, n=1)
+                fail(row, f"no network {spec.network!r}." + (f" Did you mean {near[0]}?" if near else ""))
+        datasets = {c.dataset for c in table.columns if c.dataset}
+        for dataset, recipe in row.recipes.items():
+            if dataset not in datasets:
+                fail(row, f"no column shows {dataset}; there are {', '.join(sorted(datasets)) or 'none'}")
+            if not (ledger.folder / "recipes" / recipe.file).is_file():
+                fail(row, f"no recipe {recipe.file} in {ledger.folder / 'recipes'}")
+    for figure in ledger.figures:
+        if ("computed" in figure.statuses) != (figure.function is not None):
+            fail(figure, "status computed and a function must go together")
+    for demo in demo_rows:
+        if demo.of not in seen:
+            fail(demo, f"there is no row {demo.of}")
+    if ledger.demo and not (ledger.folder / "recipes" / ledger.demo.recipe).is_file():
+        raise LedgerError(f"{ledger.path}: demo: no recipe {ledger.demo.recipe} in {ledger.folder / 'recipes'}")
