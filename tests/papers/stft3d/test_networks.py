@@ -54,9 +54,7 @@ def test_parameters_of_known_networks() -> None:
         (layers.TSTFTBlock, lambda c, b, f: (c + 9 + 2 * f) * b),
     ],
 )
-def test_block_parameters_follow_section_3_3(
-    block: type[nn.Module], formula: Callable[[int, int, int], int]
-) -> None:
+def test_block_parameters_follow_section_3_3(block: type[nn.Module], formula: Callable[[int, int, int], int]) -> None:
     module = block(10, 6, 14)
     weights = sum(p.numel() for m in module.modules() if isinstance(m, nn.Conv3d) for p in m.parameters())
     assert weights == formula(10, 6, 14)

@@ -1,0 +1,131 @@
+"""Every recipe runs through the real command on tiny data in the dataset's own format, and says what the paper says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from common.training.cli import main, run
+from data.annotations import BENCHMARKS
+from data.prepare import main as prepare
+from papers.stft3d import STFT3DModule
+from tests.data import test_prepare as official
+
+RECIPES = sorted((Path(__file__).resolve().parents[3] / "papers/stft3d/recipes").glob("t-stft_*.yaml"))
+WRITERS: dict[str, Callable] = {
+    "something-v1": official.something_v1,
+    "something-v2": official.something_v2,
+    "jester": official.jester,
+    "diving48": official.diving48,
+    "kinetics400": official.kinetics400,
+    "ucf101": official.ucf101,
+    "hmdb51": official.hmdb51,
+}
+WITH_FLIP = {"kinetics400", "ucf101", "hmdb51", "diving48"}  # Section 5.2
+SMALL = ["--model.width", "0.125", "--data.crop_size", "32", "--data.batch_size", "2", "--data.num_workers", "0"]
+
+
+def dataset_of(recipe: Path) -> str:
+    return recipe.stem.split("_")[3]
+
+
+@pytest.fixture(scope="session")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
+    """A function from a dataset's name to the arguments that point a recipe at a tiny copy of it."""
+    made: dict[str, list[str]] = {}
+
+    def make(name: str) -> list[str]:
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            case = WRITERS[name](folder / "videos", folder / "annotations")
+            manifest = folder / "manifest.csv"
+            places = ["--root", str(folder / "videos"), "--annotations", str(folder / "annotations")]
+            assert prepare([name, *places, "--out", str(manifest), "--workers", "0", *case.options]) == 0
+            made[name] = ["--data.root", str(folder / "videos"), "--data.manifest", str(manifest)]
+            made[name] += ["--model.num_classes", str(len(case.classes))]
+        return made[name]
+
+    return make
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_says_what_the_paper_says(recipe: Path) -> None:
+    content = yaml.safe_load(recipe.read_text())
+    model, data, name = content["model"]["init_args"], content["data"]["init_args"], dataset_of(recipe)
+    finetuning = recipe.stem.endswith("_from-kinetics")
+    assert model["num_classes"] == BENCHMARKS[name].published["classes"]
+    assert data["horizontal_flip"] == (name in WITH_FLIP)
+    assert data["batch_size"] == 32
+    assert data["crop_size"] == 112
+    assert f"_{data['num_frames']}f_" in recipe.stem
+    assert content["trainer"]["max_epochs"] == (60 if finetuning else 160)
+    assert model.get("learning_rate", 0.1) == (0.01 if finetuning else 0.1)
+    assert model.get("decay_every", 40) == (20 if finetuning else 40)
+    assert ("pretrained" in model) == finetuning
+
+
+def test_optimiser_and_schedule_of_section_5_2() -> None:
+    module = STFT3DModule(num_classes=3, width=0.125)
+    config = module.configure_optimizers()
+    optimizer, schedule = config["optimizer"], config["lr_scheduler"]["scheduler"]
+    group = optimizer.param_groups[0]
+    assert (group["momentum"], group["dampening"], group["weight_decay"]) == (0.9, 0.9, 1e-3)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(module.network.parameters()))
+    rates = []
+    for _ in range(160):
+        rates.append(group["lr"])
+        optimizer.step()
+        schedule.step()
+    expected = [0.1] * 40 + [0.01] * 40 + [0.001] * 40 + [0.0001] * 40
+    torch.testing.assert_close(torch.tensor(rates), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_runs(recipe: Path, datasets: Callable[[str], list[str]], pretrained: Path) -> None:
+    arguments = ["--config", str(recipe), *SMALL, *datasets(dataset_of(recipe)), "--trainer.fast_dev_run", "true"]
+    if recipe.stem.endswith("_from-kinetics"):
+        arguments += ["--model.pretrained", str(pretrained)]
+    assert main(["fit", *arguments]) == 0
+    assert main(["test", *arguments]) == 0
+
+
+@pytest.fixture(scope="session")
+def pretrained(datasets: Callable[[str], list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the Kinetics recipe, one step old, with another number of classes than any other dataset."""
+    recipe = next(path for path in RECIPES if path.stem == "t-stft_bn-inception_64f_kinetics400")
+    runs = tmp_path_factory.mktemp("runs")
+    arguments = ["--config", str(recipe), *SMALL, *datasets("kinetics400"), "--data.num_frames", "4"]
+    cli = run(["fit", *arguments, "--trainer.max_epochs", "1", "--trainer.default_root_dir", str(runs)])
+    assert cli.run_dir is not None
+    return cli.run_dir / "last.ckpt"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--trainer.accumulate_grad_batches", "2"],
+        ["--trainer.precision", "bf16-mixed"],
+        ["--model.memory_efficient", "true"],
+        pytest.param(["--model.compile", "true"], marks=pytest.mark.slow),
+        pytest.param(["--trainer.devices", "2", "--trainer.strategy", "ddp_spawn"], marks=pytest.mark.slow),
+    ],
+    ids=lambda options: options[0].rpartition(".")[2],
+)
+@pytest.mark.parametrize("method", ["t-stft", "st-stft", "s-stft"])
+def test_recipe_runs_with_options(method: str, options: list[str], datasets: Callable[[str], list[str]]) -> None:
+    recipe = next(path for path in RECIPES if path.stem == "t-stft_bn-inception_16f_something-v1")
+    arguments = ["--config", str(recipe), *SMALL, *datasets("something-v1"), "--model.method", method]
+    arguments += ["--data.num_frames", "4", "--trainer.accelerator", "cpu", "--trainer.fast_dev_run", "2"]
+    assert main(["fit", *arguments, *options]) == 0
+
+
+def test_wrong_choices_are_named(datasets: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["fit", "--config", str(RECIPES[0]), *SMALL, *datasets("jester")]
+    assert main([*arguments, "--model.method", "i3d", "--model.memory_efficient", "true"]) == 1
+    assert "memory_efficient is for networks with fixed transforms, not i3d" in capsys.readouterr().err
+    assert main([*arguments, "--model.method", "t-sfft"]) == 2
+    assert "t-stft" in capsys.readouterr().err
