@@ -20,10 +20,19 @@ def checkpoint_callbacks(folder: Path, every_n_steps: int | None = None) -> list
     """``last.ckpt`` after every epoch (and every n steps), and ``best.ckpt`` by validation top-1."""
     common: dict[str, Any] = {"dirpath": folder, "auto_insert_metric_name": False, "enable_version_counter": False}
     last = ModelCheckpoint(**common, filename="last", save_on_train_epoch_end=True)
-    best = ModelCheckpoint(**common, filename="best", monitor="val_top1", mode="max", save_on_train_epoch_end=False)
+    best = _BestCheckpoint(**common, filename="best", monitor="val_top1", mode="max", save_on_train_epoch_end=False)
     if every_n_steps is None:
         return [last, best]
     return [ModelCheckpoint(**common, filename="last", every_n_train_steps=every_n_steps), last, best]
+
+
+class _BestCheckpoint(ModelCheckpoint):
+    """Remembers the best score when a run is resumed in a folder of its own."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        folder, self.dirpath = self.dirpath, state_dict["dirpath"]  # the parent forgets the score in another folder
+        super().load_state_dict(state_dict)
+        self.dirpath = folder
 
 
 class StepSeed(Callback):
@@ -58,6 +67,9 @@ class Throughput(Callback):
     Both are averages since the last logged step. ``data_wait`` is also on the progress bar: near 0 the network is the
     bottleneck, near 1 the videos are read too slowly (raise ``num_workers``).
     """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.on_train_epoch_start(trainer, pl_module)  # a run that goes on in the middle of an epoch does not start it
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._begin = self._end_of_batch = time.perf_counter()
@@ -152,7 +164,7 @@ def confusion_figure(confusion: Tensor, class_names: list[str] | None) -> Figure
     """Confusion matrix (classes, classes), each row divided by its number of videos."""
     figure = Figure(figsize=(6, 6), layout="constrained")
     ax = figure.subplots()
-    ax.imshow(confusion / confusion.sum(dim=1, keepdim=True).clamp_min(1), vmin=0, vmax=1, cmap="Blues")
+    ax.imshow((confusion / confusion.sum(dim=1, keepdim=True).clamp_min(1)).numpy(), vmin=0, vmax=1, cmap="Blues")
     ax.set_xlabel("prediction")
     ax.set_ylabel("label")
     if class_names is not None:

@@ -5,6 +5,7 @@ Every run gets a folder ``<trainer.default_root_dir>/<recipe name>/version_<n>``
 ``test`` add ``result.json`` and ``predictions.csv``.
 """
 
+import ast
 import contextlib
 import difflib
 import json
@@ -14,7 +15,6 @@ import platform
 import re
 import subprocess
 import sys
-import time
 import warnings
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -73,6 +73,11 @@ class _Parser(LightningArgumentParser):
         if found := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message):
             near = difflib.get_close_matches(found[2], vars(sys.modules[found[1]]), n=1)
             return f"\nDid you mean {found[1]}.{near[0]}?" if near else ""
+        if "Not a valid subclass" in message and (found := re.search(r"Given value: (\{.*\})", message)):
+            with contextlib.suppress(ValueError, SyntaxError):
+                wrong = [key for key in ast.literal_eval(found[1]) if key not in ("class_path", "init_args")]
+                return f"Beside class_path and init_args there is {', '.join(wrong)}. Did you mean init_args?"
+            return ""
         found = re.search(r"[Oo]ption '([\w.]+)'(?! is required)", message)
         found = found or re.search(r"[Uu]nrecognized arguments: --([\w.]+)", message)
         if not found:
@@ -107,7 +112,7 @@ class _SaveRun(SaveConfigCallback):
             **git_state(),
             "versions": package_versions(),
         }
-        write_json(Path(str(trainer.log_dir)) / "run.json", description)
+        write_json(Path(trainer.default_root_dir) / "run.json", description)  # log_dir would wait for the other ranks
 
 
 class SpectralCLI(LightningCLI):
@@ -218,11 +223,6 @@ class SpectralCLI(LightningCLI):
                 f"({batch} per batch x {world} processes x {accumulate} accumulated batches)"
             )
 
-    def before_validate(self) -> None:
-        self._started = time.perf_counter()
-
-    before_test = before_validate
-
     def after_validate(self) -> None:
         self._report("validate")
 
@@ -230,7 +230,6 @@ class SpectralCLI(LightningCLI):
         self._report("test")
 
     def _report(self, stage: str) -> None:
-        duration = time.perf_counter() - self._started
         scores = self.model.result
         if scores is None or self.run_dir is None or not self.trainer.is_global_zero:
             return
@@ -258,8 +257,8 @@ class SpectralCLI(LightningCLI):
             "config": self.config_dump,
             "stage": stage,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "duration_s": duration,
-            "clips_per_s": scores.videos * views / duration,
+            "duration_s": self.model.evaluation_seconds,
+            "clips_per_s": scores.videos * views / self.model.evaluation_seconds,
             "versions": package_versions(),
             "predictions": str(predictions),
         }

@@ -5,6 +5,7 @@ A paper's module subclasses :class:`VideoClassificationModule` and implements ``
 """
 
 import importlib
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -63,6 +64,7 @@ class VideoClassificationModule(L.LightningModule):
         self.result: VideoResult | None = None  # of the last evaluation
         self.paths: dict[int, str] = {}  # of the videos of the last evaluation, by index
         self.views_per_video = 0
+        self.evaluation_seconds = 0.0
         self.network = self.build_network()
         self.train_loss = MeanMetric()
         self.train_top1 = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
@@ -163,11 +165,13 @@ class VideoClassificationModule(L.LightningModule):
             torch.distributed.all_gather_object(every, self.paths)
             self.paths = {index: path for paths in every for index, path in paths.items()}
         for name, value in self.result.metrics().items():
-            self.log(f"{prefix}_{name}", value, prog_bar=name == "top1", rank_zero_only=False)
+            self.log(f"{prefix}_{name}", value, prog_bar=name == "top1")
         self.scores.reset()
+        self.evaluation_seconds = time.perf_counter() - self._started
 
     def on_validation_epoch_start(self) -> None:
-        self.paths.clear()
+        self.paths = {}
+        self._started = time.perf_counter()
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
         return self.evaluate_batch(batch)
@@ -176,7 +180,7 @@ class VideoClassificationModule(L.LightningModule):
         self.finish_evaluation("val")
 
     def on_test_epoch_start(self) -> None:
-        self.paths.clear()
+        self.on_validation_epoch_start()
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
         return self.evaluate_batch(batch)

@@ -24,7 +24,10 @@ except CheckpointError as error:
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"x": torch.zeros(3)}, path)
-    for target, kept in ((path, "the previous last.ckpt is intact"), (tmp_path / "new.ckpt", "no checkpoint was there")):
+    for target, kept in (
+        (path, "the previous last.ckpt is intact"),
+        (tmp_path / "new.ckpt", "no checkpoint was there"),
+    ):
         done = subprocess.run([sys.executable, "-c", WRITER, str(target)], capture_output=True, text=True)
         assert f"cannot write the checkpoint {target}" in done.stderr
         assert kept in done.stderr
@@ -77,7 +80,7 @@ def test_a_file_cannot_run_code(tmp_path, monkeypatch):
 
 
 def test_a_folder_stands_for_its_newest_checkpoint(tmp_path):
-    with pytest.raises(CheckpointError, match="has no best.ckpt, nor do its version"):
+    with pytest.raises(CheckpointError, match=r"has no best.ckpt, nor do its version"):
         find_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match=r"gone.ckpt does not exist"):
         find_checkpoint(tmp_path / "gone.ckpt")

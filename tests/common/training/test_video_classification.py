@@ -34,7 +34,9 @@ def test_every_parameter_gets_a_gradient_and_every_class_is_scored(tmp_path):
         runner.callback_metrics
     )
     L.seed_everything(0)
-    assert all(not torch.equal(new, old) for new, old in zip(module.parameters(), TinyModule().parameters(), strict=True))
+    assert all(
+        not torch.equal(new, old) for new, old in zip(module.parameters(), TinyModule().parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("average", ["probabilities", "logits"])
@@ -95,7 +97,9 @@ def test_an_output_that_is_not_finite_names_the_video(tmp_path):
 
 
 def test_data_with_other_classes_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"the data has 4 classes, the network 3; set model.init_args.num_classes to 4"):
+    with pytest.raises(
+        ValueError, match=r"the data has 4 classes, the network 3; set model.init_args.num_classes to 4"
+    ):
         trainer(tmp_path).fit(TinyModule(), datamodule=SyntheticClips(classes=4))
 
 
@@ -140,7 +144,9 @@ def test_a_checkpoint_of_another_network_names_the_keys(tmp_path):
     path = tmp_path / "x.ckpt"
     runner.save_checkpoint(path)
     with pytest.raises(CheckpointError, match=r"of another shape: network.0.0.weight \(6, 3, 3, 3, 3\) instead of \(4"):
-        trainer(tmp_path).test(TinyModule(), datamodule=SyntheticClips(), ckpt_path=path, verbose=False, weights_only=True)
+        trainer(tmp_path).test(
+            TinyModule(), datamodule=SyntheticClips(), ckpt_path=path, verbose=False, weights_only=True
+        )
     other = LibraryNetworkModule(3, network="torchvision.models.video.mc3_18")
     with pytest.raises(CheckpointError, match=r"(?s)missing in the checkpoint: network\.stem.*unexpected in the check"):
         trainer(tmp_path).test(other, datamodule=SyntheticClips(), ckpt_path=path, verbose=False, weights_only=True)

@@ -1,10 +1,15 @@
 """A network small enough for tests, as a paper's module would write it."""
 
+import os
+import signal
 from typing import Any
 
+import lightning as L
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import nn
 
+from common.spectral import DepthwiseSTFT
 from common.training.video_classification import VideoClassificationModule
 
 
@@ -31,3 +36,23 @@ class TinyModule(VideoClassificationModule):
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.SGD(self.parameters(), lr=self.hparams["lr"], momentum=0.9)
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)]
+
+
+class KillAt(Callback):
+    """Ends the process as a power cut would, after a training step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class SpectralModule(TinyModule):
+    """With a layer of fixed filters."""
+
+    def build_network(self) -> nn.Module:
+        stft = DepthwiseSTFT(3, (3, 3, 3))
+        pool = [nn.AdaptiveAvgPool3d(1), nn.Flatten()]
+        return nn.Sequential(stft, *pool, nn.Linear(stft.out_channels, self.hparams["num_classes"]))

@@ -1,0 +1,235 @@
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from common.training.cli import main, run
+
+STOCK = {
+    "class_path": "common.training.library_network.LibraryNetworkModule",
+    "init_args": {"num_classes": 2, "network": "torchvision.models.video.mc3_18", "lr": 0.01},
+}
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def edit(recipe: str, change) -> str:
+    content = yaml.safe_load(Path(recipe).read_text())
+    change(content)
+    Path(recipe).write_text(yaml.safe_dump(content))
+    return recipe
+
+
+def test_fit_then_test_leaves_a_complete_record(recipe, capsys, caplog):
+    path = recipe(max_epochs=2, log_every_n_steps=1)
+    with caplog.at_level("INFO"):
+        assert main(["fit", "--config", path, "--trainer.accumulate_grad_batches", "2"]) == 0
+    assert "Effective batch size: 8 clips (4 per batch x 1 processes x 2 accumulated batches)" in caplog.text
+    first = Path("runs/tiny/version_0")
+    assert {"config.yaml", "run.json", "last.ckpt", "best.ckpt"} <= {p.name for p in first.iterdir()}
+    assert yaml.safe_load((first / "config.yaml").read_text())["trainer"]["accumulate_grad_batches"] == 2
+    record = json.loads((first / "run.json").read_text())
+    assert {"commit", "dirty", "manifest_hash", "versions", "seed"} <= record.keys()
+    torch.load(first / "last.ckpt", weights_only=True)
+
+    cli = run(["test", "--config", path, "--ckpt_path", "best", "--data.num_clips", "2", "--data.num_crops", "3"])
+    assert cli.run_dir == Path("runs/tiny/version_1")
+    result = json.loads((cli.run_dir / "result.json").read_text())
+    assert result == json.loads(json.dumps(cli.result, default=str))
+    expected_keys = "top1 top5 mean_class loss videos videos_expected views params seed commit manifest_hash config"
+    expected_keys += " stage created duration_s clips_per_s versions predictions"
+    assert set(expected_keys.split()) <= result.keys()
+    assert (result["videos"], result["videos_expected"], result["views"], result["stage"]) == (6, 6, 6, "test")
+    assert result["config"]["data"]["init_args"]["num_crops"] == 3
+    assert result["manifest_hash"] == record["manifest_hash"]
+    rows = read_csv(result["predictions"])
+    assert [row["path"] for row in rows] == sorted(row["path"] for row in rows)
+    assert sum(int(row["correct"]) for row in rows) / 6 == result["top1"]
+    assert {row["label"] for row in rows} == {"move_left", "move_right"}
+    assert "6 of 6 videos x 6 views" in capsys.readouterr().out
+
+
+def test_tensorboard_has_curves_and_pictures(recipe):
+    path = recipe(max_epochs=1, log_every_n_steps=1)
+    stft = {"class_path": "tests.common.training.tiny.SpectralModule", "init_args": {"num_classes": 2}}
+    cli = run(["fit", "--config", edit(path, lambda c: c.update(model=stft))])
+    log = EventAccumulator(str(cli.run_dir), size_guidance={"images": 0})
+    log.Reload()
+    scalars = {
+        "train_loss",
+        "train_loss_step",
+        "train_top1",
+        "val_top1",
+        "val_loss",
+        "lr-SGD",
+        "clips_per_s",
+        "data_wait",
+    }
+    assert scalars <= set(log.Tags()["scalars"])
+    assert 0 <= log.Scalars("data_wait")[0].value <= 1
+    assert {"clips", "confusion matrix", "fixed filters/network.0"} <= set(log.Tags()["images"])
+
+
+def test_runs_never_overwrite_each_other(recipe):
+    path = recipe()
+    folders = [run(["validate", "--config", path]).run_dir for _ in range(3)]
+    assert folders == [Path(f"runs/tiny/version_{k}") for k in range(3)]
+    assert run(["validate", "--config", path, "--name", "other"]).run_dir == Path("runs/other/version_0")
+    assert json.loads((folders[0] / "result.json").read_text())["stage"] == "validate"
+
+
+def test_fast_dev_run_writes_nothing(recipe, tmp_path):
+    path = recipe()
+    for command in ("fit", "validate", "test"):
+        assert main([command, "--config", path, "--trainer.fast_dev_run", "true"]) == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["trainer"].update(max_epoch=3), "Did you mean trainer.max_epochs?"),
+        (lambda c: c.update(trainr={"max_epochs": 1}), "Did you mean trainer.max_epochs?"),
+        (lambda c: c.update(trainr=None), "Did you mean trainer?"),
+        (lambda c: c["model"]["init_args"].update(dropuot=0.1), "'dropuot' is not accepted. Did you mean dropout?"),
+        (lambda c: c["model"]["init_args"].update(view_per_forward=1), "Did you mean views_per_forward?"),
+        (lambda c: c["model"]["init_args"].update(qqq=1), "It takes: num_classes, width, dropout, lr, pretrained"),
+        (lambda c: c["data"]["init_args"].update(bach_size=1), "Did you mean batch_size?"),
+        (lambda c: c["data"].update(initargs={"root": "x"}), "Did you mean init_args?"),
+        (
+            lambda c: c["data"].update(class_path="common.datamodules.video.VidoDataModule"),
+            "mean common.datamodules.video",
+        ),
+        (lambda c: c["model"]["init_args"].update(width="wide"), "Expected a <class 'int'>. Got value: wide"),
+    ],
+)
+def test_a_wrong_key_in_the_recipe_suggests_the_right_one(recipe, capsys, change, message):
+    assert main(["fit", "--config", edit(recipe(), change)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("Did you mean") <= 1
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--trainer.max_epoch", "3"], "Did you mean trainer.max_epochs?"),
+        (["--model.init_args.dropuot", "3"], "Did you mean dropout?"),
+        (["--nam", "x"], "Did you mean name?"),
+    ],
+)
+def test_a_wrong_key_on_the_command_line_suggests_the_right_one(recipe, capsys, args, message):
+    assert main(["fit", "--config", recipe(), *args]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_wrong_command_suggests_the_right_one(capsys):
+    assert main(["tets"]) == 2
+    assert "Did you mean test?" in capsys.readouterr().err
+    assert main(["fit", "--help"]) == 0
+
+
+def test_errors_of_the_user_are_one_message(recipe, capsys, tmp_path):
+    for args, message in (
+        (["--data.root", "nowhere"], "nowhere"),
+        (["--data.manifest", "none.csv"], "no manifest at none.csv"),
+        (["--model.num_classes", "3"], "the data has 2 classes, the network 3"),
+        (["--ckpt_path", "none.ckpt"], "no checkpoint: none.ckpt does not exist"),
+        (["--ckpt_path", "last"], "no checkpoint: runs/tiny has no last.ckpt"),
+        (["--model.lr", "1e30", "--trainer.max_epochs", "9"], "the training loss is nan in epoch"),
+    ):
+        assert main(["fit", "--config", recipe(), *args]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") or "\nerror: " in error
+        assert message in error
+        assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_unreadable_training_video_is_named(recipe, capsys, tmp_path, motion, num_workers):
+    broken = tmp_path / "broken"
+    for video in motion.parent.rglob("*.*"):
+        target = broken / video.relative_to(motion.parent)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(b"no video" if video.match("train/move_left/0000.mp4") else video.read_bytes())
+    data = {"root": str(broken), "manifest": str(broken / "manifest.csv"), "num_workers": num_workers}
+    assert main(["fit", "--config", recipe(data=data)]) == 1
+    error = capsys.readouterr().err
+    assert "error: " + str(broken / "train/move_left/0000.mp4") in error
+    assert "Traceback" not in error
+
+
+def test_debug_shows_where(recipe):
+    with pytest.raises(ValueError, match="no manifest at none"):
+        main(["fit", "--config", recipe(), "--data.manifest", "none.csv", "--debug"])
+
+
+def test_checkpoint_of_another_network(recipe, capsys):
+    path = recipe()
+    assert main(["fit", "--config", path]) == 0
+    assert main(["test", "--config", path, "--ckpt_path", "last", "--model.width", "6"]) == 1
+    error = capsys.readouterr().err
+    assert "the checkpoint belongs to another network" in error
+    assert "network.0.0.weight (4, 3, 3, 3, 3) instead of (6, 3, 3, 3, 3)" in error
+
+
+def test_pretrained_takes_a_run_folder(recipe, capsys, caplog):
+    path = recipe()
+    assert main(["fit", "--config", path]) == 0
+    with caplog.at_level("INFO"):
+        assert main(["fit", "--config", path, "--model.pretrained", "runs/tiny", "--name", "tuned"]) == 0
+    assert "runs/tiny: loaded all 5 tensors" in caplog.text
+
+
+def test_predict_needs_nothing_but_the_checkpoint(recipe, motion, capsys, tmp_path):
+    path = edit(recipe(limit_train_batches=1, limit_val_batches=1), lambda c: c.update(model=STOCK))
+    assert main(["fit", "--config", path]) == 0
+    capsys.readouterr()
+    good = motion.parent / "test" / "move_left"
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes((good / "0000.mp4").read_bytes()[:300])
+    listing = tmp_path / "list.txt"
+    listing.write_text(f"{good / '0001.mp4'}\n")
+    out = tmp_path / "out.csv"
+    args = ["predict", "--checkpoint", "runs/tiny", str(good), str(broken), str(listing), "gone.mp4", "--csv", str(out)]
+    assert main(args) == 1
+    rows = read_csv(out)
+    assert [Path(row["path"]).name for row in rows] == [
+        *("0000.mp4", "0001.mp4", "0002.mp4", "broken.mp4", "0001.mp4", "gone.mp4")
+    ]
+    for row in rows:
+        if row["error"]:
+            assert Path(row["path"]).name in ("broken.mp4", "gone.mp4")
+            assert row["top1"] == ""
+        else:
+            assert {row["top1"], row["top2"]} == {"move_left", "move_right"}
+            assert float(row["p1"]) + float(row["p2"]) == pytest.approx(1, abs=1e-5)
+    assert rows[1]["p1"] == rows[4]["p1"]
+    printed = capsys.readouterr().out
+    assert "error" in printed
+    assert "move_left" in printed
+
+    assert main(args) == 1
+    assert "exists; give another name, or --force" in capsys.readouterr().err
+    assert main(["predict", "--checkpoint", "runs/tiny", str(good), "--csv", str(out), "--force", "--top", "1"]) == 0
+    assert list(read_csv(out)[0]) == ["path", "top1", "p1", "error"]
+
+
+def test_predictions_of_a_file_are_those_of_the_test(recipe, motion, tmp_path):
+    path = edit(recipe(limit_train_batches=1), lambda c: c.update(model=STOCK))
+    run(["fit", "--config", path])
+    tested = run(["test", "--config", path, "--ckpt_path", "best"])
+    assert main(["predict", "--checkpoint", "runs/tiny", str(motion.parent / "test"), "--csv", "out.csv"]) == 0
+    ours = {row["path"]: row for row in read_csv(tested.run_dir / "predictions.csv")}
+    for row in read_csv(Path("out.csv")):
+        other = ours[str(Path(row["path"]).relative_to(motion.parent))]
+        assert row["top1"] == other["top1"]
+        assert float(row["p1"]) == pytest.approx(float(other["p1"]), abs=2e-5)

@@ -1,0 +1,61 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.training.cli import run
+
+pytestmark = pytest.mark.slow
+
+
+def spectral(*args: str) -> str:
+    """Run the command in a process of its own, which starts the other ranks; returns what it printed."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "common.training.cli", *args]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_scores_are_the_same_on_any_number_of_processes(recipe):
+    # 6 videos in batches of 4 and 2: with 3 processes one of them has nothing of its own
+    path = recipe(data={"eval_batch_size": 4, "num_clips": 2})
+    trained = run(["fit", "--config", path]).run_dir / "last.ckpt"
+    torch.set_num_threads(1)
+    results, tables = [], []
+    for processes in (1, 2, 3):
+        name = f"test{processes}"
+        several = ["--trainer.devices", str(processes), *(["--trainer.strategy", "ddp"] if processes > 1 else [])]
+        spectral("test", "--config", path, "--ckpt_path", str(trained), "--name", name, *several)
+        assert os.listdir(f"runs/{name}") == ["version_0"]
+        results.append(json.loads(Path(f"runs/{name}/version_0/result.json").read_text()))
+        tables.append(Path(f"runs/{name}/version_0/predictions.csv").read_text())
+    keys = ("top1", "top5", "mean_class", "loss", "videos", "videos_expected", "views")
+    assert [[result[key] for key in keys] for result in results] == [[results[0][key] for key in keys]] * 3
+    assert results[0]["videos"] == 6
+    assert tables == [tables[0]] * 3
+
+
+def test_the_recipe_trains_on_two_processes_unchanged(recipe):
+    path = recipe(max_epochs=2, data={"batch_size": 2, "num_workers": 1}, accumulate_grad_batches=2)
+    ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--trainer.precision", "bf16-mixed"]
+    printed = spectral("fit", "--config", path, *ddp)
+    assert "Effective batch size: 8 clips (2 per batch x 2 processes x 2 accumulated batches)" in printed
+    assert os.listdir("runs/tiny") == ["version_0"]
+    content = torch.load("runs/tiny/version_0/last.ckpt", weights_only=True)
+    assert content["global_step"] == 4  # 10 videos: 3 steps of 2 x 2, so 2 optimiser steps an epoch
+    assert all(value.isfinite().all() for value in content["state_dict"].values())
+
+
+def test_two_processes_equal_one_with_the_whole_batch(recipe):
+    whole = run(["fit", "--config", recipe(model={"dropout": 0.0}, data={"batch_size": 4}, max_epochs=2)])
+    path = recipe("two", model={"dropout": 0.0}, data={"batch_size": 2}, max_epochs=2)
+    spectral("fit", "--config", path, "--trainer.strategy", "ddp", "--trainer.devices", "2")
+    one = torch.load(whole.run_dir / "last.ckpt", weights_only=True)["state_dict"]
+    two = torch.load("runs/two/version_0/last.ckpt", weights_only=True)["state_dict"]
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=1e-4, atol=1e-5)
