@@ -28,7 +28,7 @@ def map_files(
     if workers is None:
         workers = min(os.cpu_count() or 1, len(items) // WORTH_A_PROCESS)
     console = Console(stderr=True)
-    if workers == 0:
+    if workers <= 0:
         return [function(item) for item in track(items, description, console=console, transient=True)]
     # Not forked: the parent has threads of torch, with which a forked child can hang.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:

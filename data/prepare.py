@@ -213,7 +213,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="dataset", required=True, metavar="DATASET")
     for name, benchmark in BENCHMARKS.items():
-        command = commands.add_parser(name, help=benchmark.title, description=benchmark.read.__doc__)
+        command = commands.add_parser(
+            name, help=benchmark.title, description=(benchmark.read.__doc__ or "").replace("``", "")
+        )
         command.add_argument("--root", type=Path, required=True, help="folder of the videos")
         command.add_argument("--annotations", type=Path, required=True, help="folder of the official annotation files")
         command.add_argument("--out", type=Path, required=True, help="manifest to write, for example manifest.csv")

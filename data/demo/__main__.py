@@ -24,12 +24,7 @@ def main(argv: list[str] | None = None) -> int:
             continue
         module = importlib.import_module(f"data.demo.{info.name}")
         summary = (module.__doc__ or "").splitlines()[0]
-        command = commands.add_parser(
-            info.name,
-            help=summary,
-            description=summary,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        )
+        command = commands.add_parser(info.name, help=summary, description=summary)
         command.add_argument("--out", type=Path, required=True, help="folder to make; never overwritten")
         module.add_arguments(command)
         command.set_defaults(run=module.run)

@@ -320,13 +320,13 @@ def _packets(stream: av.VideoStream, frames: Sequence[NDArray[np.uint8]] | NDArr
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``python -m data.demo motion``."""
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything that is drawn")
-    parser.add_argument("--size", type=int, default=64, help="side of the frames in pixels")
-    parser.add_argument("--frames", type=int, default=16, help="frames of a clip")
-    parser.add_argument("--fps", type=int, default=12, help="frames per second")
-    parser.add_argument("--train", type=int, default=60, help="training clips per class")
-    parser.add_argument("--val", type=int, default=20, help="validation clips per class")
-    parser.add_argument("--test", type=int, default=20, help="test clips per class")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything that is drawn (default %(default)s)")
+    parser.add_argument("--size", type=int, default=64, help="side of the frames in pixels (default %(default)s)")
+    parser.add_argument("--frames", type=int, default=16, help="frames of a clip (default %(default)s)")
+    parser.add_argument("--fps", type=int, default=12, help="frames per second (default %(default)s)")
+    parser.add_argument("--train", type=int, default=60, help="training clips per class (default %(default)s)")
+    parser.add_argument("--val", type=int, default=20, help="validation clips per class (default %(default)s)")
+    parser.add_argument("--test", type=int, default=20, help="test clips per class (default %(default)s)")
     parser.add_argument("--classes", nargs="+", metavar="CLASS", help="only these classes (default: all eight)")
 
 
