@@ -6,6 +6,7 @@ moving coloured pattern, which makes the encoder refer to other frames.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -51,6 +52,7 @@ def write_video(
     times: Sequence[int] | None = None,
     first: int = 0,
     audio: bool = False,
+    container_options: dict[str, str] | None = None,
 ) -> Path:
     """Encode ``num_frames`` pictures; the extension of ``path`` gives the container.
 
@@ -62,7 +64,7 @@ def write_video(
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=fps, options={"threads": "1", **(options or {})})
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         stream.gop_size = gop
@@ -80,6 +82,19 @@ def write_video(
                 frame.pts, frame.time_base = times[index], Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    return path
+
+
+def set_edit_list(path: str | Path, start: float, seconds: float) -> Path:
+    """Make an mp4 file of :func:`write_video` show only ``seconds`` from ``start`` on (by its edit list)."""
+    path = Path(path)
+    with av.open(str(path)) as container:
+        ticks = container.streams.video[0].time_base.denominator
+    data = bytearray(path.read_bytes())
+    position = data.find(b"elst") + 12  # after the name, version and flags, number of entries
+    offset = struct.unpack_from(">i", data, position + 4)[0]
+    struct.pack_into(">Ii", data, position, round(seconds * 1000), offset + round(start * ticks))
+    path.write_bytes(data)
     return path
 
 

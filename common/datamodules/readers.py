@@ -247,20 +247,21 @@ class EncodedVideoReader(_Reader):
             if packet.size == 0:  # the demuxer's end marker
                 continue
             key = bool(packet.is_keyframe)
+            plain &= not packet.is_corrupt and not (key and packet.has_sidedata("new_extradata"))
             if key and name in _IDR_TYPES:
                 key = _slice_type(memoryview(packet), name, length_size) in _IDR_TYPES[name]
-            plain &= not packet.is_corrupt and not packet.has_sidedata("new_extradata")
             packets.append(_Packet(packet.pts, key, bool(packet.is_discard)))
             if keep:
                 kept.append(packet)
         if not packets:
             raise VideoReadError(self.path, "its video stream has no frames.")
-        # AVI stores a repeated frame as an empty chunk, which is not a packet, so its count is only roughly right.
-        listed = {"mp4": self._stream.frames, "avi": int(0.9 * self._stream.frames)}
+        # The index of an mp4 file, after its edit list, is the packets; frames outside the edit list are not in it. AVI
+        # stores a repeated frame as an empty chunk, which is not a packet, so its count is only roughly right.
         formats = self._container.format.name.split(",")
-        if any(len(packets) < listed.get(kind, 0) for kind in formats):
+        listed = len(self._stream.index_entries) if "mp4" in formats else self._stream.frames if "avi" in formats else 0
+        if len(packets) < (listed if "mp4" in formats else 0.9 * listed):
             raise VideoReadError(
-                self.path, f"truncated: the header lists {self._stream.frames} frames, the file has {len(packets)}."
+                self.path, f"truncated: the header lists {listed} frames, the file has {len(packets)}."
             )
         self._packets = kept if keep else None
         shown = [position for position, packet in enumerate(packets) if not packet.discard]
@@ -397,7 +398,8 @@ class EncodedVideoReader(_Reader):
 
     def _picture(self, frame: Any) -> np.ndarray:
         """RGB picture (H, W, 3), turned as the display matrix says."""
-        picture = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
+        # One thread: starting several, PyAV's default, takes many times longer than converting a small picture.
+        picture = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
         turns, rest = divmod(frame.rotation, 90)
         if rest:
             raise VideoReadError(self.path, f"it is rotated by {frame.rotation} degrees, not a multiple of 90.")

@@ -27,6 +27,7 @@ FILES = [
     ("gop250_b_pyramid", "mp4", {"gop": 250, "b_frames": 3, "options": {"x264-params": "b-pyramid=normal"}}, True),
     ("open_gop", "mp4", {"gop": 12, "b_frames": 3, "options": {"x264-params": "open-gop=1:keyint=12"}}, True),
     ("intra_refresh", "mp4", {"gop": 12, "options": {"x264-params": "intra-refresh=1"}}, True),
+    ("fragmented", "mp4", {"gop": 12, "container_options": {"movflags": "frag_keyframe+empty_moov"}}, True),
     ("matroska", "mkv", {"gop": 12, "b_frames": 2}, True),
     ("transport_stream", "ts", {"gop": 12, "b_frames": 2}, True),
     ("audio", "mp4", {"gop": 12, "audio": True}, True),
@@ -154,6 +155,19 @@ def test_variable_frame_rate(tmp_path):
         assert [media.read_index(frame) for frame in clip.permute(1, 2, 3, 0).numpy()] == [3, 4]
 
 
+@pytest.mark.parametrize("b_frames", [0, 2])
+@pytest.mark.parametrize(("start", "seconds"), [(0, 0.5), (0.3, 0.5), (0.5, 0.5), (0.1, 10)])
+def test_edit_list(tmp_path, b_frames, start, seconds):
+    path = media.write_video(tmp_path / "a.mp4", num_frames=50, b_frames=b_frames)
+    reference = media.decode_all(media.set_edit_list(path, start, seconds))
+    assert 10 < len(reference) < 50
+    with open_video(path) as video:
+        assert video.num_frames == len(reference)
+        for indices in index_sets(len(reference)):
+            assert np.array_equal(video.get_frames(indices).numpy(), reference[indices]), indices
+        assert video.selective
+
+
 @pytest.mark.parametrize(("extension", "codec"), [("mp4", "libx264"), ("avi", "mpeg4")])
 def test_get_clip_and_duration(tmp_path, extension, codec):
     path = media.write_video(tmp_path / f"a.{extension}", num_frames=50, fps=25, codec=codec)
@@ -214,11 +228,7 @@ def test_truncated_without_index(tmp_path):
 
 
 def test_truncated_with_index_first(tmp_path):
-    path = tmp_path / "a.mp4"
-    with pytest.MonkeyPatch.context() as patch:
-        original = media.av.open
-        patch.setattr(media.av, "open", lambda p, m: original(p, m, options={"movflags": "faststart"}))
-        media.write_video(path, num_frames=60)
+    path = media.write_video(tmp_path / "a.mp4", num_frames=60, container_options={"movflags": "faststart"})
     fails(media.truncate(path, 0.6), "truncated", "60")
 
 
