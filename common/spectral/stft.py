@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from itertools import product
+from itertools import groupby, product
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -159,22 +159,29 @@ def stft_kernels(
 
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
-# The product path gathers the taps of a window into a buffer and multiplies it by the filter matrix. A window of more
-# taps than this is split into one such stage per group of axes; the paper's 3 x 3 x 3 window is one stage.
-_TAPS_PER_STAGE = 27
-# Beyond this many taps the forward pass is faster as a convolution with the channels folded into the batch.
-_TAPS_BY_PRODUCT = 9
+# Matrix products gather (or scatter) the taps of a window in a buffer. A window of more taps than this is transformed
+# in several stages, one per group of axes, which takes fewer operations.
+_TAPS_PER_STAGE = 9
 # Up to this many shifted additions, a window along one axis is computed by them, without any buffer.
 _ADDITIONS_BY_SHIFT = 16
 # Bounds the buffer of taps; larger inputs are worked through in slices.
-_BUFFER_BYTES = 64 * 2**20
+_BUFFER_BYTES = 32 * 2**20
+
+
+class _Block(NamedTuple):
+    """Part of a stage: rows `target` of its result are `matrix` times the windows of its rows `source`."""
+
+    target: slice
+    source: slice
+    matrix: Tensor
 
 
 class _Stage(NamedTuple):
-    """One factor of the transform: `matrix (rows out, rows in * taps)` applied to the windows along `axes`."""
+    """One factor of the transform: `rows` fields to the fields of the next stage, by windows along `axes`."""
 
     axes: tuple[int, ...]
-    matrix: Tensor
+    rows: int
+    blocks: list[_Block]
 
 
 def _axis_groups(kernel_size: tuple[int, ...], taps: int) -> list[tuple[int, ...]]:
@@ -200,30 +207,31 @@ def _stages(
     """
     stages = []
     done: tuple[int, ...] = ()
-    before: dict[tuple[float, ...], tuple[int, int]] = {(): (0, 1)}  # frequency so far -> first row, rows
-    for number, axes in enumerate(groups):
-        done += axes
-        last = number == len(groups) - 1
+    fields: dict[tuple[float, ...], slice] = {(): slice(0, 1)}  # frequency of the axes done so far -> rows
+    for axes in groups:
+        first, done = len(done), done + axes
+        last = axes == groups[-1]
         # The last stage writes every frequency in the order asked for, and always both parts.
         keys = [tuple(v[a] for a in done) for v in frequencies]
         keys = keys if last else list(dict.fromkeys(keys))
-        taps = math.prod(kernel_size[a] for a in axes)
-        rows_in = sum(rows for _, rows in before.values())
-        rows: list[Tensor] = []
-        after: dict[tuple[float, ...], tuple[int, int]] = {}
-        for key in keys:
-            start, parts = before[key[: len(done) - len(axes)]]
-            kernel = stft_kernels([kernel_size[a] for a in axes], [key[len(done) - len(axes) :]]).flatten(1)
-            pair = torch.zeros(2, rows_in, taps, dtype=torch.float64)
-            pair[:, start] = kernel
-            if parts == 2:  # (re + j im)(cos + j sin)
-                pair[0, start + 1] = -kernel[1]
-                pair[1, start + 1] = kernel[0]
-            kept = 2 if last or any(key) else 1
-            after[key] = (len(rows), kept)
-            rows += list(pair[:kept].flatten(1))
-        stages.append(_Stage(axes, torch.stack(rows)))
-        before = after
+        rows_in, rows_out = max(rows.stop for rows in fields.values()), 0
+        after: dict[tuple[float, ...], slice] = {}
+        blocks = []
+        for before, run in groupby(keys, key=lambda key: key[:first]):
+            matrix: list[Tensor] = []
+            start, source = rows_out, fields[before]
+            for key in run:
+                cos, sin = stft_kernels([kernel_size[a] for a in axes], [key[first:]]).flatten(1)
+                real_only = source.stop - source.start == 1
+                # (re + j im)(cos + j sin), or re (cos + j sin)
+                matrix.append(cos if real_only else torch.cat([cos, -sin]))
+                if last or any(key):
+                    matrix.append(sin if real_only else torch.cat([sin, cos]))
+                after[key] = slice(rows_out, start + len(matrix))
+                rows_out = start + len(matrix)
+            blocks.append(_Block(slice(start, rows_out), source, torch.stack(matrix)))
+        stages.append(_Stage(axes, rows_in, blocks))
+        fields = after
     return stages
 
 
@@ -272,6 +280,15 @@ def _scatter_taps(taps: Tensor, spatial: Sequence[int], axes: tuple[int, ...]) -
                 target.narrow(-1, max(offset, 0), size).add_(source.narrow(-1, max(-offset, 0), size))
         taps = target
     return taps
+
+
+def _product(matrix: Tensor, fields: Tensor) -> Tensor:
+    """`matrix (R, S)` times `fields (M, S, N)`."""
+    return torch.bmm(matrix.expand(len(fields), -1, -1), fields)
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 class _FixedTransform(torch.autograd.Function):
@@ -375,7 +392,7 @@ class DepthwiseSTFT(nn.Module):
     def _set_filters(self, like: Tensor) -> None:
         self.kernels = stft_kernels(self.kernel_size, self.frequencies).unsqueeze(1).to(like)
         exact = _stages(self.kernel_size, self.frequencies, self._groups)
-        self._stages = [_Stage(axes, matrix.to(like)) for axes, matrix in exact]
+        self._stages = [s._replace(blocks=[b._replace(matrix=b.matrix.to(like)) for b in s.blocks]) for s in exact]
 
     def _apply(self, fn, recurse=True):
         # Conversions start from float64 again: going from float32 to float64 must not keep float32 rounding.
@@ -442,19 +459,17 @@ class DepthwiseSTFT(nn.Module):
                     for row, factor in ((0, cos), (1, sin)):
                         out[:, :, k, row].narrow(dim, max(-d, 0), size - abs(d)).add_(source, alpha=factor)
             return out.view(batch, -1, *spatial)
-        if self.implementation == "auto" and math.prod(self.kernel_size) > _TAPS_BY_PRODUCT:
+        if self.implementation == "auto" and math.prod(self.kernel_size) > _TAPS_PER_STAGE:
             folded = x.reshape(batch * channels, 1, *spatial)
             out = _CONV[len(spatial)](folded, self.kernels, None, 1, self.padding)
             return out.reshape(batch, -1, *spatial)
-        fields = x.reshape(batch * channels, 1, -1)
-        out = x.new_empty(batch * channels, 2 * len(self.frequencies), fields.shape[-1])
-        for part in self._slices(fields):
-            result = fields[part]
-            for axes, matrix in self._stages:
-                taps = _gather_taps(result, spatial, axes, [self.kernel_size[a] for a in axes])
-                result = torch.bmm(matrix.expand(len(taps), -1, -1), taps.flatten(1, -2))
-            out[part] = result
-        return out.view(batch, -1, *spatial)
+        results = []
+        for result in self._slices(x.reshape(batch * channels, 1, -1)):
+            for stage in self._stages:
+                taps = _gather_taps(result, spatial, stage.axes, [self.kernel_size[a] for a in stage.axes])
+                result = _joined([_product(b.matrix, taps[:, b.source].flatten(1, -2)) for b in stage.blocks], 1)
+            results.append(result)
+        return _joined(results, 0).view(batch, -1, *spatial)
 
     def _transpose(self, grad: Tensor) -> Tensor:
         """The transpose of `_analyse`: `W^T F`, from `(B, C * 2K, *S)` to `(B, C, *S)`."""
@@ -472,19 +487,21 @@ class DepthwiseSTFT(nn.Module):
                         source = parts[:, :, k, row].narrow(dim, max(-d, 0), size - abs(d))
                         target.add_(source, alpha=factor)
             return out
-        fields = grad.reshape(batch * channels, rows, -1)
-        out = grad.new_empty(batch * channels, fields.shape[-1])
-        for part in self._slices(fields):
-            result = fields[part]
-            for axes, matrix in reversed(self._stages):
-                window = [self.kernel_size[a] for a in axes]
-                taps = torch.bmm(matrix.t().expand(len(result), -1, -1), result)
-                result = _scatter_taps(taps.unflatten(1, (-1, *window)), spatial, axes)
-            out[part] = result.squeeze(1)
-        return out.view(batch, channels, *spatial)
+        results = []
+        for result in self._slices(grad.reshape(batch * channels, rows, -1)):
+            for stage in reversed(self._stages):
+                window = [self.kernel_size[a] for a in stage.axes]
+                total: dict[int, Tensor] = {}
+                for block in stage.blocks:
+                    taps = _product(block.matrix.t(), result[:, block.target]).unflatten(1, (-1, *window))
+                    part = _scatter_taps(taps, spatial, stage.axes)
+                    start = block.source.start
+                    total[start] = total[start].add_(part) if start in total else part
+                result = _joined([total[start] for start in sorted(total)], 1)
+            results.append(result)
+        return _joined(results, 0).reshape(batch, channels, *spatial)
 
-    def _slices(self, fields: Tensor) -> Iterator[slice]:
+    def _slices(self, fields: Tensor) -> tuple[Tensor, ...]:
         """Slices of the first axis for which the taps of the largest stage fit the buffer."""
-        rows = max(matrix.shape[1] for _, matrix in self._stages)
-        step = max(1, _BUFFER_BYTES // (rows * fields.shape[-1] * fields.element_size()))
-        return (slice(start, start + step) for start in range(0, len(fields), step))
+        rows = max(stage.rows * math.prod(self.kernel_size[a] for a in stage.axes) for stage in self._stages)
+        return fields.split(max(1, _BUFFER_BYTES // (rows * fields.shape[-1] * fields.element_size())))

@@ -169,6 +169,7 @@ def run(function: Callable[[Tensor], Tensor], leaf: Tensor) -> list[Tensor]:
 
 def steps(variants: Variants, shape: Shape, device: str, mode: str) -> dict[str, Step]:
     """One callable per variant that runs its pass or passes; each is checked against the first variant."""
+    torch.compiler.reset()  # or the compiler gives up after so many variants of one function
     torch.manual_seed(0)
     x = torch.randn(shape, device=device)
     result: dict[str, Step] = {}
