@@ -393,6 +393,7 @@ class DepthwiseSTFT(nn.Module):
         self.kernels = stft_kernels(self.kernel_size, self.frequencies).unsqueeze(1).to(like)
         exact = _stages(self.kernel_size, self.frequencies, self._groups)
         self._stages = [s._replace(blocks=[b._replace(matrix=b.matrix.to(like)) for b in s.blocks]) for s in exact]
+        self._buffer_rows = max(s.rows * math.prod(self.kernel_size[a] for a in s.axes) for s in exact)
 
     def _apply(self, fn, recurse=True):
         # Conversions start from float64 again: going from float32 to float64 must not keep float32 rounding.
@@ -503,5 +504,4 @@ class DepthwiseSTFT(nn.Module):
 
     def _slices(self, fields: Tensor) -> tuple[Tensor, ...]:
         """Slices of the first axis for which the taps of the largest stage fit the buffer."""
-        rows = max(stage.rows * math.prod(self.kernel_size[a] for a in stage.axes) for stage in self._stages)
-        return fields.split(max(1, _BUFFER_BYTES // (rows * fields.shape[-1] * fields.element_size())))
+        return fields.split(max(1, _BUFFER_BYTES // (self._buffer_rows * fields.shape[-1] * fields.element_size())))
