@@ -257,6 +257,16 @@ def test_meta_device_and_pickle():
     torch.testing.assert_close(torch.load(buffer, weights_only=False)(x), expected)
 
 
+@pytest.mark.parametrize("kernel_size", [(3, 3, 3), (1, 3, 3), (3, 1, 1), (7, 7)])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_no_device_is_assumed(kernel_size, implementation):
+    """Every tensor made on the way lies where the input lies; a device without data shows it."""
+    layer = DepthwiseSTFT(2, kernel_size, implementation=implementation).to("meta")
+    x = torch.empty(1, 2, *[8] * len(kernel_size), device="meta", requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad.device.type == "meta"
+
+
 def test_empty_batch():
     assert DepthwiseSTFT(2, (3, 3, 3))(torch.zeros(0, 2, 3, 4, 5)).shape == (0, 52, 3, 4, 5)
 
