@@ -39,6 +39,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -46,13 +47,16 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
-from fvcore.nn.jit_analysis import JitModelAnalysis
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.spectral import reference_implementation
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # it scripts a function when it is imported
+    from fvcore.nn.jit_analysis import JitModelAnalysis
 
 
 class Cost(NamedTuple):

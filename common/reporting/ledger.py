@@ -6,8 +6,8 @@
 - `networks`: name -> `{function: dotted path, arguments, classes}`, `classes` being arguments that are classes;
 - `tables`: `{id, title, note, columns, rows}`.
   A column is `{key, name, measure, scale, dataset}`: `measure` names what it holds (`params`, `macs`, or a key of
-  `result.json` such as `top1`), `scale` is the worth of one printed unit (0.01 for per cent; the suffixes K, M and G of a
-  printed number count too), `dataset` the recipe whose results stand there.
+  `result.json` such as `top1`), `scale` is the worth of one printed unit (0.01 for per cent; the suffixes K, M and G
+  of a printed number count too), `dataset` the recipe whose results stand there.
   A row is `{id, name, statuses, paper, networks, recipes, note}`: `paper` maps column keys to printed text;
   `networks` maps labels to `{network, arguments, input, complex_weight}`, the first being the one that the row is
   compared by; `recipes` maps data sets to `{file, overrides, runs}`, where `runs` lists the overrides of runs whose
@@ -268,7 +268,8 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_constructor(
-    yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, lambda loader, node: loader.construct_mapping(node)
+    yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG,
+    lambda loader, node: loader.construct_mapping(node),  # type: ignore[arg-type]
 )
 
 
@@ -282,7 +283,7 @@ def load(path: str | Path) -> Ledger:
     path = Path(path)
     try:
         with path.open(encoding="utf-8") as file:
-            content = yaml.load(file, _Loader)  # noqa: S506 (a SafeLoader)
+            content = yaml.load(file, _Loader)
     except yaml.YAMLError as error:
         raise LedgerError(f"{path}: {error}") from error
     except OSError as error:
@@ -327,7 +328,7 @@ def _build(kind: Any, value: Any, path: str, line: int) -> Any:
             raise LedgerError(f"{where}: {', '.join(missing)}{name} is missing")
         result = kind(**{k: _build(hints[k], v, path, line) for k, v in value.items()})
         if any(f.name == "line" for f in dataclasses.fields(kind)):
-            result.line = line
+            result.line = line  # type: ignore[attr-defined]
         return result
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -345,7 +346,8 @@ def _check(ledger: Ledger) -> None:
 
     demo_rows = ledger.demo.rows if ledger.demo else []
     shown_by_demo = {row.of for row in demo_rows}
-    for entry in [*ledger.tables, *(row for _, row in ledger.rows()), *ledger.figures, *demo_rows]:
+    entries: list[Any] = [*ledger.tables, *(row for _, row in ledger.rows()), *ledger.figures, *demo_rows]
+    for entry in entries:
         if entry.id in seen:
             fail(entry, f"the id is taken by line {seen[entry.id]}")
         seen[entry.id] = entry.line

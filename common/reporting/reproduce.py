@@ -1,0 +1,797 @@
+"""The command of every paper: its tables beside what this machine computes and measures.
+
+    python -m papers.<paper>.reproduce                       the main job: count every network, train and test the demo
+                                                             networks on embedded data, write the report
+    python -m papers.<paper>.reproduce --list                every table row and figure, its status and its command
+    python -m papers.<paper>.reproduce table2 --complexity   parameters and multiply-adds of some rows
+    python -m papers.<paper>.reproduce ROW --data DIR        train and test a row's recipe on the real videos
+
+What is finished is not done again. A demo network is trained anew when its recipe file, its overrides, the seed, the
+data (manifest and parameters), or the sources of the paper or of `common` (but for this package) have changed.
+An interrupted run leaves nothing half-written and goes on at the network that was not finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import hashlib
+import json
+import logging
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from common.evaluation.complexity import Complexity, count
+from common.reporting import plots, tables
+from common.reporting.ledger import DASH, Column, DemoRow, Ledger, LedgerError, Recipe, Row, RowNetwork, load
+from common.reporting.report import Report, png
+from common.reporting.results import Result, ResultError, append, from_json, read, written_whole
+from common.reporting.tables import Head, Shown
+
+#: makes a figure of the paper; the argument is the root of the demo data, or None where there is none
+FigureFunction = Callable[[Path | None], Figure]
+
+ROOT = Path(__file__).resolve().parents[2]
+EXPLANATION = (
+    "The columns called **paper** repeat what the paper prints; **ours** was counted or measured by the programs of "
+    "this repository; Δ is ours against the paper's; a dash means that there is no number. Multiply-adds follow the "
+    "paper's convention (convolutions and matrix products); the **full count** adds normalisation, activations, "
+    "pooling, element-wise arithmetic and transforms. "
+    "Status: C computed here, D shown by the demo, R complete recipe for the real data, L quoted from the literature."
+)
+
+
+class ReproduceError(Exception):
+    """A row could not be computed, trained or tested."""
+
+
+# Complexity
+
+
+def source_hash(*folders: Path, but: Path | None = None) -> str:
+    """Hash of all Python sources below the folders, except those below `but`."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")):
+            if but is None or but not in path.parents:
+                digest.update(str(path.relative_to(ROOT) if ROOT in path.parents else path).encode())
+                digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+class Counter:
+    """Counts networks once; the counts are kept in a file until a source changes."""
+
+    def __init__(self, ledger: Ledger, cache: Path | None = None) -> None:
+        self.ledger, self.cache = ledger, cache
+        self.key = source_hash(ROOT / "common", ledger.folder, but=ROOT / "common" / "reporting") + torch.__version__
+        self.known: dict[str, dict[str, Any]] = {}
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            stored = json.loads(cache.read_text(encoding="utf-8")) if cache else {}
+            self.known = stored["counts"] if stored["key"] == self.key else {}
+
+    def name(self, spec: RowNetwork) -> str:
+        network = self.ledger.network(spec)
+        return json.dumps([network.function, network.arguments, network.classes, spec.input, spec.complex_weight])
+
+    def count(self, spec: RowNetwork) -> Complexity:
+        name = self.name(spec)
+        if name not in self.known:
+            self.known[name] = self.ledger.complexity(spec).to_dict() | {"by_module": {}}
+        return Complexity(**self.known[name])
+
+    def save(self) -> None:
+        if self.cache:
+            with written_whole(self.cache) as file:
+                json.dump({"key": self.key, "counts": self.known}, file)
+
+
+def count_rows(
+    ledger: Ledger, ids: Sequence[str], progress: Progress, cache: Path | None = None
+) -> dict[str, dict[str, Complexity]]:
+    """Row id -> label -> complexity, for the rows among `ids` that have networks."""
+    rows = [row for _, row in ledger.rows() if row.id in ids and row.networks]
+    counter = Counter(ledger, cache)
+    task = progress.add_task("Counting networks", total=sum(len(row.networks) for row in rows))
+    counts: dict[str, dict[str, Complexity]] = {}
+    try:
+        for row in rows:
+            counts[row.id] = {}
+            for label, spec in row.networks.items():
+                counts[row.id][label] = counter.count(spec)
+                progress.advance(task)
+    finally:
+        counter.save()
+    return counts
+
+
+def complexity_records(ledger: Ledger, counts: Mapping[str, Mapping[str, Complexity]]) -> list[dict[str, Any]]:
+    """One record a row: the numbers of its first network beside the paper's, and those of all its networks."""
+    records = []
+    for table, row in ledger.rows():
+        if row.id not in counts:
+            continue
+        paper = {m: c.value(row.paper[c.key]) for m in ("params", "macs") if (c := table.column(m))}
+        label, first = next(iter(counts[row.id].items()))
+        records.append(
+            {
+                "row": row.id,
+                "name": row.name,
+                "params": first.params,
+                "paper_params": _whole(paper.get("params")),
+                "macs_paper_convention": first.macs_paper,
+                "macs_full": first.macs_full,
+                "paper_macs": _whole(paper.get("macs")),
+                "network": label,
+                "networks": {
+                    label: {
+                        "function": ledger.network(row.networks[label]).function,
+                        "arguments": ledger.network(row.networks[label]).arguments,
+                        "input": row.networks[label].input,
+                        "params": c.params,
+                        "fixed_values": c.fixed_values,
+                        "macs_paper_convention": c.macs_paper,
+                        "macs_full": c.macs_full,
+                    }
+                    for label, c in counts[row.id].items()
+                },
+            }
+        )
+    return records
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)
+
+
+# Training and testing
+
+
+class EpochProgress(L.Callback):
+    """Moves the bar of the command that runs now; see `_training_bar`."""
+
+    bar: tuple[Progress, TaskID] | None = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.bar:
+            self.bar[0].update(self.bar[1], total=(trainer.max_epochs or 0) + 1, completed=trainer.current_epoch)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.bar:
+            self.bar[0].advance(self.bar[1])
+
+
+@contextlib.contextmanager
+def _training_bar(progress: Progress, name: str) -> Iterator[None]:
+    task = progress.add_task(f"  {name}", total=None)
+    EpochProgress.bar = (progress, task)
+    try:
+        yield
+        progress.update(task, total=1, completed=1)
+    finally:
+        EpochProgress.bar = None
+
+
+@dataclass
+class Trained:
+    """A finished run: its folder with `result.json`, `predictions.csv`, `complexity.json` and `curves.json`."""
+
+    entry: str
+    name: str
+    result: Result
+    folder: Path
+    reused: bool = False
+    seconds: float = 0.0
+
+    def complexity(self) -> Complexity:
+        return Complexity(**json.loads((self.folder / "complexity.json").read_text(encoding="utf-8")))
+
+    def curve(self, tag: str) -> list[tuple[float, float]]:
+        """`(epoch, value)` of a logged value."""
+        curves = json.loads((self.folder / "curves.json").read_text(encoding="utf-8"))
+        return [(epoch, value) for epoch, value in curves.get(tag, [])]
+
+    def confusion(self) -> tuple[np.ndarray, list[str]]:
+        """Counts (true, predicted) and the class names."""
+        with (self.folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
+            pairs = [(row["label"], row["top1"]) for row in csv.DictReader(file)]
+        names = sorted({name for pair in pairs for name in pair})
+        matrix = np.zeros((len(names), len(names)), dtype=int)
+        for true, predicted in pairs:
+            matrix[names.index(true), names.index(predicted)] += 1
+        return matrix, names
+
+
+def run_recipe(arguments: Sequence[str], folder: Path, seed: int, bar: bool = True) -> None:
+    """Train and test through the command line `spectral`, in this process; its output goes to `folder/log.txt`.
+
+    A training that was interrupted in `folder` is resumed. Afterwards `folder` holds `result.json`,
+    `predictions.csv`, `complexity.json` (of one clip) and `curves.json`, beside the run folders of `spectral`.
+    The last checkpoint is tested, not the best, which would be chosen by the scores that are reported.
+    """
+    from common.training import cli
+
+    folder.mkdir(parents=True, exist_ok=True)
+    common = [*arguments, "--seed_everything", str(seed), "--trainer.default_root_dir", str(folder)]
+    common += ["--trainer.enable_progress_bar", "false"]
+    fit = ["fit", *common, "--name", "fit"]
+    if bar:
+        fit += [f"--trainer.callbacks+={EpochProgress.__module__}.{EpochProgress.__name__}"]
+    if list(folder.glob("fit/*/last.ckpt")):
+        fit += ["--ckpt_path", "last"]
+    with (folder / "log.txt").open("a", encoding="utf-8") as log, _output_to(log):
+        try:
+            trained = cli.run(fit)
+        except SystemExit as stop:  # Lightning's way of passing an interruption on
+            raise KeyboardInterrupt from stop
+        assert trained.run_dir is not None
+        tested = cli.run(["test", *common, "--name", "test", "--ckpt_path", str(trained.run_dir / "last.ckpt")])
+    assert tested.run_dir is not None
+    spec = tested.datamodule.clip_spec
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        complexity = count(tested.model.network, (1, 3, spec.num_frames, spec.crop_size, spec.crop_size))
+    extra = {"complexity.json": complexity.to_dict() | {"by_module": {}}, "curves.json": read_curves(folder / "fit")}
+    for name, content in extra.items():
+        with written_whole(folder / name) as file:
+            json.dump(content, file)
+    for name in ("predictions.csv", "result.json"):  # the result last: a folder with it is finished
+        with written_whole(folder / name) as file:
+            file.write((tested.run_dir / name).read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def _output_to(log: Any) -> Iterator[None]:
+    """Send everything that is printed or logged to a file."""
+    handlers = [h for name in (None, "lightning", "lightning.pytorch") for h in logging.getLogger(name).handlers]
+    streams = [h for h in handlers if isinstance(h, logging.StreamHandler)]
+    before = [h.setStream(log) for h in streams]
+    try:
+        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            yield
+    finally:
+        for handler, stream in zip(streams, before, strict=True):
+            if stream is not None:
+                handler.setStream(stream)
+
+
+def read_curves(runs: Path) -> dict[str, list[tuple[float, float]]]:
+    """Values that were logged every epoch, as `(epoch, value)`, from the TensorBoard files below a folder."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logged: dict[str, dict[int, float]] = {}
+    for path in sorted({file.parent for file in runs.rglob("events.out.tfevents.*")}):
+        events = EventAccumulator(str(path)).Reload()
+        for tag in events.Tags()["scalars"]:
+            logged.setdefault(tag, {}).update({event.step: event.value for event in events.Scalars(tag)})
+    epochs = {step: round(value) for step, value in logged.get("epoch", {}).items()}
+    return {
+        tag: sorted((epochs[step] + 1, value) for step, value in values.items() if step in epochs)
+        for tag, values in logged.items()
+        if tag != "epoch" and not tag.endswith("_step")
+    }
+
+
+def make_demo_data(arguments: Sequence[str], out: Path) -> None:
+    """Make the embedded data as `python -m data.demo` does; it reuses what it made before."""
+    command = [sys.executable, "-m", "data.demo", arguments[0], "--out", str(out), *arguments[1:]]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode in (130, -signal.SIGINT):
+        raise KeyboardInterrupt
+    if done.returncode:
+        raise ReproduceError(f"{shlex.join(command)}\n{done.stderr.strip()}")
+
+
+def demo_key(ledger: Ledger, row: DemoRow, data: Path, seed: int, epochs: int | None) -> str:
+    """Everything that a demo result depends on, as a hash."""
+    assert ledger.demo is not None
+    digest = hashlib.sha256()
+    digest.update((ledger.folder / "recipes" / ledger.demo.recipe).read_bytes())
+    digest.update(json.dumps([row.overrides, seed, epochs, torch.__version__]).encode())
+    for file in sorted(path for path in data.iterdir() if path.is_file()):
+        digest.update(file.name.encode() + file.read_bytes())
+    digest.update(source_hash(ROOT / "common", ledger.folder, but=ROOT / "common" / "reporting").encode())
+    return digest.hexdigest()[:12]
+
+
+def train_demo(
+    ledger: Ledger, row: DemoRow, data: Path, out: Path, seed: int, epochs: int | None, progress: Progress
+) -> Trained:
+    """Train and test a demo network, or find it finished."""
+    assert ledger.demo is not None
+    place = out / "demo" / row.id.rpartition("/")[2]
+    folder = place / demo_key(ledger, row, data, seed, epochs)
+    began = time.monotonic()
+    reused = (folder / "result.json").is_file()
+    if not reused:
+        arguments = Recipe(ledger.demo.recipe, row.overrides).commands(ledger.folder)[0]
+        arguments += ["--data.root", str(data), "--data.manifest", str(data / "manifest.csv")]
+        if epochs is not None:
+            arguments += ["--trainer.max_epochs", str(epochs)]
+        place.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=place))
+        try:
+            with _training_bar(progress, row.name):
+                run_recipe(arguments, partial, seed)
+            os.replace(partial, folder)
+        except BaseException as error:
+            if isinstance(error, Exception):  # keep the log of a failure, nothing of an interruption
+                shutil.copy(partial / "log.txt", place / "failed.txt")
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    result = from_json(folder / "result.json", row.id)
+    return Trained(row.id, row.name, result, folder, reused, time.monotonic() - began)
+
+
+def train_row(
+    ledger: Ledger, row: Row, dataset: str, data: Path, out: Path, seed: int, epochs: int | None, progress: Progress
+) -> list[Trained]:
+    """Train and test the recipe of a row on real data; interrupted runs are resumed."""
+    finished = []
+    for i, arguments in enumerate(row.recipes[dataset].commands(ledger.folder, str(data))):
+        arguments[2:2] = ["--data.root", str(data), "--data.manifest", str(data / "manifest.csv")]
+        if epochs is not None:
+            arguments += ["--trainer.max_epochs", str(epochs)]
+        recipe = (ledger.folder / "recipes" / row.recipes[dataset].file).read_bytes()
+        key = hashlib.sha256(recipe + json.dumps([arguments, seed]).encode()).hexdigest()[:12]
+        folder = out / "recipes" / row.id / dataset / f"{i + 1}-{key}"
+        began = time.monotonic()
+        reused = (folder / "result.json").is_file()
+        if not reused:
+            with _training_bar(progress, f"{row.id} {dataset}"):
+                run_recipe(arguments, folder, seed)
+        result = from_json(folder / "result.json", row.id, dataset)
+        finished.append(Trained(row.id, row.name, result, folder, reused, time.monotonic() - began))
+    return finished
+
+
+# What is shown
+
+
+def demo_table(ledger: Ledger, runs: Sequence[Trained]) -> Shown:
+    """What was measured on the embedded data; no number of the paper is comparable, so none is shown."""
+    assert ledger.demo is not None
+    metrics = list(dict.fromkeys(k for run in runs for k in run.result.metrics if k != "loss"))
+    heads = [Head("Network"), *(Head(m, "accuracy", "ours") for m in metrics), Head("loss", "", "text")]
+    heads += [Head("Params"), Head("MACs"), Head("Tested on"), Head("Seed")]
+    cells = []
+    accuracy = {m: Column(m, m, m, scale=0.01) for m in metrics}
+    for run in runs:
+        c = run.complexity()
+        cells.append(
+            [
+                run.name,
+                *(accuracy[m].print(run.result.metrics.get(m)) for m in metrics),
+                f"{run.result.metrics['loss']:.3f}" if "loss" in run.result.metrics else DASH,
+                f"{c.params:,}",
+                f"{c.macs_paper / 1e6:,.1f} M",
+                run.result.videos,
+                str(run.result.facts["seed"]),
+            ]
+        )
+    return Shown(f"Demo. {ledger.demo.title}", heads, cells, [], "demo")
+
+
+def paper_points(ledger: Ledger, table_id: str, measure: str = "top1") -> list[plots.Point]:
+    """The paper's accuracies and multiply-adds of a table, by network name."""
+    table = next(t for t in ledger.tables if t.id == table_id)
+    cost, accuracy, params = table.column("macs"), table.column(measure), table.column("params")
+    frames = next((c for c in table.columns if c.key == "frames"), None)
+    points = []
+    for row in table.rows:
+        x = cost.value(row.paper[cost.key]) if cost else None
+        y = accuracy.value(row.paper[accuracy.key]) if accuracy else None
+        if x is not None and y is not None:
+            label = row.paper[frames.key] if frames else ""
+            points.append(plots.Point(row.name, x, y, label, params.value(row.paper[params.key]) if params else None))
+    return points
+
+
+@dataclass
+class Job:
+    """What the main job found, for the report."""
+
+    ledger: Ledger
+    counts: dict[str, dict[str, Complexity]] = field(default_factory=dict)
+    demo: list[Trained] = field(default_factory=list)
+    results: list[Result] = field(default_factory=list)
+    figures: dict[str, bytes] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+
+def status_table(ledger: Ledger) -> Shown:
+    """How many rows and figures have which status."""
+    statuses = ["computed", "demo", "recipe", "literature", "diagram"]
+    heads = [Head("Table or figure"), Head("entries", "", "text"), *(Head(s) for s in statuses)]
+    groups: list[tuple[str, list[Any]]] = [(f"{t.number}. {t.title}", t.rows) for t in ledger.tables]
+    groups.append(("Figures", ledger.figures))
+    cells = []
+    for name, entries in groups:
+        numbers = [sum(s in e.statuses for e in entries) for s in statuses]
+        cells.append([name, str(len(entries)), *(str(n) if n else DASH for n in numbers)])
+    return Shown("Every row and figure of the paper", heads, cells, ["An entry can have several statuses."], "status")
+
+
+def write_report(job: Job, folder: Path, facts: Mapping[str, str], command: str) -> Path:
+    """The page, the Markdown and the pictures; returns the path of the page."""
+    ledger = job.ledger
+    report = Report(ledger.title, f"{ledger.authors}. The paper's numbers beside what this machine found.", facts)
+    if job.failures:
+        report.section("Failures")
+        for failure in job.failures:
+            report.text(failure)
+    if job.demo:
+        assert ledger.demo is not None
+        report.section("Measured here")
+        report.text(ledger.demo.text)
+        report.table(demo_table(ledger, job.demo))
+        curves = {run.name: run.curve("train_loss") for run in job.demo}
+        if any(len(points) > 1 for points in curves.values()):
+            shown = {name: points for name, points in curves.items() if points}
+            report.picture(
+                plots.learning_curves(shown, "Training loss on the demo", "cross-entropy"),
+                "demo-curves",
+                "Mean training loss of every epoch on the demo clips.",
+            )
+        points = [
+            plots.Point(r.name, r.complexity().macs_paper, r.result.metrics["top1"], size=r.complexity().params)
+            for r in job.demo
+            if "top1" in r.result.metrics
+        ]
+        if points:
+            report.picture(
+                plots.accuracy_against_cost(
+                    points, "Demo: accuracy against cost", "multiply-adds per clip (G)", "top-1 accuracy (%)"
+                ),
+                "demo-cost",
+                "Measured here, on the demo clips: accuracy against multiply-adds; areas are parameters.",
+            )
+        for run in job.demo:
+            matrix, names = run.confusion()
+            report.picture(
+                plots.confusion_matrix(matrix, names, run.name),
+                f"confusion-{run.entry.rpartition('/')[2]}",
+                f"{run.name} on the demo: {run.result.videos}, each once. Rows are the true classes.",
+            )
+    report.section("Tables of the paper")
+    report.text(EXPLANATION)
+    for table in ledger.tables:
+        report.table(tables.paper_table(ledger, table, job.counts, job.results))
+    for table in ledger.tables:
+        if len(points := paper_points(ledger, table.id)) > 3:
+            report.picture(
+                plots.accuracy_against_cost(
+                    points,
+                    f"{table.number}: the paper's accuracy against the paper's FLOPs",
+                    "multiply-adds per clip (G)",
+                    "top-1 accuracy (%)",
+                ),
+                f"{table.id}-cost",
+                f"All values as printed in {table.number}; labels are frames, areas are parameters.",
+            )
+    report.section("Figures of the paper")
+    for figure in ledger.figures:
+        if figure.id in job.figures:
+            report.picture(job.figures[figure.id], figure.id, f"{figure.number}. {figure.title}. Code: {figure.where}.")
+    for figure in ledger.figures:
+        if figure.id not in job.figures:
+            report.text(f"**{figure.number}. {figure.title}.** {figure.where}")
+    report.section("Coverage")
+    report.table(status_table(ledger))
+    report.section("Do it again")
+    report.text("The whole report, a list of all rows with their commands, and one row on the real videos:")
+    report.code(f"{command}\n{command} --list\n{command} ROW --data DIR")
+    return report.write(folder)
+
+
+def run_facts(job: Job, seconds: float) -> dict[str, str]:
+    """When, where and with what the report was made."""
+    from common.training.cli import git_state, package_versions
+
+    state, versions = git_state(), package_versions()
+    commit = f"{state['commit'][:12]}{' with changes' if state['dirty'] else ''}" if state["commit"] else DASH
+    facts = {
+        "Date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "Commit": commit,
+        "Machine": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"),
+        "Versions": ", ".join(f"{name} {number}" for name, number in versions.items() if name != "gpu"),
+        "Duration": f"{seconds / 60:.1f} min",
+    }
+    if job.demo:
+        trained = [run for run in job.demo if not run.reused]
+        videos = sum(run.result.facts["videos"] or 0 for run in job.demo)
+        expected = sum(run.result.facts["videos_expected"] or 0 for run in job.demo)
+        facts["Demo"] = f"{len(job.demo)} networks, {len(trained)} trained in this run"
+        facts["Tested on"] = f"{videos} of {expected} videos ({len(job.demo)} networks)"
+        facts["Seed"] = ", ".join(sorted({str(run.result.facts["seed"]) for run in job.demo}))
+    return facts
+
+
+# The command
+
+
+def main(folder: Path, figures: Mapping[str, FigureFunction], argv: Sequence[str] | None = None) -> int:
+    """Run the command for the paper in `folder`.
+
+    Args:
+        folder: the paper's folder with `ledger.yaml` and `recipes/`.
+        figures: the functions that the ledger's figures name.
+        argv: command line arguments.
+
+    Returns:
+        Exit code: 0, 1 if a row failed, 2 for wrong arguments, 130 if interrupted.
+    """
+    module = f"papers.{folder.name}.reproduce"
+    args = _parser(module, folder.name).parse_args(argv)
+    errors = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+    warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated.*")
+    try:
+        ledger = load(folder / "ledger.yaml")
+        ids = ledger.select(args.rows)
+        data = _data(args.data)
+        if args.list:
+            print(
+                json.dumps(list_records(ledger, ids, module), indent=2) if args.json else _listing(ledger, ids, module)
+            )
+            return 0
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        console = Console(file=sys.stderr)
+        with Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False) as progress:
+            if args.complexity:
+                counts = count_rows(ledger, ids, progress, args.out / "complexity.json")
+                finish: Callable[[], int] = lambda: _print_complexity(ledger, counts, args.json)  # noqa: E731
+            else:
+                job = _work(ledger, ids, figures, args, data, progress)
+                finish = lambda: _finish(job, ids, args, module)  # noqa: E731
+        return finish()
+    except KeyboardInterrupt:
+        errors.print("Interrupted. What was finished is kept; the same command goes on from there.")
+        return 130
+    except (LedgerError, ReproduceError, ResultError) as error:
+        errors.print(f"error: {escape(str(error))}")
+        return 2
+
+
+def _parser(module: str, paper: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description="The paper's tables beside what this machine computes and measures. "
+        "Without arguments: count every network, train and test the demo networks on embedded data, write a report.",
+    )
+    parser.add_argument(
+        "rows", nargs="*", metavar="ROW", help="rows, tables or figures, e.g. table2, table2/t-stft-16f"
+    )
+    parser.add_argument("--list", action="store_true", help="print every entry with its status and command")
+    parser.add_argument("--complexity", action="store_true", help="only count parameters and multiply-adds")
+    parser.add_argument("--json", action="store_true", help="with --list or --complexity: print JSON and nothing else")
+    parser.add_argument("--demo", action="store_true", help="also train the demo networks of the named rows")
+    parser.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="[DATASET=]DIR",
+        help="train and test the recipes of the named rows on the videos below DIR, which holds manifest.csv",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs") / paper, help="results and report (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the trainings (default: %(default)s)")
+    parser.add_argument(
+        "--epochs", type=int, help="train so many epochs instead of the recipe's; for trying things out"
+    )
+    parser.add_argument(
+        "--readme",
+        action="store_true",
+        help="also write the tables into the paper's README and the demo into results.csv",
+    )
+    return parser
+
+
+def _data(given: Sequence[str]) -> dict[str, Path]:
+    """Data set -> folder; "" for a folder without a data set."""
+    folders = {}
+    for text in given:
+        dataset, _, folder = text.rpartition("=")
+        if not Path(folder).is_dir():
+            raise ReproduceError(f"--data {text}: there is no folder {folder}")
+        folders[dataset] = Path(folder)
+    return folders
+
+
+def list_records(ledger: Ledger, ids: Sequence[str], module: str) -> list[dict[str, Any]]:
+    """Every chosen entry with its status and the commands that compute, train or show it."""
+    records: list[dict[str, Any]] = []
+
+    def add(entry: Any, commands: list[str], remark: str | None = None) -> None:
+        if entry.id in ids:
+            statuses = getattr(entry, "statuses", ["demo"])
+            name = getattr(entry, "name", None) or entry.title
+            records.append({"id": entry.id, "name": name, "statuses": statuses, "commands": commands, "remark": remark})
+
+    shown_by = {row.of: row.id for row in ledger.demo.rows} if ledger.demo else {}
+    for _, row in ledger.rows():
+        commands = [f"python -m {module} {row.id} --complexity"] if row.networks else []
+        commands += [f"python -m {module} {shown_by[row.id]}"] if row.id in shown_by else []
+        for recipe in row.recipes.values():
+            commands += [f"spectral fit {shlex.join(c)}" for c in recipe.commands(_relative(ledger.folder))]
+        add(row, commands, None if commands else "quoted; nothing to run")
+    for figure in ledger.figures:
+        add(figure, [f"python -m {module} {figure.id}"] if figure.function else [], figure.where)
+    for demo in ledger.demo.rows if ledger.demo else []:
+        add(demo, [f"python -m {module} {demo.id}"])
+    return records
+
+
+def _relative(path: Path) -> Path:
+    return path.resolve().relative_to(Path.cwd()) if Path.cwd() in path.resolve().parents else path
+
+
+def _listing(ledger: Ledger, ids: Sequence[str], module: str) -> str:
+    lines = []
+    group = None
+    titles = {t.id: f"{t.number}. {t.title}" for t in ledger.tables}
+    for record in list_records(ledger, ids, module):
+        prefix = record["id"].partition("/")[0]
+        title = titles.get(prefix, "Demo" if prefix == "demo" else "Figures")
+        if title != group:
+            lines += ["", title] if group else [title]
+            group = title
+        lines.append(f"  {record['id']:32} {', '.join(record['statuses']):32} {record['name']}")
+        lines += [f"      {command}" for command in record["commands"]]
+        lines += [f"      {record['remark']}"] if record["remark"] else []
+    return "\n".join(lines)
+
+
+def _print_complexity(ledger: Ledger, counts: Mapping[str, Mapping[str, Complexity]], as_json: bool) -> int:
+    if as_json:
+        print(json.dumps(complexity_records(ledger, counts), indent=2))
+        return 0
+    console = _wide_console()
+    for table in ledger.tables:
+        if rows := [row for row in table.rows if row.id in counts]:
+            console.print(tables.to_terminal(tables.paper_table(ledger, table, counts, rows=rows)))
+    if not counts:
+        console.print("None of these rows has a network to count.")
+    return 0
+
+
+def _wide_console() -> Console:
+    return Console() if sys.stdout.isatty() else Console(width=200)
+
+
+def _work(
+    ledger: Ledger,
+    ids: Sequence[str],
+    figures: Mapping[str, FigureFunction],
+    args: argparse.Namespace,
+    data: Mapping[str, Path],
+    progress: Progress,
+) -> Job:
+    """Count, train, test and draw what was chosen; a failure is noted and the rest goes on."""
+    job = Job(ledger)
+    job.counts = count_rows(ledger, ids, progress, args.out / "complexity.json")
+    wanted = {row.id for row in ledger.demo.rows} & set(ids) if ledger.demo else set()
+    if ledger.demo and args.demo:
+        wanted |= {row.id for row in ledger.demo.rows if row.of in ids}
+    demo_data = args.out.parent / "demo" / ledger.demo.data[0] if ledger.demo else None
+    if ledger.demo and demo_data and wanted:
+        task = progress.add_task("Making the demo data", total=1)
+        make_demo_data(ledger.demo.data, demo_data)
+        progress.advance(task)
+        task = progress.add_task("Training the demo networks", total=len(wanted))
+        for demo in ledger.demo.rows:
+            if demo.id in wanted:
+                with _noting_failure(job, demo.id):
+                    job.demo.append(train_demo(ledger, demo, demo_data, args.out, args.seed, args.epochs, progress))
+                progress.advance(task)
+    for _, row in ledger.rows() if data else ():
+        if row.id in ids and row.recipes:
+            for dataset in row.recipes:
+                root = data.get(dataset, data.get("") if len(row.recipes) == 1 or not args.rows else None)
+                if root is None:
+                    continue
+                with _noting_failure(job, f"{row.id} on {dataset}"):
+                    runs = train_row(ledger, row, dataset, root, args.out, args.seed, args.epochs, progress)
+                    append(ledger.folder / "results.csv", [run.result for run in runs])
+    for figure in ledger.figures:
+        if figure.id in ids and figure.function:
+            with _noting_failure(job, figure.id):
+                try:
+                    function = figures[figure.function]
+                except KeyError:
+                    raise LedgerError(f"{ledger.path}:{figure.line}: no figure function {figure.function}") from None
+                drawn = function(demo_data if demo_data and demo_data.is_dir() else None)
+                job.figures[figure.id] = png(drawn)
+    job.results = read(ledger.folder / "results.csv")
+    return job
+
+
+@contextlib.contextmanager
+def _noting_failure(job: Job, what: str) -> Iterator[None]:
+    try:
+        yield
+    except LedgerError:
+        raise
+    except Exception as error:
+        if os.environ.get("SPECTRAL_DEBUG"):
+            raise
+        job.failures.append(f"{what}: {type(error).__name__}: {error}")
+
+
+def _finish(job: Job, ids: Sequence[str], args: argparse.Namespace, module: str) -> int:
+    """Print what was found; write the report of a whole run, the figures of a part."""
+    console = _wide_console()
+    ledger = job.ledger
+    for table in ledger.tables:
+        if rows := [row for row in table.rows if row.id in ids]:
+            console.print(tables.to_terminal(tables.paper_table(ledger, table, job.counts, job.results, rows)))
+    if job.demo:
+        console.print(tables.to_terminal(demo_table(ledger, job.demo)))
+        append(args.out / "results.csv", [run.result for run in job.demo])
+    if args.rows:
+        for record in list_records(ledger, ids, module):
+            recipes = [c for c in record["commands"] if c.startswith("spectral")]
+            if recipes and not args.data:
+                console.print(f"{record['id']} on the real videos (or: python -m {module} {record['id']} --data DIR):")
+                console.print("\n".join(f"  {c}" for c in recipes), soft_wrap=True)
+        for figure, content in job.figures.items():
+            path = args.out / "figures" / f"{figure}.png"
+            with written_whole(path, "wb") as file:
+                file.write(content)
+            console.print(f"Written: {path}", soft_wrap=True)
+    else:
+        facts = run_facts(job, time.monotonic() - _STARTED)
+        page = write_report(job, args.out / "report", facts, f"python -m {module}")
+        console.print(f"Report: {page.resolve()}", soft_wrap=True)
+    if args.readme:
+        write_readme(job)
+    for failure in job.failures:
+        Console(stderr=True, highlight=False).print(f"failed: {escape(failure)}", soft_wrap=True)
+    return 1 if job.failures else 0
+
+
+_STARTED = time.monotonic()
+_BEGIN, _END = "<!-- tables: begin", "<!-- tables: end -->"
+
+
+def write_readme(job: Job) -> None:
+    """Put the tables between the markers of the paper's README, and the demo's results into `results.csv`.
+
+    Raises ReproduceError if the README has no markers.
+    """
+    path = job.ledger.folder / "README.md"
+    text = path.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(_BEGIN)
+    marker, _, rest = rest.partition("\n")
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        raise ReproduceError(f"{path}: no lines '{_BEGIN} ... -->' and '{_END}'")
+    shown = [tables.paper_table(job.ledger, table, job.counts, job.results) for table in job.ledger.tables]
+    parts = [EXPLANATION, *(tables.to_markdown(table) for table in shown)]
+    if job.demo:
+        parts.insert(0, tables.to_markdown(demo_table(job.ledger, job.demo)))
+        append(job.ledger.folder / "results.csv", [run.result for run in job.demo])
+    with written_whole(path) as file:
+        file.write(before + begin + marker + "\n\n" + "\n\n".join(parts) + "\n\n" + end + after)
