@@ -27,7 +27,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 from rich.console import Console
 from rich.table import Table
 
@@ -71,7 +71,8 @@ class _Parser(LightningArgumentParser):
 
     def _hint(self, message: str) -> str:
         if found := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message):
-            near = difflib.get_close_matches(found[2], vars(sys.modules[found[1]]), n=1)
+            module = sys.modules[found[1]]
+            near = difflib.get_close_matches(found[2], {*dir(module), *getattr(module, "__all__", ())}, n=1)
             return f"\nDid you mean {found[1]}.{near[0]}?" if near else ""
         if "Not a valid subclass" in message and (found := re.search(r"Given value: (\{.*\})", message)):
             with contextlib.suppress(ValueError, SyntaxError):
@@ -192,6 +193,8 @@ class SpectralCLI(LightningCLI):
             last_or_best = checkpoint in ("last", "best")
             found = find_checkpoint(runs, f"{checkpoint}.ckpt") if last_or_best else find_checkpoint(checkpoint)
             config.ckpt_path = str(found)
+        elif self.subcommand != "fit" and not config.model.init_args.get("pretrained"):
+            rank_zero_warn(f"{self.subcommand} without --ckpt_path: the network has its initial, untrained weights")
         if not config.trainer.fast_dev_run:
             self.run_dir = new_run_dir(runs)
 

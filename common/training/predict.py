@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 
 from common.datamodules.clip_spec import ClipSpec, load_views
@@ -58,7 +58,7 @@ def predict_videos(module: VideoClassificationModule, paths: Iterable[str | Path
             try:
                 views = load_views(video, spec)
             except VideoReadError as error:
-                predictions.append(Prediction(str(video), error=str(error)))
+                predictions.append(Prediction(str(video), error=error.reason or str(error)))
             else:
                 predictions.append(Prediction(str(video), module.predict_video(views).cpu()))
     return predictions
@@ -90,7 +90,7 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]], overwrite: bool = Fal
 
 def print_rows(rows: Sequence[dict[str, Any]]) -> None:
     """Print predictions as a table in the terminal."""
-    table = Table("video", "prediction", "probability")
+    table = Table(Column("video", overflow="fold"), Column("prediction", overflow="fold"), "probability")
     for row in rows:
         if row["error"]:
             table.add_row(row["path"], f"error: {row['error']}", "")
@@ -120,7 +120,11 @@ def main(args: list[str]) -> int:
         parser.error("--top is at least 1")
     if options.csv and options.csv.exists() and not options.force:
         raise FileExistsError(f"{options.csv} exists; give another name, or --force to overwrite it")
-    module = load_module(options.checkpoint).to(options.device)
+    module = load_module(options.checkpoint)
+    try:
+        module.to(options.device)
+    except (RuntimeError, AssertionError) as error:  # torch has no common type for a device that is not there
+        raise ValueError(f"--device {options.device} cannot be used: {error}") from error
     predictions = predict_videos(module, options.paths)
     rows = prediction_rows(predictions, module.class_names or [], options.top)
     print_rows(rows)

@@ -29,7 +29,7 @@ def recipe(tmp_path, monkeypatch, motion):
                 "init_args": {"num_classes": 2, "dropout": 0.2, **(model or {})},
             },
             "data": {
-                "class_path": "common.datamodules.video.VideoDataModule",
+                "class_path": "common.datamodules.VideoDataModule",
                 "init_args": {
                     **{"root": str(motion.parent), "manifest": str(motion), "batch_size": 4, "num_workers": 0},
                     **{"num_frames": 4, "crop_size": 24, **(data or {})},

@@ -79,7 +79,10 @@ def test_tensorboard_has_curves_and_pictures(recipe):
 
 def test_runs_never_overwrite_each_other(recipe):
     path = recipe()
-    folders = [run(["validate", "--config", path]).run_dir for _ in range(3)]
+    with pytest.warns(
+        UserWarning, match="validate without --ckpt_path: the network has its initial, untrained weights"
+    ):
+        folders = [run(["validate", "--config", path]).run_dir for _ in range(3)]
     assert folders == [Path(f"runs/tiny/version_{k}") for k in range(3)]
     assert run(["validate", "--config", path, "--name", "other"]).run_dir == Path("runs/other/version_0")
     assert json.loads((folders[0] / "result.json").read_text())["stage"] == "validate"
@@ -104,8 +107,8 @@ def test_fast_dev_run_writes_nothing(recipe, tmp_path):
         (lambda c: c["data"]["init_args"].update(bach_size=1), "Did you mean batch_size?"),
         (lambda c: c["data"].update(initargs={"root": "x"}), "Did you mean init_args?"),
         (
-            lambda c: c["data"].update(class_path="common.datamodules.video.VidoDataModule"),
-            "mean common.datamodules.video",
+            lambda c: c["data"].update(class_path="common.datamodules.VidoDataModule"),
+            "Did you mean common.datamodules.VideoDataModule?",
         ),
         (lambda c: c["model"]["init_args"].update(width="wide"), "Expected a <class 'int'>. Got value: wide"),
     ],
@@ -217,6 +220,8 @@ def test_predict_needs_nothing_but_the_checkpoint(recipe, motion, capsys, tmp_pa
     assert "error" in printed
     assert "move_left" in printed
 
+    assert main(["predict", "--checkpoint", "runs/tiny", str(good), "--device", "nonsense"]) == 1
+    assert "--device nonsense cannot be used" in capsys.readouterr().err
     assert main(args) == 1
     assert "exists; give another name, or --force" in capsys.readouterr().err
     assert main(["predict", "--checkpoint", "runs/tiny", str(good), "--csv", str(out), "--force", "--top", "1"]) == 0
