@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from common.spectral.stft import _CONV, DepthwiseSTFT, uses_reference_implementation
+from common.spectral.stft import _CONV, DepthwiseSTFT, autocast_dtype, uses_reference_implementation, without_autocast
 
 _NORM: dict[int, type[_BatchNorm]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _POINTWISE: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -90,10 +90,10 @@ class _SlicedTraining(torch.autograd.Function):
         ctx.block = block
         device = x.device.type
         # The dtype of the 1x1 convolution; the rest is computed in that of the filters.
-        ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        ctx.dtype = autocast_dtype(device) or weight.dtype
         x = block.stft._checked(x)
         out: Tensor | None = None
-        with torch.autocast(device, enabled=False):
+        with without_autocast(device):
             momentum = block._count_batch()
             matrix = weight.flatten(1).to(ctx.dtype)
             for channels, rows in block._slices(x):
@@ -113,7 +113,7 @@ class _SlicedTraining(torch.autograd.Function):
         grad = grad.flatten(2)
         grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
         grad_gamma, grad_beta, grad_matrix = (torch.empty_like(t) for t in (gamma, beta, weight.flatten(1)))
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             matrix = weight.flatten(1).t().to(ctx.dtype)
             for channels, rows in block._slices(x):
                 leaves = [
@@ -141,8 +141,8 @@ class STFTPointwise(nn.Module):
       no second derivative. Where `norm` is no plain batch normalisation in training (frozen, synchronised over
       processes, replaced) or the activation has parameters, is random or is unknown, the whole segment is
       recomputed at once with `checkpoint_once`. Under `torch.compile` it is the plain composition;
-    - evaluation without gradients: the normalisation is folded into the filters, anew in every call, so changed
-      parameters are seen.
+    - evaluation without gradients: the normalisation is folded into the filters (or applied in place), anew in every
+      call, so changed parameters are seen. The output may be in channels-last order.
 
     Only the plain composition calls the submodules, and therefore their hooks. Under autocast the STFT, normalisation
     and activation run in float32, the 1x1 convolution in the autocast dtype.
@@ -232,14 +232,19 @@ class STFTPointwise(nn.Module):
         """Evaluation: the normalisation is an affine map per channel, so it goes into the filters and a bias."""
         norm, stft = self.norm, self.stft
         x = stft._checked(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+            shift = norm.bias - norm.running_mean * scale
             ones = [1] * (x.dim() - 1)
-            weight = stft.kernels.repeat(stft.in_channels, *ones) * scale.view(-1, *ones)
-            if x.dim() in _CHANNELS_LAST:
-                x = x.contiguous(memory_format=_CHANNELS_LAST[x.dim()])
-            conv = _CONV[len(stft.kernel_size)]
-            y = conv(x, weight, norm.bias - norm.running_mean * scale, stft.stride, stft.padding, 1, stft.in_channels)
+            if stft._by_shift() is not None:
+                # Along one axis the shifted additions, with the affine map in place, beat a convolution.
+                y = stft._forward(x).mul_(scale.view(-1, *ones[1:])).add_(shift.view(-1, *ones[1:]))
+            else:
+                weight = stft.kernels.repeat(stft.in_channels, *ones) * scale.view(-1, *ones)
+                if x.dim() in _CHANNELS_LAST:
+                    x = x.contiguous(memory_format=_CHANNELS_LAST[x.dim()])
+                conv = _CONV[len(stft.kernel_size)]
+                y = conv(x, weight, shift, stft.stride, stft.padding, 1, stft.in_channels)
             y = self._activated(y)
         return self.pointwise(y)
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from itertools import groupby, product
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +63,19 @@ def reference_implementation() -> Iterator[None]:
 def uses_reference_implementation() -> bool:
     """Whether to use stock operators only: in `reference_implementation()`, `torch.jit.trace` and `torch.export`."""
     return _reference.get() or torch.jit.is_tracing() or torch.compiler.is_exporting()
+
+
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """The dtype of autocast where it is on, else None; also for devices that have none."""
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return None
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """A context in which operations keep the dtype of their inputs."""
+    available = torch.amp.is_autocast_available(device_type)
+    return torch.autocast(device_type, enabled=False) if available else nullcontext()
 
 
 def _check_kernel_size(kernel_size: Sequence[int]) -> tuple[int, ...]:
@@ -409,7 +422,7 @@ class DepthwiseSTFT(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self._checked(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             return self._forward(x)
 
     def _checked(self, x: Tensor) -> Tensor:
@@ -418,7 +431,7 @@ class DepthwiseSTFT(nn.Module):
         if x.dim() != axes + 2 or x.shape[1] != self.in_channels:
             names = {1: "T", 2: "H, W", 3: "T, H, W"}[axes]
             raise ValueError(f"DepthwiseSTFT takes (B, {self.in_channels}, {names}), but got {tuple(x.shape)}")
-        if x.dtype != self.kernels.dtype and not torch.is_autocast_enabled(x.device.type):
+        if x.dtype != self.kernels.dtype and autocast_dtype(x.device.type) is None:
             raise TypeError(f"DepthwiseSTFT has filters of {self.kernels.dtype}, but the input is {x.dtype}")
         return x.to(self.kernels.dtype)
 
