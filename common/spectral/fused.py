@@ -156,7 +156,7 @@ class STFTPointwise(nn.Module):
     """
 
     norm: Any  # batch normalisation, or what the user put in its place
-    pointwise: nn.Module
+    pointwise: Any
 
     def __init__(
         self,
@@ -236,8 +236,9 @@ class STFTPointwise(nn.Module):
             scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
             shift = norm.bias - norm.running_mean * scale
             ones = [1] * (x.dim() - 1)
-            if stft._by_shift() is not None:
-                # Along one axis the shifted additions, with the affine map in place, beat a convolution.
+            along_one_axis = stft._by_shift() is not None
+            if along_one_axis:
+                # The shifted additions, with the affine map in place, beat a convolution.
                 y = stft._forward(x).mul_(scale.view(-1, *ones[1:])).add_(shift.view(-1, *ones[1:]))
             else:
                 weight = stft.kernels.repeat(stft.in_channels, *ones) * scale.view(-1, *ones)
@@ -246,13 +247,18 @@ class STFTPointwise(nn.Module):
                 conv = _CONV[len(stft.kernel_size)]
                 y = conv(x, weight, shift, stft.stride, stft.padding, 1, stft.in_channels)
             y = self._activated(y)
-        return self.pointwise(y)
+        if along_one_axis:
+            return self.pointwise(y)
+        # Channels are last in memory here; with one thread the 1x1 convolution would copy them back first.
+        return F.linear(y.movedim(1, -1), self.pointwise.weight.flatten(1)).movedim(-1, 1)
 
-    def _is_plain_norm(self) -> bool:
-        return type(self.norm) in _NORM.values() and self.norm.affine
+    def _is_stock(self) -> bool:
+        """Whether norm and 1x1 convolution are those made here, and not something the user put in their place."""
+        stock = type(self.norm) in _NORM.values() and type(self.pointwise) in _POINTWISE.values()
+        return stock and self.norm.affine and self.pointwise.bias is None
 
     def _can_slice(self) -> bool:
-        return self._is_plain_norm() and self.norm.training and type(self.activation) in _ELEMENTWISE
+        return self._is_stock() and self.norm.training and type(self.activation) in _ELEMENTWISE
 
     def _can_fold(self) -> bool:
-        return self._is_plain_norm() and not self.norm.training and self.norm.running_mean is not None
+        return self._is_stock() and not self.norm.training and self.norm.running_mean is not None
