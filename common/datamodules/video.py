@@ -1,5 +1,6 @@
 """The Lightning data module for video classification."""
 
+import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -54,7 +55,7 @@ class VideoDataModule(L.LightningDataModule):
         on_read_error: ``raise``, or ``replace`` an unreadable training video by another one, with a warning and a
             count in :attr:`read_errors`. Evaluation always raises.
         on_missing: ``raise`` if a listed file is missing, or ``drop`` it with a warning that says "N of M videos".
-        seed: of the order and of the augmentation.
+        seed: of the order and of the augmentation; None: that of `seed_everything`, 0 without one.
         drop_last: leave out a last training step that is not full.
         cache_decoded: keep decoded videos in memory; for small data sets.
         test_split: split to test on; None: ``test`` if its videos have labels, otherwise ``val``.
@@ -85,7 +86,7 @@ class VideoDataModule(L.LightningDataModule):
         eval_batch_size: int | None = None,
         on_read_error: Literal["raise", "replace"] = "raise",
         on_missing: Literal["raise", "drop"] = "raise",
-        seed: int = 0,
+        seed: int | None = None,
         drop_last: bool = False,
         cache_decoded: bool = False,
         test_split: Literal["train", "val", "test"] | None = None,
@@ -98,6 +99,8 @@ class VideoDataModule(L.LightningDataModule):
                 raise ValueError(f"{name} is {value}; it must be at least 1.")
         if not scales or not all(0 < scale <= 1 for scale in scales):
             raise ValueError(f"scales is {tuple(scales)}; give fractions of the short side, above 0 and at most 1.")
+        if seed is None:
+            seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))  # where Lightning keeps the seed of the run
         if seed < 0:
             raise ValueError(f"seed is {seed}; it must not be negative.")
         if on_read_error not in ("raise", "replace"):
