@@ -177,8 +177,9 @@ _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d
 _TAPS_PER_STAGE = 9
 # Up to this many shifted additions, a window along one axis is computed by them, without any buffer.
 _ADDITIONS_BY_SHIFT = 16
-# Bounds the buffer of taps; larger inputs are worked through in slices.
-_BUFFER_BYTES = 32 * 2**20
+# Bounds the buffer of taps of the transpose, which is worked through in slices: this is faster, and saves memory. The
+# buffer of the forward pass is about as large as the output, so slices would only cost a copy of it.
+_BUFFER_BYTES = 16 * 2**20
 
 
 class _Block(NamedTuple):
@@ -477,13 +478,11 @@ class DepthwiseSTFT(nn.Module):
             folded = x.reshape(batch * channels, 1, *spatial)
             out = _CONV[len(spatial)](folded, self.kernels, None, 1, self.padding)
             return out.reshape(batch, -1, *spatial)
-        results = []
-        for result in self._slices(x.reshape(batch * channels, 1, -1)):
-            for stage in self._stages:
-                taps = _gather_taps(result, spatial, stage.axes, [self.kernel_size[a] for a in stage.axes])
-                result = _joined([_product(b.matrix, taps[:, b.source].flatten(1, -2)) for b in stage.blocks], 1)
-            results.append(result)
-        return _joined(results, 0).view(batch, -1, *spatial)
+        result = x.reshape(batch * channels, 1, -1)
+        for stage in self._stages:
+            taps = _gather_taps(result, spatial, stage.axes, [self.kernel_size[a] for a in stage.axes])
+            result = _joined([_product(b.matrix, taps[:, b.source].flatten(1, -2)) for b in stage.blocks], 1)
+        return result.view(batch, -1, *spatial)
 
     def _transpose(self, grad: Tensor) -> Tensor:
         """The transpose of `_analyse`: `W^T F`, from `(B, C * 2K, *S)` to `(B, C, *S)`."""
@@ -501,8 +500,10 @@ class DepthwiseSTFT(nn.Module):
                         source = parts[:, :, k, row].narrow(dim, max(-d, 0), size - abs(d))
                         target.add_(source, alpha=factor)
             return out
+        fields = grad.reshape(batch * channels, rows, -1)
+        step = max(1, _BUFFER_BYTES // (self._buffer_rows * fields.shape[-1] * fields.element_size()))
         results = []
-        for result in self._slices(grad.reshape(batch * channels, rows, -1)):
+        for result in fields.split(step):
             for stage in reversed(self._stages):
                 window = [self.kernel_size[a] for a in stage.axes]
                 total: dict[int, Tensor] = {}
@@ -514,7 +515,3 @@ class DepthwiseSTFT(nn.Module):
                 result = _joined([total[start] for start in sorted(total)], 1)
             results.append(result)
         return _joined(results, 0).reshape(batch, channels, *spatial)
-
-    def _slices(self, fields: Tensor) -> tuple[Tensor, ...]:
-        """Slices of the first axis for which the taps of the largest stage fit the buffer."""
-        return fields.split(max(1, _BUFFER_BYTES // (self._buffer_rows * fields.shape[-1] * fields.element_size())))
