@@ -447,7 +447,9 @@ def _fft(kind: str, dims: int | None) -> Handle:
         axes = [axis % len(x) for axis in (axes if isinstance(axes, list) else [axes])]
         length = {axis: out[axis] for axis in axes}
         if kind == "r2c":  # the output has n // 2 + 1 points along the last axis
-            half, given = out[axes[-1]], x[axes[-1]]
+            half = out[axes[-1]]
+            asked = sizes[-1] if isinstance(sizes, list) else sizes  # None too for a size that the network computes
+            given = x[axes[-1]] if asked is None else asked
             length[axes[-1]] = given if given // 2 + 1 == half else 2 * (half - 1)
         others = math.prod(n for axis, n in enumerate(out) if axis not in length)
         real = kind != "c2c" or not _is_complex(inputs[0])

@@ -264,8 +264,8 @@ def run_recipe(arguments: Sequence[str], folder: Path, seed: int, bar: bool = Tr
 @contextlib.contextmanager
 def _output_to(log: Any) -> Iterator[None]:
     """Send everything that is printed or logged to a file."""
-    handlers = [h for name in (None, "lightning", "lightning.pytorch") for h in logging.getLogger(name).handlers]
-    streams = [h for h in handlers if isinstance(h, logging.StreamHandler)]
+    loggers = [logging.root, *(x for x in logging.root.manager.loggerDict.values() if isinstance(x, logging.Logger))]
+    streams = {h for logger in loggers for h in logger.handlers if type(h) is logging.StreamHandler}
     before = [h.setStream(log) for h in streams]
     try:
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):

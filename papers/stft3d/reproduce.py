@@ -39,7 +39,7 @@ def figure2(data: Path | None = None) -> Figure:
     kernels = stft_kernels(KERNEL)
     with style():
         figure = Figure(figsize=(13.5, 9.2), layout="constrained")
-        left, right = np.ravel(figure.subfigures(1, 2, width_ratios=[1, 2.6]))
+        left, right = (figure.add_subfigure(part) for part in figure.add_gridspec(1, 2, width_ratios=[1, 2.6]))
         left.suptitle("a clip (middle frame)")
         axes = left.subplots()
         axes.imshow(clip[middle], cmap="gray", vmin=0, vmax=1)
