@@ -1,0 +1,138 @@
+"""Time and memory of networks, measured side by side.
+
+Times of one machine, on one day, under one load: only the ratios of one call of `measure_latency` are worth quoting.
+The networks take turns, so that whatever else the machine does meets all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Times of one network.
+
+    Attributes:
+        seconds: median time of a call.
+        fastest, slowest: seconds.
+        ratio: `seconds` over those of the first network.
+        peak_bytes: most memory that a call took beyond what was in use before it: allocated by PyTorch on a GPU,
+            resident memory of the process on Linux, None elsewhere.
+        repeats, threads, device: how it was measured.
+    """
+
+    seconds: float
+    fastest: float
+    slowest: float
+    ratio: float
+    peak_bytes: int | None
+    repeats: int
+    threads: int
+    device: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def measure_latency(
+    networks: Mapping[str, nn.Module] | nn.Module,
+    inputs: Tensor | Sequence[Tensor],
+    repeats: int = 20,
+    warmup: int = 3,
+    backward: bool = False,
+) -> dict[str, Latency]:
+    """Time `network(*inputs)` of every network, taking turns.
+
+    Args:
+        networks: by name, or one network. They run in the mode (training or evaluation) that they are in, and on the
+            device of the inputs.
+        inputs: one tensor or several.
+        repeats: timed calls of each network.
+        warmup: calls of each before that.
+        backward: also the gradients of the sum of the output; without it, gradients are switched off.
+
+    Returns:
+        Latency by name, in the given order; `ratio` is against the first.
+
+    Raises:
+        ValueError: if there is no network, or `repeats` is not positive.
+    """
+    named = {"network": networks} if isinstance(networks, nn.Module) else dict(networks)
+    tensors = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    if not named or repeats < 1:
+        raise ValueError(f"there is nothing to measure: {len(named)} networks, {repeats} repeats")
+    device = tensors[0].device
+
+    def run(network: nn.Module) -> None:
+        with torch.set_grad_enabled(backward):
+            output = network(*tensors)
+            if backward:
+                output.sum().backward()
+                network.zero_grad(set_to_none=True)
+
+    peaks = {}
+    for name, network in named.items():
+        for _ in range(max(warmup, 1)):
+            run(network)
+        peaks[name] = _peak_bytes(lambda network=network: run(network), device)  # type: ignore[misc]
+    times: dict[str, list[float]] = {name: [] for name in named}
+    for _ in range(repeats):
+        for name, network in named.items():
+            _wait(device)
+            began = time.perf_counter()
+            run(network)
+            _wait(device)
+            times[name].append(time.perf_counter() - began)
+    first = median(next(iter(times.values())))
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        name: Latency(
+            seconds=median(measured),
+            fastest=min(measured),
+            slowest=max(measured),
+            ratio=median(measured) / first,
+            peak_bytes=peaks[name],
+            repeats=repeats,
+            threads=torch.get_num_threads(),
+            device=where,
+        )
+        for name, measured in times.items()
+    }
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _peak_bytes(run: Callable[[], None], device: torch.device) -> int | None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        _wait(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with contextlib.suppress(OSError):  # not Linux, or not allowed
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+        before = _status("VmRSS")
+        run()
+        return max(0, _status("VmHWM") - before)
+    return None
+
+
+def _status(name: str) -> int:
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None, f"/proc/self/status has no {name}"
+    return 1024 * int(found[1])

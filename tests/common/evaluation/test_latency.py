@@ -1,0 +1,60 @@
+"""What the timings record; no assertion on a time."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from common.evaluation.latency import measure_latency
+
+
+class Spy(nn.Module):
+    def __init__(self, name: str, calls: list[tuple[str, bool]]) -> None:
+        super().__init__()
+        self.name, self.calls = name, calls
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        self.calls.append((self.name, torch.is_grad_enabled()))
+        return self.weight * (x + y)
+
+
+def test_networks_take_turns() -> None:
+    calls: list[tuple[str, bool]] = []
+    x = torch.ones(3)
+    found = measure_latency({"a": Spy("a", calls), "b": Spy("b", calls)}, (x, x), repeats=5, warmup=2)
+    assert [name for name, _ in calls[-10:]] == ["a", "b"] * 5
+    assert not any(grad for _, grad in calls)
+    assert list(found) == ["a", "b"]
+    assert found["a"].ratio == 1
+    assert found["b"].ratio == found["b"].seconds / found["a"].seconds
+    for latency in found.values():
+        assert 0 < latency.fastest <= latency.seconds <= latency.slowest
+        assert (latency.repeats, latency.device, latency.threads) == (5, "cpu", torch.get_num_threads())
+        json.dumps(latency.to_dict())
+
+
+def test_backward_leaves_no_gradients() -> None:
+    calls: list[tuple[str, bool]] = []
+    network = Spy("a", calls)
+    x = torch.ones(3)
+    measure_latency(network, [x, x], repeats=1, warmup=1, backward=True)
+    assert all(grad for _, grad in calls)
+    assert network.weight.grad is None
+
+
+def test_peak_memory_sees_a_large_intermediate() -> None:
+    class Wide(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.repeat(64, 1024, 1024).sum()
+
+    peak = measure_latency(Wide(), torch.ones(1), repeats=1)["network"].peak_bytes
+    assert peak is None or peak > 100 * 2**20
+
+
+def test_nothing_to_measure() -> None:
+    with pytest.raises(ValueError, match="0 networks"):
+        measure_latency({}, torch.ones(1))
