@@ -2,7 +2,7 @@
 
 `papers/<paper>/ledger.yaml` has these keys (lists keep the paper's order):
 
-- `paper`, `title`, `authors`;
+- `paper`, `title`, `authors`, and `labels`: what the labels of the rows' networks mean;
 - `networks`: name -> `{function: dotted path, arguments, classes}`, `classes` being arguments that are classes;
 - `tables`: `{id, title, note, columns, rows}`.
   A column is `{key, name, measure, scale, dataset}`: `measure` names what it holds (`params`, `macs`, or a key of
@@ -208,6 +208,7 @@ class Ledger:
     tables: list[Table]
     figures: list[Figure]
     demo: Demo | None = None
+    labels: dict[str, str] = field(default_factory=dict)
     path: Path = Path()
 
     @property

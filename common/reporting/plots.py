@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 #: the palette of Okabe and Ito
@@ -59,59 +60,90 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
     return front
 
 
-def accuracy_against_cost(points: Sequence[Point], title: str, xlabel: str, ylabel: str) -> Figure:
-    """Every series in its colour and marker, areas by parameters, the Pareto front as a line."""
+def accuracy_against_cost(
+    points: Sequence[Point], title: str, accuracy: str = "top-1 accuracy (%)", highlight: Sequence[str] = ()
+) -> Figure:
+    """Accuracy against multiply-adds; areas are parameters, a dotted line is the Pareto front.
+
+    Every series has its colour and marker. Where there are more than eight, those in `highlight` have, and the others
+    are grey with their names beside them.
+    """
+    names = list(dict.fromkeys(p.series for p in points))
+    coloured = names if len(names) <= len(COLOURS) else [name for name in names if name in highlight]
+    unit, letter = (1e9, "G") if max(p.cost for p in points) >= 1e9 else (1e6, "M")
+    largest = max((p.size for p in points if p.size), default=1.0)
     with style():
-        figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+        figure = Figure(figsize=(7.6, 4.6), layout="constrained")
         axes = figure.subplots()
-        largest = max((p.size for p in points if p.size), default=1.0)
-        for i, name in enumerate(dict.fromkeys(p.series for p in points)):
+        for name in names:
             own = sorted((p for p in points if p.series == name), key=lambda p: p.cost)
-            x, y = [p.cost / 1e9 for p in own], [100 * p.accuracy for p in own]
+            x, y = [p.cost / unit for p in own], [100 * p.accuracy for p in own]
             sizes = [40 + 160 * p.size / largest if p.size else 60 for p in own]
-            colour = COLOURS[i % len(COLOURS)]
-            axes.plot(x, y, color=colour, linewidth=0.9, alpha=0.6)
+            i = coloured.index(name) if name in coloured else None
+            colour = "#b5b5b5" if i is None else COLOURS[i]
+            axes.plot(x, y, color=colour, linewidth=0.9, alpha=0.6, zorder=1 if i is None else 2)
             axes.scatter(
-                x, y, s=sizes, color=colour, marker=MARKERS[i % len(MARKERS)], label=name, edgecolor="white", zorder=3
+                x,
+                y,
+                s=sizes,
+                color=colour,
+                marker="o" if i is None else MARKERS[i],
+                label=name if i is not None else None,
+                edgecolor="white",
+                zorder=2 if i is None else 3,
             )
             for point, px, py in zip(own, x, y, strict=True):
+                label = point.label if i is not None else f"{name} {point.label}".strip()
                 axes.annotate(
-                    point.label, (px, py), textcoords="offset points", xytext=(7, 5), fontsize=8, color="#444444"
+                    label, (px, py), textcoords="offset points", xytext=(6, 4), fontsize=7, color="#666666", zorder=4
                 )
         front = pareto_front(points)
         axes.step(
-            [p.cost / 1e9 for p in front],
+            [p.cost / unit for p in front],
             [100 * p.accuracy for p in front],
             where="post",
             color="#888888",
             linestyle=":",
             linewidth=1.2,
             label="Pareto front",
+            zorder=1,
         )
-        axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        axes.margins(x=0.12, y=0.1)
+        if max(p.cost for p in points) > 20 * min(p.cost for p in points):
+            axes.set_xscale("log")
+        axes.set(title=title, xlabel=f"multiply-adds per clip ({letter})", ylabel=accuracy)
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
     return figure
 
 
-def confusion_matrix(matrix: ArrayLike, names: Sequence[str], title: str) -> Figure:
-    """Rows are true classes, columns predictions; shade and number are the share of the row in per cent."""
-    counts = np.asarray(matrix, dtype=float)
-    share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+def confusion_matrices(matrices: Mapping[str, ArrayLike], names: Sequence[str], columns: int = 3) -> Figure:
+    """One matrix (true class, predicted class) of counts for every network.
+
+    Shade and number are the share of the true class in per cent.
+    """
+    columns = min(columns, len(matrices))
+    rows = -(-len(matrices) // columns)
+    side = 1.2 + 0.32 * len(names)
     with style():
-        size = 1.9 + 0.42 * len(names)
-        figure = Figure(figsize=(size + 0.6, size), layout="constrained")
-        axes = figure.subplots()
-        image = axes.imshow(share, vmin=0, vmax=100, cmap="Blues")
-        axes.grid(False)
-        axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(len(names)), names)
-        if len(names) <= 16:
-            for i, j in np.ndindex(share.shape):
-                if share[i, j] >= 0.5:
+        figure = Figure(figsize=(1.6 + columns * side, 1.1 + rows * side), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        for axes in grid.flat[len(matrices) :]:
+            axes.set_axis_off()
+        for axes, (title, matrix) in zip(grid.flat, matrices.items(), strict=False):
+            counts = np.asarray(matrix, dtype=float)
+            share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+            image = axes.imshow(share, vmin=0, vmax=100, cmap="Blues")
+            axes.grid(False)
+            axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+            axes.set_yticks(range(len(names)), names, fontsize=8)
+            axes.set_title(title)
+            if len(names) <= 16:
+                for i, j in zip(*np.nonzero(share >= 0.5), strict=True):
                     colour = "white" if share[i, j] > 55 else "#333333"
-                    axes.text(j, i, f"{share[i, j]:.0f}", ha="center", va="center", fontsize=8, color=colour)
-        axes.set(title=title, xlabel="predicted", ylabel="true")
-        figure.colorbar(image, ax=axes, shrink=0.75, label="% of the true class")
+                    axes.text(j, i, f"{share[i, j]:.0f}", ha="center", va="center", fontsize=7, color=colour)
+        figure.supxlabel("predicted", fontsize=10)
+        figure.supylabel("true", fontsize=10)
+        figure.colorbar(image, ax=grid, shrink=0.5, label="% of the true class")
     return figure
 
 
@@ -124,5 +156,6 @@ def learning_curves(curves: Mapping[str, Sequence[tuple[float, float]]], title: 
             x, y = zip(*points, strict=True)
             axes.plot(x, y, color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], markersize=4, label=name)
         axes.set(title=title, xlabel="epoch", ylabel=ylabel)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
     return figure

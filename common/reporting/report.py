@@ -20,7 +20,7 @@ from jinja2 import Environment
 from matplotlib.figure import Figure
 
 from common.reporting.results import written_whole
-from common.reporting.tables import Shown, to_html, to_markdown
+from common.reporting.tables import Shown, inline_html, to_html, to_markdown
 
 
 @dataclass
@@ -52,9 +52,7 @@ class Report:
 
     def text(self, text: str) -> None:
         """A paragraph; `code` between backquotes, **bold** between double stars."""
-        shown = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
-        shown = re.sub(r"[*][*]([^*]+)[*][*]", r"<strong>\1</strong>", shown)
-        self._add(f"<p>{shown}</p>", text)
+        self._add(f"<p>{inline_html(text)}</p>", text)
 
     def code(self, text: str) -> None:
         """Lines to type."""
@@ -186,6 +184,7 @@ thead tr:last-child th { border-bottom: 1px solid var(--line); }
 td.paper, th.paper { border-left: 1px solid var(--line); }
 td.ours { color: var(--accent); font-weight: 600; }
 td.difference, td.other { color: var(--dim); }
+td.none { color: var(--dim); font-weight: 400; opacity: .5; }
 tbody tr + tr td { border-top: 1px solid var(--line); }
 tbody tr:hover td { background: var(--soft); }
 .notes { color: var(--dim); font-size: .85rem; padding-left: 1.1rem; max-width: 60rem; }

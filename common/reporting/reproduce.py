@@ -195,7 +195,7 @@ def _training_bar(progress: Progress, name: str) -> Iterator[None]:
 
 @dataclass
 class Trained:
-    """A finished run: its folder with `result.json`, `predictions.csv`, `complexity.json` and `curves.json`."""
+    """A finished run: its folder with `result.json`, `predictions.csv`, and what else `run_recipe` writes."""
 
     entry: str
     name: str
@@ -212,22 +212,26 @@ class Trained:
         curves = json.loads((self.folder / "curves.json").read_text(encoding="utf-8"))
         return [(epoch, value) for epoch, value in curves.get(tag, [])]
 
-    def confusion(self) -> tuple[np.ndarray, list[str]]:
-        """Counts (true, predicted) and the class names."""
+    def class_names(self) -> list[str]:
+        names: list[str] = json.loads((self.folder / "classes.json").read_text(encoding="utf-8"))
+        return names
+
+    def confusion(self) -> np.ndarray:
+        """Counts (true class, predicted class) in the order of `class_names`."""
+        place = {name: i for i, name in enumerate(self.class_names())}
+        matrix = np.zeros((len(place), len(place)), dtype=int)
         with (self.folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
-            pairs = [(row["label"], row["top1"]) for row in csv.DictReader(file)]
-        names = sorted({name for pair in pairs for name in pair})
-        matrix = np.zeros((len(names), len(names)), dtype=int)
-        for true, predicted in pairs:
-            matrix[names.index(true), names.index(predicted)] += 1
-        return matrix, names
+            for row in csv.DictReader(file):
+                matrix[place[row["label"]], place[row["top1"]]] += 1
+        return matrix
 
 
 def run_recipe(arguments: Sequence[str], folder: Path, seed: int, bar: bool = True) -> None:
     """Train and test through the command line `spectral`, in this process; its output goes to `folder/log.txt`.
 
     A training that was interrupted in `folder` is resumed. Afterwards `folder` holds `result.json`,
-    `predictions.csv`, `complexity.json` (of one clip) and `curves.json`, beside the run folders of `spectral`.
+    `predictions.csv`, `complexity.json` (of one clip), `curves.json` and `classes.json`, beside the run
+    folders of `spectral`.
     The last checkpoint is tested, not the best, which would be chosen by the scores that are reported.
     """
     from common.training import cli
@@ -252,7 +256,11 @@ def run_recipe(arguments: Sequence[str], folder: Path, seed: int, bar: bool = Tr
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         complexity = count(tested.model.network, (1, 3, spec.num_frames, spec.crop_size, spec.crop_size))
-    extra = {"complexity.json": complexity.to_dict() | {"by_module": {}}, "curves.json": read_curves(folder / "fit")}
+    extra = {
+        "complexity.json": complexity.to_dict() | {"by_module": {}},
+        "curves.json": read_curves(folder / "fit"),
+        "classes.json": tested.datamodule.class_names,
+    }
     for name, content in extra.items():
         with written_whole(folder / name) as file:
             json.dump(content, file)
@@ -373,7 +381,11 @@ def demo_table(ledger: Ledger, runs: Sequence[Trained]) -> Shown:
     """What was measured on the embedded data; no number of the paper is comparable, so none is shown."""
     assert ledger.demo is not None
     metrics = list(dict.fromkeys(k for run in runs for k in run.result.metrics if k != "loss"))
-    heads = [Head("Network"), *(Head(m, "accuracy", "ours") for m in metrics), Head("loss", "", "text")]
+    heads = [
+        Head("Network"),
+        *(Head(m.replace("top", "top ").replace("_", " "), "accuracy (%)", "ours") for m in metrics),
+        Head("loss", "", "text"),
+    ]
     heads += [Head("Params"), Head("MACs"), Head("Tested on"), Head("Seed")]
     cells = []
     accuracy = {m: Column(m, m, m, scale=0.01) for m in metrics}
@@ -443,7 +455,7 @@ def write_report(job: Job, folder: Path, facts: Mapping[str, str], command: str)
             report.text(failure)
     if job.demo:
         assert ledger.demo is not None
-        report.section("Measured here")
+        report.section("Demo, measured here")
         report.text(ledger.demo.text)
         report.table(demo_table(ledger, job.demo))
         curves = {run.name: run.curve("train_loss") for run in job.demo}
@@ -461,32 +473,25 @@ def write_report(job: Job, folder: Path, facts: Mapping[str, str], command: str)
         ]
         if points:
             report.picture(
-                plots.accuracy_against_cost(
-                    points, "Demo: accuracy against cost", "multiply-adds per clip (G)", "top-1 accuracy (%)"
-                ),
+                plots.accuracy_against_cost(points, "Demo: accuracy against cost"),
                 "demo-cost",
                 "Measured here, on the demo clips: accuracy against multiply-adds; areas are parameters.",
             )
-        for run in job.demo:
-            matrix, names = run.confusion()
-            report.picture(
-                plots.confusion_matrix(matrix, names, run.name),
-                f"confusion-{run.entry.rpartition('/')[2]}",
-                f"{run.name} on the demo: {run.result.videos}, each once. Rows are the true classes.",
-            )
+        report.picture(
+            plots.confusion_matrices({run.name: run.confusion() for run in job.demo}, job.demo[0].class_names()),
+            "demo-confusion",
+            f"Measured here: what the networks take the test clips for ({job.demo[0].result.videos}).",
+        )
     report.section("Tables of the paper")
     report.text(EXPLANATION)
     for table in ledger.tables:
         report.table(tables.paper_table(ledger, table, job.counts, job.results))
     for table in ledger.tables:
         if len(points := paper_points(ledger, table.id)) > 3:
+            own = [row.name for row in table.rows if "recipe" in row.statuses]
+            title = f"{table.number}: the paper's accuracy against the paper's FLOPs"
             report.picture(
-                plots.accuracy_against_cost(
-                    points,
-                    f"{table.number}: the paper's accuracy against the paper's FLOPs",
-                    "multiply-adds per clip (G)",
-                    "top-1 accuracy (%)",
-                ),
+                plots.accuracy_against_cost(points, title, highlight=own),
                 f"{table.id}-cost",
                 f"All values as printed in {table.number}; labels are frames, areas are parameters.",
             )

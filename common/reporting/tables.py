@@ -7,6 +7,7 @@ a column called "ours" or after a named network. What is missing is a dash, neve
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -87,16 +88,23 @@ def paper_table(
         differences = [_difference(column, v, column.value(p)) for v, p in zip(primary, printed, strict=True)]
         add(Head("Δ", column.name, "difference"), differences)
         for label in others if column.measure == "params" else []:
-            values = [_counted(counted[row.id].get(label), column.measure) for row in rows]
+            values = [_counted(dict(list(counted[row.id].items())[1:]).get(label), column.measure) for row in rows]
             texts = [column.print(v, p) for v, p in zip(values, printed, strict=True)]
             add(Head(label, column.name, "other"), texts)
         if column.measure == "macs":
             full = [next(iter(counted[row.id].values()), None) for row in rows]
             texts = [column.print(None if c is None else c.macs_full, p) for c, p in zip(full, printed, strict=True)]
             add(Head("full count", column.name, "other"), texts)
+    primary_labels = [names[0] if names else DASH for names in labels]
+    if any(label not in ("ours", DASH) for label in primary_labels):
+        add(Head("Network"), primary_labels)
     add(Head("Status"), [" ".join(STATUS_MARKS[s] for s in row.statuses) for row in rows])
     notes = [table.note] if table.note else []
-    notes += [f"{row.name} ({row.id.partition('/')[2]}): {row.note}" for row in rows if row.note]
+    for note in dict.fromkeys(row.note for row in rows if row.note):
+        about = ", ".join(row.id.partition("/")[2] for row in rows if row.note == note)
+        notes.append(f"{about}: {note}")
+    used = dict.fromkeys(label for names in labels for label in names)
+    notes += [f"`{label}`: {ledger.labels[label]}" for label in used if label in ledger.labels]
     return Shown(f"{table.number}. {table.title}", heads, cells, notes, table.id)
 
 
@@ -156,14 +164,23 @@ def to_html(table: Shown) -> str:
     header = f"<tr>{''.join(first)}</tr>" + (f"<tr>{''.join(second)}</tr>" if grouped else "")
     body = "".join(
         "<tr>"
-        + "".join(f'<td class="{h.kind}">{html.escape(c)}</td>' for h, c in zip(table.heads, row, strict=True))
+        + "".join(
+            f'<td class="{h.kind if c != DASH else h.kind + " none"}">{html.escape(c)}</td>'
+            for h, c in zip(table.heads, row, strict=True)
+        )
         + "</tr>"
         for row in table.cells
     )
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
+    notes = "".join(f"<li>{inline_html(note)}</li>" for note in table.notes)
     return f'<div class="scroll"><table><thead>{header}</thead><tbody>{body}</tbody></table></div>' + (
         f'<ul class="notes">{notes}</ul>' if notes else ""
     )
+
+
+def inline_html(text: str) -> str:
+    """HTML of text with `code` between backquotes and **bold** between double stars."""
+    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+    return re.sub(r"[*][*]([^*]+)[*][*]", r"<strong>\1</strong>", text)
 
 
 def to_terminal(table: Shown) -> RichTable:

@@ -38,14 +38,15 @@ def figure2(data: Path | None = None) -> Figure:
     responses = DepthwiseSTFT(1, KERNEL)(clip[None, None])[0, :, middle]
     kernels = stft_kernels(KERNEL)
     with style():
-        figure = Figure(figsize=(13.5, 9.2), layout="constrained")
-        left, right = (figure.add_subfigure(part) for part in figure.add_gridspec(1, 2, width_ratios=[1, 2.6]))
+        figure = Figure(figsize=(13.5, 8.4), layout="constrained")
+        parts = figure.add_gridspec(1, 2, width_ratios=[1, 3.6])
+        left, right = figure.add_subfigure(parts[0]), figure.add_subfigure(parts[1])
         left.suptitle("a clip (middle frame)")
         axes = left.subplots()
         axes.imshow(clip[middle], cmap="gray", vmin=0, vmax=1)
         axes.set_axis_off()
         right.suptitle("filters: frames t-1, t, t+1 (red positive, blue negative), and what they make of the clip")
-        grid = right.subplots(8, 7)
+        grid = right.subplots(8, 7, height_ratios=[1, 2.4] * 4)
         for axes in grid.flat:
             axes.set_axis_off()
         for i in range(2 * len(ST_FREQUENCIES)):
