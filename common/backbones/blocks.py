@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 ActivationFactory = Callable[[], nn.Module]
 Size3 = int | tuple[int, int, int]
@@ -29,6 +30,44 @@ def activation_factory(name: str) -> ActivationFactory:
     return ACTIVATIONS[name]
 
 
+class DepthwiseConv3d(nn.Conv3d):
+    """A 3D convolution with one group per channel, without bias; (B,C,T,H,W) -> (B,out,T',H',W').
+
+    Kernels that cover only space or only time run as 2D convolutions on the CPU, which take a half to a tenth of the
+    time (`make bench`); parameters and results are those of `torch.nn.Conv3d`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int, int],
+        stride: Size3 = 1,
+        padding: tuple[int, int, int] = (0, 0, 0),
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, groups=in_channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or x.dim() != 5:
+            return super().forward(x)
+        batch, channels, time, height, width = x.shape
+        only_space = (self.kernel_size[0], self.stride[0], self.padding[0]) == (1, 1, 0)
+        only_time = self.kernel_size[1:] == (1, 1) and self.stride[1:] == (1, 1) and self.padding[1:] == (0, 0)
+        if only_space and self.out_channels == channels:
+            # Every frame of every channel is a channel of its own: nothing is copied but the small weight.
+            frames = x.reshape(batch, channels * time, height, width)
+            weight = self.weight.squeeze(2).repeat_interleave(time, dim=0)
+            y = F.conv2d(frames, weight, None, self.stride[1:], self.padding[1:], groups=channels * time)
+            return y.view(batch, channels, time, *y.shape[2:])
+        if only_time:
+            # Time is the height and a whole frame the width of a picture.
+            lines = x.reshape(batch, channels, time, height * width)
+            weight = self.weight.squeeze(-1)
+            y = F.conv2d(lines, weight, None, (self.stride[0], 1), (self.padding[0], 0), groups=channels)
+            return y.view(batch, self.out_channels, -1, height, width)
+        return super().forward(x)
+
+
 class ConvUnit3d(nn.Sequential):
     """Convolution without bias, batch normalisation, activation: (B,C,T,H,W) -> (B,out,T',H',W').
 
@@ -47,7 +86,11 @@ class ConvUnit3d(nn.Sequential):
         size = (kernel_size,) * 3 if isinstance(kernel_size, int) else kernel_size
         padding = (size[0] // 2, size[1] // 2, size[2] // 2)
         super().__init__()
-        self.conv = nn.Conv3d(in_channels, out_channels, size, stride, padding, groups=groups, bias=False)
+        self.conv = (
+            DepthwiseConv3d(in_channels, out_channels, size, stride, padding)
+            if 1 < groups == in_channels
+            else nn.Conv3d(in_channels, out_channels, size, stride, padding, groups=groups, bias=False)
+        )
         self.norm = nn.BatchNorm3d(out_channels)
         self.activation = activation()
 

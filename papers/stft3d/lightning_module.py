@@ -1,6 +1,6 @@
 """Training of the networks of this paper as Section 5.2 describes it."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -65,7 +65,7 @@ class STFT3DModule(VideoClassificationModule):
         )
 
     def build_network(self) -> nn.Module:
-        hparams = self.hparams
+        hparams: Any = self.hparams
         options = {"width": hparams.width, "head": hparams.head, "dropout": hparams.dropout}
         if hparams.activation is not None:
             options["activation"] = hparams.activation
@@ -76,7 +76,7 @@ class STFT3DModule(VideoClassificationModule):
         return getattr(networks, hparams.method.replace("-", "_"))(hparams.num_classes, **options)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        hparams = self.hparams
+        hparams: Any = self.hparams
         optimizer = torch.optim.SGD(
             self.parameters(),
             lr=hparams.learning_rate,
