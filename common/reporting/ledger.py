@@ -60,7 +60,7 @@ class Column:
         """The number of a printed cell in base units (values, multiply-adds, fractions); None for a dash or text."""
         if self.measure is None or printed is None:
             return None
-        found = re.match(r"\s*(-?[\d,]*\.?\d+)\s*([KMG]?)(?![\w.])", printed.split("×")[0])
+        found = re.fullmatch(r"\s*(-?[\d,]*\.?\d+)\s*([KMG]?)\s*", printed.split("×")[0])
         if found is None:
             return None
         return float(found[1].replace(",", "")) * {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9}[found[2]] * self.scale
@@ -259,10 +259,12 @@ class _Map(dict):
 
 class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key, (key_node, _) in zip(keys, node.value, strict=True):
-            if keys.count(key) > 1:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
                 raise LedgerError(f"{key_node.start_mark.name}:{key_node.start_mark.line + 1}: {key} is given twice")
+            seen.add(key)
         result = _Map(super().construct_mapping(node, deep=True))
         result.line = node.start_mark.line + 1
         return result

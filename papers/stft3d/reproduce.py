@@ -43,7 +43,7 @@ def figure2(data: Path | None = None) -> Figure:
         left, right = figure.add_subfigure(parts[0]), figure.add_subfigure(parts[1])
         left.suptitle("a clip (middle frame)")
         axes = left.subplots()
-        axes.imshow(clip[middle], cmap="gray", vmin=0, vmax=1)
+        axes.imshow(clip[middle].numpy(), cmap="gray", vmin=0, vmax=1)
         axes.set_axis_off()
         right.suptitle("filters: frames t-1, t, t+1 (red positive, blue negative), and what they make of the clip")
         grid = right.subplots(8, 7, height_ratios=[1, 2.4] * 4)
@@ -57,7 +57,7 @@ def figure2(data: Path | None = None) -> Figure:
             above.imshow(np.concatenate(list(slices), axis=1)[:, :-1], cmap="RdBu_r", vmin=-1, vmax=1)
             above.set_title(rf"{part} $v_{{{i // 2 + 1}}}$", fontsize=8, fontweight="normal", pad=2)
             bound = float(responses[i].abs().quantile(0.99)) or 1.0
-            below.imshow(responses[i], cmap="RdBu_r", vmin=-bound, vmax=bound)
+            below.imshow(responses[i].numpy(), cmap="RdBu_r", vmin=-bound, vmax=bound)
     return figure
 
 

@@ -1,0 +1,83 @@
+"""A paper folder of its own: one table, two figures, and a demo that trains in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+LEDGER = """\
+paper: tiny
+title: A tiny paper
+authors: Nobody
+labels: {ours: the network that is meant}
+networks:
+  linear: {function: torch.nn.Linear, arguments: {in_features: 8, out_features: 4}}
+tables:
+  - id: table1
+    title: Accuracy | cost
+    note: Made up.
+    columns:
+      - {key: frames, name: Frames}
+      - {key: params, name: Params, measure: params}
+      - {key: flops, name: FLOPs, measure: macs}
+      - {key: top1, name: Top 1, measure: top1, scale: 0.01, dataset: real}
+    rows:
+      - id: table1/a
+        name: A
+        statuses: [computed, recipe, demo]
+        paper: {frames: "8", params: "0.04K", flops: "32", top1: "50.0"}
+        networks:
+          ours: {network: linear, input: [1, 8]}
+          wide: {network: linear, arguments: {out_features: 8}, input: [1, 8]}
+        recipes:
+          real: {file: demo.yaml, overrides: [--data.batch_size, "2"]}
+        note: A row of its own.
+      - id: table1/b
+        name: <B>
+        statuses: [literature]
+        paper: {frames: "-", params: "-", flops: "-", top1: "-"}
+figures:
+  - {id: figure1, title: A drawing, statuses: [diagram], where: nowhere}
+  - {id: figure2, title: A curve, statuses: [computed], where: here, function: curve}
+demo:
+  title: Two motions
+  text: Two networks.
+  data: [motion, --size, "32", --frames, "8", --train, "3", --val, "2", --test, "2", --classes, move_left, move_right]
+  recipe: demo.yaml
+  rows:
+    - {id: demo/one, name: One, of: table1/a}
+    - {id: demo/two, name: Two, of: table1/a, overrides: [--model.dropout, "0.5"]}
+"""
+
+RECIPE = """\
+model:
+  class_path: tests.common.training.tiny.TinyModule
+  init_args: {num_classes: 2}
+data:
+  class_path: common.datamodules.VideoDataModule
+  init_args:
+    {root: missing, manifest: missing/manifest.csv, batch_size: 2, num_workers: 0, num_frames: 4, crop_size: 24}
+trainer: {max_epochs: 2, accelerator: cpu, devices: 1}
+"""
+
+README = """\
+# Tiny
+
+<!-- tables: begin (written by a program) -->
+old
+<!-- tables: end -->
+
+More.
+"""
+
+
+@pytest.fixture
+def paper(tmp_path: Path) -> Path:
+    """The folder of the tiny paper."""
+    folder = tmp_path / "tiny"
+    (folder / "recipes").mkdir(parents=True)
+    (folder / "ledger.yaml").write_text(LEDGER)
+    (folder / "recipes" / "demo.yaml").write_text(RECIPE)
+    (folder / "README.md").write_text(README)
+    return folder

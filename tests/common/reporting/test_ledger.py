@@ -1,0 +1,106 @@
+"""Reading and checking ledgers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.reporting.ledger import Column, LedgerError, load
+
+PARAMS = Column("params", "Params", "params")
+MACS = Column("flops", "FLOPs", "macs")
+TOP1 = Column("top1", "Top 1", "top1", scale=0.01)
+MILLIONS = Column("params", "# Params(M)", "params", scale=1e6)
+
+
+@pytest.mark.parametrize(
+    ("column", "printed", "value"),
+    [
+        (PARAMS, "6.27M", 6.27e6),
+        (MACS, "41.21G×1×1", 41.21e9),
+        (MACS, "153G×3×2", 153e9),
+        (TOP1, "46.74", 0.4674),
+        (MILLIONS, "34.00", 34e6),
+        (PARAMS, "88,128", 88128),
+        (PARAMS, "-", None),
+        (MACS, "92+92", None),
+        (PARAMS, "×", None),
+        (Column("frames", "Frames"), "16", None),
+    ],
+)
+def test_printed_numbers_are_read(column: Column, printed: str, value: float | None) -> None:
+    found = column.value(printed)
+    assert found is None if value is None else found == pytest.approx(value)
+
+
+def test_ours_are_printed_like_the_papers() -> None:
+    assert PARAMS.print(6_275_950, "6.27M") == "6.28M"
+    assert MACS.print(10_345_173_248, "10.30G") == "10.35G"
+    assert MACS.print(41.37e9, "41.21G×1×1") == "41.37G"
+    assert PARAMS.print(22.21e6, "22.1M") == "22.21M"
+    assert PARAMS.print(1.5e6, "-") == "1.50M"
+    assert MILLIONS.print(34.004e6, "34.00") == "34.00"
+    assert TOP1.print(0.5, "46.74") == "50.00"
+    assert TOP1.print(None, "46.74") == "–"
+
+
+def test_selection(paper: Path) -> None:
+    ledger = load(paper / "ledger.yaml")
+    everything = ["table1/a", "table1/b", "figure1", "figure2", "demo/one", "demo/two"]
+    assert ledger.select([]) == everything
+    assert ledger.select(["demo", "table1/b"]) == ["table1/b", "demo/one", "demo/two"]
+    with pytest.raises(LedgerError, match=r"'tabel1'\. Did you mean table1\?"):
+        ledger.select(["tabel1"])
+
+
+def test_networks_are_built_and_counted(paper: Path) -> None:
+    ledger = load(paper / "ledger.yaml")
+    row = ledger.tables[0].rows[0]
+    assert [ledger.complexity(spec).params for spec in row.networks.values()] == [36, 72]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('top1: "50.0"}', "top1: 50.0}", r"ledger.yaml:20: expected str, found 50.0. Quote it"),
+        ("note: A row of its own.", "nodes: x", r"17: unknown key 'nodes' of table1/a. Did you mean note\?"),
+        ("name: A\n", "name: A\n        name: B\n", r":19: name is given twice"),
+        ("        name: A\n", "", r":17: name of table1/a is missing"),
+        ("id: table1/b", "id: table1/a", r"table1/a: the id is taken by line 17"),
+        ("id: table1/b", "id: table2/b", r"table2/b: the id must begin with table1/"),
+        ("statuses: [literature]", "statuses: [guessed]", r"table1/b: unknown status 'guessed'"),
+        ("statuses: [literature]", "statuses: [computed]", r"table1/b: status computed and what it needs"),
+        ("[computed, recipe, demo]", "[computed, demo]", r"table1/a: status recipe and what it needs"),
+        ("{network: linear, input", "{network: linaer, input", r"no network 'linaer'. Did you mean linear\?"),
+        ("{file: demo.yaml, overrides", "{file: none.yaml, overrides", r"no recipe none.yaml"),
+        ("dataset: real}", "dataset: other}", r"no column shows real; there are other"),
+        (
+            'paper: {frames: "8", ',
+            "paper: {",
+            r"the paper's numbers are for params, flops, top1; the columns are frames",
+        ),
+        ("of: table1/a, overrides", "of: table1/c, overrides", r"demo/two: there is no row table1/c"),
+        ("function: curve", "", r"figure2: status computed and a function must go together"),
+        ("title: A tiny paper", "title: [", r"ledger.yaml"),
+    ],
+)
+def test_mistakes_are_named(paper: Path, old: str, new: str, message: str) -> None:
+    path = paper / "ledger.yaml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(LedgerError, match=message):
+        load(path)
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(LedgerError, match="No such file"):
+        load(tmp_path / "ledger.yaml")
+
+
+def test_nothing_in_a_ledger_runs(paper: Path) -> None:
+    path = paper / "ledger.yaml"
+    path.write_text(path.read_text().replace("A tiny paper", "!!python/object/apply:os.getcwd []"))
+    with pytest.raises(LedgerError, match="python/object"):
+        load(path)

@@ -1,0 +1,189 @@
+"""The command of a paper, on a paper whose networks train in seconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from common.reporting import reproduce
+from common.reporting.ledger import load
+from common.reporting.reproduce import main
+from common.reporting.results import read
+
+
+def curve(data: Path | None) -> Figure:
+    figure = Figure(figsize=(1, 1))
+    figure.subplots().plot([0, 1 if data is None else 2])
+    return figure
+
+
+FIGURES = {"curve": curve}
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "runs" / "tiny"
+
+
+def forbid(*args: object, **kwargs: object) -> None:
+    raise AssertionError("nothing should be trained")
+
+
+def test_the_whole_job_and_a_second_run(
+    paper: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(paper, FIGURES, ["--out", str(out), "--readme"]) == 0
+    printed = capsys.readouterr().out
+    assert "Table 1" in printed
+    assert "Two motions" in printed
+    assert str(out / "report" / "index.html") in printed.replace("\n", "")
+    page = (out / "report" / "index.html").read_text()
+    for text in ("4 of 4 videos", "2 networks, 2 trained in this run", "Figure 2. A curve", "nowhere"):
+        assert text in page
+    for name in ("report.md", "demo-curves.png", "demo-cost.png", "demo-confusion.png", "figure2.png"):
+        assert (out / "report" / name).is_file()
+    rows = read(out / "results.csv")
+    assert [row.entry for row in rows] == ["demo/one", "demo/two"]
+    assert all(row.facts["seed"] == 0 and row.facts["videos"] == 4 for row in rows)
+    readme = (paper / "README.md").read_text()
+    assert readme.startswith("# Tiny\n\n<!-- tables: begin (written by a program) -->\n\n### Demo.")
+    assert "old" not in readme
+    assert readme.endswith("<!-- tables: end -->\n\nMore.\n")
+    assert [row.entry for row in read(paper / "results.csv")] == ["demo/one", "demo/two"]
+
+    monkeypatch.setattr(reproduce, "run_recipe", forbid)
+    monkeypatch.setattr(reproduce.Ledger, "complexity", forbid)
+    assert main(paper, FIGURES, ["--out", str(out)]) == 0
+    assert len(read(out / "results.csv")) == 2
+    assert "2 networks, 0 trained in this run" in (out / "report" / "index.html").read_text()
+
+    key = reproduce.demo_key
+    ledger = load(paper / "ledger.yaml")
+    assert ledger.demo is not None
+    one, two = ledger.demo.rows
+    data = out.parent / "demo" / "motion"
+    keys = [key(ledger, one, data, 0, None), key(ledger, two, data, 0, None), key(ledger, one, data, 1, None)]
+    (paper / "recipes" / "demo.yaml").write_text((paper / "recipes" / "demo.yaml").read_text() + "# changed\n")
+    keys.append(key(ledger, one, data, 0, None))
+    (data / "manifest.csv").write_text((data / "manifest.csv").read_text() + "\n")
+    keys.append(key(ledger, one, data, 0, None))
+    assert len(set(keys)) == 5
+
+
+def test_a_failure_is_told_and_the_rest_goes_on(paper: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = paper / "ledger.yaml"
+    ledger.write_text(ledger.read_text().replace("[--model.dropout", "[--model.droppout"))
+    assert main(paper, FIGURES, ["--out", str(out), "--epochs", "1"]) == 1
+    assert "failed: demo/two" in capsys.readouterr().err
+    page = (out / "report" / "index.html").read_text()
+    assert "droppout" in page
+    assert "1 networks" in page
+    assert [row.entry for row in read(out / "results.csv")] == ["demo/one"]
+    assert not list((out / "demo").rglob(".partial-*"))
+    assert (out / "demo" / "two" / "failed.txt").is_file()
+
+
+def test_an_interruption_leaves_nothing_half_done(
+    paper: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = reproduce.run_recipe
+    trained = []
+
+    def interrupted(arguments: list[str], folder: Path, *rest: object) -> None:
+        if trained:
+            (folder / "half").write_text("")
+            raise KeyboardInterrupt
+        trained.append(folder)
+        train(arguments, folder, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(reproduce, "run_recipe", interrupted)
+    command = ["--out", str(out), "--epochs", "1"]
+    assert main(paper, FIGURES, command) == 130
+    assert "goes on from there" in capsys.readouterr().err
+    assert len(list((out / "demo" / "one").iterdir())) == 1
+    assert not list((out / "demo" / "two").iterdir())
+    assert not (out / "report").exists()
+    trained.clear()
+    assert main(paper, FIGURES, command) == 0
+    assert len(trained) == 1
+
+
+def test_lightnings_way_of_stopping_is_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(arguments: list[str]) -> None:
+        raise SystemExit(1)
+
+    monkeypatch.setattr("common.training.cli.run", stop)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce.run_recipe(["--config", "x.yaml"], tmp_path / "run", 0)
+
+
+def test_a_recipe_on_real_data(paper: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(paper, FIGURES, ["demo/one", "--out", str(out), "--epochs", "1"]) == 0
+    data = str(out.parent / "demo" / "motion")
+    assert main(paper, FIGURES, ["table1/a", "--out", str(out), "--data", f"real={data}", "--epochs", "1"]) == 0
+    (row,) = read(paper / "results.csv")
+    assert (row.entry, row.dataset) == ("table1/a", "real")
+    assert row.config["data"]["init_args"]["batch_size"] == 2
+    assert f"{100 * row.metrics['top1']:.2f}" in capsys.readouterr().out
+    assert main(paper, FIGURES, ["table1/a", "--out", str(out), "--data", data, "--epochs", "1"]) == 0
+    assert len(read(paper / "results.csv")) == 1
+
+
+def test_a_row_without_data_says_how_to_run_it(
+    paper: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reproduce, "run_recipe", forbid)
+    assert main(paper, FIGURES, ["table1/a", "figure2", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert f"spectral fit --config {paper / 'recipes' / 'demo.yaml'} --data.batch_size 2" in printed
+    assert (out / "figures" / "figure2.png").is_file()
+
+
+def test_list_and_complexity(paper: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(paper, FIGURES, ["--list"]) == 0
+    listing = capsys.readouterr().out
+    assert "python -m papers.tiny.reproduce demo/one" in listing
+    assert "quoted; nothing to run" in listing
+    assert main(paper, FIGURES, ["--list", "--json", "table1"]) == 0
+    assert [r["id"] for r in json.loads(capsys.readouterr().out)] == ["table1/a", "table1/b"]
+    assert main(paper, FIGURES, ["--complexity", "--json", "--out", str(out)]) == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    assert record["row"] == "table1/a"
+    assert (record["params"], record["paper_params"]) == (36, 40)
+    assert (record["macs_paper_convention"], record["macs_full"], record["paper_macs"]) == (32, 32, 32)
+    assert record["networks"]["wide"]["params"] == 72
+    assert main(paper, FIGURES, ["table1/b", "--complexity", "--out", str(out)]) == 0
+    assert "has a network to count" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tabel1"], "Did you mean table1?"),
+        (["table1", "--data", "nowhere"], "there is no folder nowhere"),
+    ],
+)
+def test_wrong_arguments(
+    paper: Path, out: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(paper, FIGURES, [*arguments, "--out", str(out)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_figure_without_its_function(paper: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(paper, {}, ["figure2", "--out", str(out)]) == 2
+    assert "no figure function curve" in capsys.readouterr().err
+
+
+def test_data_that_was_made_otherwise_is_not_touched(
+    paper: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = out.parent / "demo" / "motion" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    assert main(paper, FIGURES, ["demo", "--out", str(out)]) == 2
+    assert "was not made by this command" in capsys.readouterr().err.replace("\n", " ")
+    assert mine.read_text() == "mine"
