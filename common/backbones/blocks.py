@@ -51,6 +51,7 @@ class DepthwiseConv3d(nn.Conv3d):
         if x.device.type != "cpu" or x.dim() != 5:
             return super().forward(x)
         batch, channels, time, height, width = x.shape
+        assert not isinstance(self.padding, str)
         only_space = (self.kernel_size[0], self.stride[0], self.padding[0]) == (1, 1, 0)
         only_time = self.kernel_size[1:] == (1, 1) and self.stride[1:] == (1, 1) and self.padding[1:] == (0, 0)
         if only_space and self.out_channels == channels:

@@ -10,7 +10,7 @@ import tests.benchmarks
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run all `bench_*.py` beside this file, or those named, e.g. `python -m tests.benchmarks stft --quick --threads=1`."""
+    """Run all `bench_*.py` beside this file, or those named: `python -m tests.benchmarks stft --quick --threads=1`."""
     arguments = sys.argv[1:] if arguments is None else arguments
     wanted = [argument for argument in arguments if not argument.startswith("-")]
     options = [argument for argument in arguments if argument.startswith("-")]
