@@ -311,7 +311,9 @@ class _FixedTransform(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, layer: DepthwiseSTFT, transpose: bool) -> Tensor:
         ctx.layer, ctx.transpose = layer, transpose
-        return layer._transpose(x) if transpose else layer._analyse(x)
+        out = layer._transpose(x) if transpose else layer._analyse(x)
+        # A view made in here could not be changed in place later, as an activation behind the layer may do.
+        return out if torch.compiler.is_compiling() else out.new_empty(0).set_(out)
 
     @staticmethod
     def backward(ctx, grad: Tensor):

@@ -337,3 +337,12 @@ def test_onnx_export(kernel_size):
         program = torch.onnx.export(layer, (torch.randn(1, 2, 3, 4, 5),), dynamo=True, verbose=False)
     assert program is not None
     assert "Conv" in {node.op_type for node in program.model.graph}
+
+
+@pytest.mark.parametrize("kernel_size", [(3, 1, 1), (1, 3, 3), (3, 3, 3), (5, 5), (7,)])
+def test_an_activation_in_place_may_follow(kernel_size: tuple[int, ...]) -> None:
+    layer = DepthwiseSTFT(2, kernel_size).double()
+    x = torch.randn(2, 2, *[6] * len(kernel_size), dtype=torch.float64, requires_grad=True)
+    (in_place,) = torch.autograd.grad(torch.nn.ReLU(inplace=True)(layer(x)).square().sum(), x)
+    (expected,) = torch.autograd.grad(torch.relu(layer(x)).square().sum(), x)
+    torch.testing.assert_close(in_place, expected)
