@@ -102,7 +102,7 @@ class ReLPU(nn.Sequential):
         super().__init__()
         self.reduce = nn.Conv2d(in_channels, 1, 1, bias=False)
         self.stft = DepthwiseSTFT(1, (kernel_size, kernel_size))
-        self.activation = nn.ReLU(inplace=True)
+        self.activation = nn.ReLU()
         self.expand = nn.Conv2d(8, out_channels, 1, bias=False)
 
 
@@ -259,7 +259,8 @@ def _chain(
         if calls.count(names[-1]) > 1:
             return names, f"{names[-1]} is called {calls.count(names[-1])} times"
         if len(node.users) != 1:
-            return names, f"the result of {names[-1]} is used {len(node.users)} times"
+            users = ", ".join(map(_describe, node.users))
+            return names, f"the result of {names[-1]} goes to {users or 'nothing'}, not to a 1x1 convolution alone"
         node = next(iter(node.users))
         if node.op != "call_module":
             return names, f"{names[-1]} is followed by {_describe(node)}, not by a 1x1 convolution"
@@ -275,12 +276,14 @@ def _chain(
 
 
 def _describe(node: fx.Node) -> str:
+    """A user of a result for people: the output, a module's name, or a function's."""
     return "the output" if node.op == "output" else str(getattr(node.target, "__name__", node.target))
 
 
 def _exchange(network: nn.Module, names: list[str], modules: dict[str, nn.Module]) -> Swap:
     old, pointwise = modules[names[0]], modules[names[-1]]
-    assert isinstance(old, nn.Conv2d) and isinstance(pointwise, nn.Conv2d)
+    assert isinstance(old, nn.Conv2d)
+    assert isinstance(pointwise, nn.Conv2d)
     padding = old.padding
     assert not isinstance(padding, str)
     new = DepthwiseSTFTSeparable(
