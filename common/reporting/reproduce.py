@@ -227,7 +227,7 @@ def run_recipe(arguments: Sequence[str], folder: Path, seed: int, bar: bool = Tr
     """Train and test through the command line `spectral`, in this process; its output goes to `folder/log.txt`.
 
     A training that was interrupted in `folder` is resumed. Afterwards `folder` holds `result.json`,
-    `predictions.csv`, `complexity.json` (of one clip) and `curves.json`, beside the run folders of `spectral`.
+    `predictions.csv`, `complexity.json` (of one clip or image) and `curves.json`, beside the run folders of `spectral`.
     The last checkpoint is tested, not the best, which would be chosen by the scores that are reported.
     """
     from common.training import cli
@@ -248,10 +248,10 @@ def run_recipe(arguments: Sequence[str], folder: Path, seed: int, bar: bool = Tr
         assert trained.run_dir is not None
         tested = cli.run(["test", *common, "--name", "test", "--ckpt_path", str(trained.run_dir / "last.ckpt")])
     assert tested.run_dir is not None
-    spec = tested.datamodule.clip_spec
+    spec = getattr(tested.datamodule, tested.model.spec_name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        complexity = count(tested.model.network, (1, 3, spec.num_frames, spec.crop_size, spec.crop_size))
+        complexity = count(tested.model.network, spec.input_shape)
     extra = {"complexity.json": complexity.to_dict() | {"by_module": {}}, "curves.json": read_curves(folder / "fit")}
     for name, content in extra.items():
         with written_whole(folder / name) as file:
@@ -303,6 +303,12 @@ def make_demo_data(arguments: Sequence[str], out: Path) -> None:
         raise ReproduceError(f"{shlex.join(command)}\n{done.stderr.strip()}")
 
 
+def data_arguments(data: Path) -> list[str]:
+    """The command line's name for the data in a folder; data of known files (CIFAR, image folders) has no manifest."""
+    manifest = data / "manifest.csv"
+    return ["--data.root", str(data), *(["--data.manifest", str(manifest)] if manifest.is_file() else [])]
+
+
 def demo_key(ledger: Ledger, row: DemoRow, data: Path, seed: int, epochs: int | None) -> str:
     """Everything that a demo result depends on, as a hash."""
     assert ledger.demo is not None
@@ -326,7 +332,7 @@ def train_demo(
     reused = (folder / "result.json").is_file()
     if not reused:
         arguments = Recipe(ledger.demo.recipe, row.overrides).commands(ledger.folder)[0]
-        arguments += ["--data.root", str(data), "--data.manifest", str(data / "manifest.csv")]
+        arguments += data_arguments(data)
         if epochs is not None:
             arguments += ["--trainer.max_epochs", str(epochs)]
         place.mkdir(parents=True, exist_ok=True)
@@ -350,7 +356,7 @@ def train_row(
     """Train and test the recipe of a row on real data; interrupted runs are resumed."""
     finished = []
     for i, arguments in enumerate(row.recipes[dataset].commands(ledger.folder, str(data))):
-        arguments[2:2] = ["--data.root", str(data), "--data.manifest", str(data / "manifest.csv")]
+        arguments[2:2] = data_arguments(data)
         if epochs is not None:
             arguments += ["--trainer.max_epochs", str(epochs)]
         recipe = (ledger.folder / "recipes" / row.recipes[dataset].file).read_bytes()
