@@ -291,7 +291,8 @@ def find_files(paths: str | Path | Iterable[str | Path], kind: Kind) -> list[Pat
     """Expand files, folders (recursively) and ``.txt`` lists into paths of videos or images, sorted within a folder.
 
     Among videos, a folder that holds jpg or png frames is one video. A list has one path a line, relative to the
-    list's folder. A file given by name is taken whatever its extension, so that its reader can say what is wrong with it.
+    list's folder. A file given by name is taken whatever its extension, so that its reader can say what is wrong
+    with it.
 
     Raises:
         FileNotFoundError: a path (in a list: with file:line) does not exist, or a folder has nothing of the kind.
