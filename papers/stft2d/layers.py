@@ -53,6 +53,14 @@ class DepthwiseSTFTSeparable(nn.Module):
         return self.pointwise(self.stft(x))
 
 
+def depthwise_separable(in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Sequential:
+    """Figure 1, center, the layer that the one above can replace: n^2 c + c f weights (Table 1)."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, in_channels, kernel_size, padding=kernel_size // 2, groups=in_channels, bias=False),
+        nn.Conv2d(in_channels, out_channels, 1, bias=False),
+    )
+
+
 class Block1(nn.Module):
     """Figure 3a: bottleneck c to b, STFT 3x3 and 5x5 side by side (8b each), 1x1 from 16b to f, norm, activation.
 

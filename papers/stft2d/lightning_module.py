@@ -37,13 +37,13 @@ class STFT2DModule(ImageClassificationModule):
         super().__init__(num_classes, **kwargs)
 
     def build_network(self) -> nn.Module:
-        hparams = self.hparams
-        options: dict[str, Any] = {"num_classes": hparams.num_classes}
-        if hparams.method in ("stft", "relpu"):
-            options |= {"f": hparams.f, "block": hparams.block}
-        if hparams.method == "stft":
-            options["b"] = hparams.b
-        return getattr(networks, hparams.method.replace("-", "_"))(**options)
+        h = self.hparams
+        options: dict[str, Any] = {"num_classes": h["num_classes"]}
+        if h["method"] in ("stft", "relpu"):
+            options |= {"f": h["f"], "block": h["block"]}
+        if h["method"] == "stft":
+            options["b"] = h["b"]
+        return getattr(networks, h["method"].replace("-", "_"))(**options)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), lr=self.hparams.learning_rate)
+        return torch.optim.Adam(self.parameters(), lr=self.hparams["learning_rate"])

@@ -59,7 +59,7 @@ def test_layer_is_equation_2_and_a_linear_combination(n: int) -> None:
 def test_parameters_of_table1(c: int, f: int, n: int) -> None:
     with torch.device("meta"):
         standard = nn.Conv2d(c, f, n, bias=False)
-        depthwise = nn.Sequential(nn.Conv2d(c, c, n, groups=c, bias=False), nn.Conv2d(c, f, 1, bias=False))
+        depthwise = layers.depthwise_separable(c, f, n)
         ours = DepthwiseSTFTSeparable(c, f, n)
     assert count(standard) == c * n**2 * f
     assert count(depthwise) == n**2 * c + c * f
