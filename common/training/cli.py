@@ -249,6 +249,7 @@ class SpectralCLI(LightningCLI):
         self._dump_config()
         self.result = {
             **scores.metrics(),
+            "kind": self.model.kind,
             "videos": scores.videos,
             "videos_expected": expected,
             "views": views,
