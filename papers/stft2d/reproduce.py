@@ -31,17 +31,17 @@ def figure2(data: Path | None = None) -> Figure:
         grid = figure.subplots(2, 10)
         for axes in grid.flat:
             axes.set_axis_off()
-        grid[1, 0].imshow(picture, cmap="gray", vmin=0, vmax=1)
+        grid[1, 0].imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1)
         grid[1, 0].set_title("input")
         for i in range(8):
             top, bottom = grid[0, i + 1], grid[1, i + 1]
-            top.imshow(layer.stft.kernels[i, 0], cmap="RdBu_r", vmin=-1, vmax=1)
+            top.imshow(layer.stft.kernels[i, 0].numpy(), cmap="RdBu_r", vmin=-1, vmax=1)
             v = ", ".join({0: "0", 1: f"1/{SIZE}", -1: f"-1/{SIZE}"}[int(m)] for m in layer.stft.frequencies[i // 2])
             top.set_title(f"{'Im' if i % 2 else 'Re'} [{v}]", fontsize=9)
             bound = float(maps[0, i].abs().quantile(0.99))
-            bottom.imshow(maps[0, i], cmap="RdBu_r", vmin=-bound, vmax=bound)
+            bottom.imshow(maps[0, i].numpy(), cmap="RdBu_r", vmin=-bound, vmax=bound)
             bottom.set_title(f"$w_{{{i + 1}}} = {layer.pointwise.weight[0, i].item():.2f}$", fontsize=9)
-        grid[1, 9].imshow(combined, cmap="gray")
+        grid[1, 9].imshow(combined.numpy(), cmap="gray")
         grid[1, 9].set_title("output")
     return figure
 

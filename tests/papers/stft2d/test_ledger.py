@@ -56,8 +56,10 @@ def test_counts_beside_the_paper(ledger: Ledger) -> None:
 
 
 def test_layers_of_table1(ledger: Ledger) -> None:
-    found = [ledger.complexity(row.networks["ours"]).params for row in ledger.tables[0].rows]
-    assert found == [64 * 9 * 128, 9 * 64 + 64 * 128, 8 * 64 * 128]
+    column = ledger.tables[0].columns[1]
+    c, f, n = 64, 128, 3
+    for row, formula in zip(ledger.tables[0].rows, [c * n**2 * f, n**2 * c + c * f, 8 * c * f], strict=True):
+        assert ledger.complexity(row.networks["ours"]).params == formula == column.value(row.paper["example"])
 
 
 def test_figure2_is_drawn() -> None:
