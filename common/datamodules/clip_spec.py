@@ -37,7 +37,7 @@ class Spec:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Rebuild from plain values; a key that is not a field is an error."""
         if unknown := sorted(set(values) - {field.name for field in fields(cls)}):  # type: ignore[arg-type]
-            raise ValueError(f"unknown keys in a {cls.__name__}: {', '.join(unknown)}.")
+            raise ValueError(f"unknown keys in {cls.__name__}: {', '.join(unknown)}.")
         return cls(**values)
 
 
