@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torchvision.ops import Conv2dNormActivation
 
+from common.backbones import initialize_orthogonal
 from common.spectral import DepthwiseSTFT
 
 LEAKY_RELU = partial(nn.LeakyReLU, negative_slope=0.3, inplace=True)  # Section 4
@@ -173,8 +175,7 @@ _BETWEEN: tuple[type[nn.Module], ...] = (
 )
 
 
-@dataclass
-class Swap:
+class Swap(NamedTuple):
     """One layer exchanged: names of its depthwise and 1x1 convolution, and trainable values before and after."""
 
     depthwise: str
@@ -188,15 +189,14 @@ class SwapReport:
     """What `swap_depthwise_separable` did. `kept` gives the reason for every depthwise convolution that stays."""
 
     before: int
-    after: int
+    after: int = 0
     swapped: list[Swap] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"{len(self.swapped)} layers exchanged; parameters {self.before:,} -> {self.after:,}"]
         lines += [f"  {s.depthwise} to {s.pointwise}: {s.before:,} -> {s.after:,}" for s in self.swapped]
-        lines += [f"  {name} stays: {reason}" for name, reason in self.kept.items()]
-        return "\n".join(lines)
+        return "\n".join(lines + [f"  {name} stays: {reason}" for name, reason in self.kept.items()])
 
 
 class _Tracer(fx.Tracer):
@@ -230,82 +230,67 @@ def swap_depthwise_separable(network: nn.Module) -> SwapReport:
             f"found: {error}. Exchange its parts one by one, or build it with DepthwiseSTFTSeparable."
         ) from error
     modules = dict(network.named_modules())
-    calls = [str(node.target) for node in graph.nodes if node.op == "call_module"]
-    report = SwapReport(_trainable(network), 0)
-    chains: list[list[str]] = []
+    calls: dict[str, list[fx.Node]] = {name: [] for name in modules}
     for node in graph.nodes:
-        module = modules.get(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels:
-            names, reason = _chain(node, module, modules, calls)
-            if reason:
-                report.kept[str(node.target)] = reason
-            else:
-                chains.append(names)
-    for names in chains:
-        report.swapped.append(_exchange(network, names, modules))
+        if node.op == "call_module":
+            calls[str(node.target)].append(node)
+    report = SwapReport(_trainable(network))
+    exchanged: set[str] = set()
     for name, module in modules.items():
-        if isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels and name not in calls:
-            report.kept[name] = "it is not called in the forward pass, or inside a part that was not traced"
+        if isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels and name not in exchanged:
+            chain, reason = _chain(name, module, modules, calls)
+            if reason:
+                report.kept[name] = reason
+            else:
+                report.swapped.append(_exchange(network, chain, module, modules))
+                exchanged.update(chain)
     report.after = _trainable(network)
     return report
 
 
 def _chain(
-    node: fx.Node, conv: nn.Conv2d, modules: dict[str, nn.Module], calls: list[str]
-) -> tuple[list[str], str | None]:
+    name: str, conv: nn.Conv2d, modules: dict[str, nn.Module], calls: dict[str, list[fx.Node]]
+) -> tuple[list[str], str]:
     """Names from a depthwise convolution to its 1x1 convolution, or why the layer cannot be exchanged."""
-    names = [str(node.target)]
     if conv.out_channels != conv.in_channels:
-        return names, f"it makes {conv.out_channels // conv.in_channels} channels of each one"
+        return [], f"it makes {conv.out_channels // conv.in_channels} channels of each one"
     if max(conv.kernel_size) == 1 or any(n % 2 == 0 for n in conv.kernel_size):
-        return names, f"its kernel size is {conv.kernel_size}; the transform takes odd sizes larger than 1"
+        return [], f"its kernel size is {conv.kernel_size}; the transform takes odd sizes larger than 1"
     if set(conv.dilation) != {1}:
-        return names, f"its dilation is {conv.dilation}"
+        return [], f"its dilation is {conv.dilation}"
     if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-        return names, f"its padding is {conv.padding!r} with mode {conv.padding_mode!r}; the transform takes zeros"
+        return (
+            [],
+            f"its padding is {conv.padding!r} with mode {conv.padding_mode!r}; the transform takes numbers, zeros",
+        )
+    names = [name]
     while True:
-        if calls.count(names[-1]) > 1:
-            return names, f"{names[-1]} is called {calls.count(names[-1])} times"
-        if len(node.users) != 1:
-            users = ", ".join(map(_describe, node.users))
-            return names, f"the result of {names[-1]} goes to {users or 'nothing'}, not to a 1x1 convolution alone"
-        node = next(iter(node.users))
-        if node.op != "call_module":
-            return names, f"{names[-1]} is followed by {_describe(node)}, not by a 1x1 convolution"
-        module = modules[str(node.target)]
-        names.append(str(node.target))
+        if len(calls[name]) != 1:
+            return [], f"{name} is called {len(calls[name])} times where the trace can see it"
+        users = list(calls[name][0].users)
+        if len(users) != 1 or users[0].op != "call_module":
+            targets = ["the output" if u.op == "output" else getattr(u.target, "__name__", u.target) for u in users]
+            return [], f"the result of {name} goes to {', '.join(map(str, targets))}, not to a 1x1 convolution alone"
+        name = str(users[0].target)
+        module = modules[name]
+        names.append(name)
         if isinstance(module, nn.Conv2d):
             plain = module.kernel_size == (1, 1) and module.stride == (1, 1) and module.padding in ((0, 0), "valid")
-            if plain and calls.count(names[-1]) == 1:
-                return names, None
-            return names, f"the convolution behind it, {names[-1]}, is not a 1x1 of stride 1 that is called once"
+            if plain and len(calls[name]) == 1:
+                return names, ""
+            return [], f"the convolution behind it, {name}, is not a 1x1 of stride 1 that is called once"
         if not isinstance(module, _BETWEEN):
-            return names, f"{names[-1]} behind it is {type(module).__name__}, neither norm, activation nor dropout"
+            return [], f"{name} behind it is {type(module).__name__}, neither norm, activation nor dropout"
 
 
-def _describe(node: fx.Node) -> str:
-    """A user of a result for people: the output, a module's name, or a function's."""
-    return "the output" if node.op == "output" else str(getattr(node.target, "__name__", node.target))
-
-
-def _exchange(network: nn.Module, names: list[str], modules: dict[str, nn.Module]) -> Swap:
-    old, pointwise = modules[names[0]], modules[names[-1]]
-    assert isinstance(old, nn.Conv2d)
-    assert isinstance(pointwise, nn.Conv2d)
-    padding = old.padding
-    assert not isinstance(padding, str)
+def _exchange(network: nn.Module, names: list[str], old: nn.Conv2d, modules: dict[str, nn.Module]) -> Swap:
+    pointwise: Any = modules[names[-1]]
+    padding: Any = old.padding
+    bias = pointwise.bias is not None
     new = DepthwiseSTFTSeparable(
-        old.in_channels,
-        pointwise.out_channels,
-        old.kernel_size,
-        old.stride,
-        padding,
-        pointwise.groups,
-        pointwise.bias is not None,
+        old.in_channels, pointwise.out_channels, old.kernel_size, old.stride, padding, pointwise.groups, bias
     )
-    nn.init.orthogonal_(new.pointwise.weight)
-    if new.pointwise.bias is not None:
-        nn.init.zeros_(new.pointwise.bias)
+    initialize_orthogonal(new)
     new.to(old.weight).train(old.training)
     before = sum(_trainable(modules[name]) for name in names)
     for name, module in zip(names, [new, *(nn.Identity() for _ in names[1:])], strict=True):

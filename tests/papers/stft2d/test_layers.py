@@ -178,7 +178,7 @@ def test_swap_keeps_size_stride_groups_bias_mode_and_dtype() -> None:
     assert network(x).dtype == torch.float64
     assert all(isinstance(m, nn.Identity) for m in (network.bn1, network.act1, network.conv_pw))
     assert (report.swapped[0].before, report.swapped[0].after) == (100 + 8 + 12 + 6, 8 * 4 * 6 // 2 + 6)
-    assert report.kept == {"head": "head is followed by relu, not by a 1x1 convolution"}
+    assert report.kept == {"head": "the result of head goes to relu, not to a 1x1 convolution alone"}
 
 
 class Twice(nn.Module):
@@ -210,7 +210,7 @@ def depthwise(**options: object) -> nn.Module:
         (depthwise(kernel_size=2), "0", "its kernel size is (2, 2); the transform takes odd sizes larger than 1"),
         (depthwise(dilation=2), "0", "its dilation is (2, 2)"),
         (depthwise(padding_mode="reflect"), "0", "its padding is (1, 1) with mode 'reflect'"),
-        (nn.Sequential(nn.Conv2d(4, 4, 3, groups=4)), "0", "0 is followed by the output, not by a 1x1 convolution"),
+        (nn.Sequential(nn.Conv2d(4, 4, 3, groups=4)), "0", "the result of 0 goes to the output, not to a 1x1"),
         (nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3)), "0", "behind it, 1, is not a 1x1"),
         (nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.MaxPool2d(2)), "0", "1 behind it is MaxPool2d, neither norm"),
         (
@@ -218,8 +218,13 @@ def depthwise(**options: object) -> nn.Module:
             "0.0",
             "the result of 0.2 goes to 1.avgpool, mul, not to a 1x1 convolution alone",
         ),
+        (
+            nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.ReLU(), nn.Conv2d(4, 4, 1, stride=2)),
+            "0",
+            "the convolution behind it, 2, is not a 1x1 of stride 1 that is called once",
+        ),
         (Twice(), "depthwise", "depthwise is called 2 times"),
-        (Twice(), "unused", "it is not called in the forward pass"),
+        (Twice(), "unused", "unused is called 0 times where the trace can see it"),
         (Skip(), "depthwise", "the result of depthwise goes to pointwise, add"),
     ],
 )
