@@ -24,6 +24,11 @@ class TinyImageModule(ImageClassificationModule):
 
     def __init__(self, num_classes: int = 2, kill_at: int | None = None, **kwargs: Any) -> None:
         super().__init__(num_classes, **kwargs)
+        self.validations = 0
+
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        self.validations += not self.trainer.sanity_checking
 
     def build_network(self) -> nn.Module:
         body = [nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2)]
@@ -117,7 +122,7 @@ def test_the_batch_grows_and_every_image_is_seen(recipe, monkeypatch):
     assert done.trainer.global_step == 12
     # validated after every epoch, the shorter ones too
     assert torch.load(done.run_dir / "best.ckpt", weights_only=True)["image_classification"]
-    assert done.trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.ready >= 4
+    assert done.model.validations == 4
 
 
 @pytest.mark.slow
