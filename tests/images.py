@@ -7,7 +7,7 @@ import io
 import pickle
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -39,7 +39,7 @@ def write_cifar_binary(root: Path, classes: int = 10, per_batch: int = 10) -> tu
 class Python2Pickler(pickle._Pickler):  # type: ignore[name-defined]
     """Writes strings and bytes as Python 2 did, which the published files were made with."""
 
-    dispatch = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
+    dispatch: ClassVar[dict] = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
 
     def save_string(self, text: str | bytes) -> None:
         content = text.encode("latin1") if isinstance(text, str) else text

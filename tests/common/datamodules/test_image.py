@@ -130,7 +130,7 @@ def test_errors_of_fashion_mnist_name_the_file(tmp_path):
         with pytest.raises(ManifestError, match=f"t10k-images-idx3-ubyte {message}"):
             read_fashion_mnist(tmp_path)
     write_idx(images, pixels(19, 28, 28))
-    with pytest.raises(ManifestError, match="has 19 images, .* 20 labels"):
+    with pytest.raises(ManifestError, match=r"has 19 images, .* 20 labels"):
         read_fashion_mnist(tmp_path)
 
 
