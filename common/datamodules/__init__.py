@@ -1,4 +1,4 @@
-"""Videos from disk to batches: manifests, readers, frame sampling, transforms and the Lightning data module.
+"""Videos and images from disk to batches: manifests, readers, frame sampling, transforms, Lightning data modules.
 
 The names below are imported when first used, so that reading a manifest does not load Lightning.
 """
@@ -9,12 +9,16 @@ from typing import Any
 _HOMES = {
     "ClipSpec": "clip_spec",
     "load_views": "clip_spec",
+    "ImageDataModule": "image",
+    "ImageSpec": "image",
+    "load_image": "image",
     "Entry": "manifest",
     "Manifest": "manifest",
     "ManifestError": "manifest",
     "find_videos": "manifest",
     "EncodedVideoReader": "readers",
     "FrameFolderReader": "readers",
+    "ImageReadError": "readers",
     "VideoReadError": "readers",
     "open_video": "readers",
     "VideoDataModule": "video",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -15,8 +15,34 @@ from common.datamodules.sampling import SAMPLINGS, multi_view_indices
 from common.datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD, normalise, square_crops
 
 
+class Spec:
+    """A frozen dataclass of plain values with colours ``mean`` and ``std``; it is stored in checkpoints."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def _check_colours(self) -> None:
+        for name in ("mean", "std"):
+            value = tuple(float(number) for number in getattr(self, name))
+            if len(value) != 3 or (name == "std" and min(value) <= 0):
+                raise ValueError(f"{name} is {value}; it must be three numbers{' above 0' if name == 'std' else ''}.")
+            object.__setattr__(self, name, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, the inverse of :meth:`from_dict`."""
+        values = asdict(self)  # type: ignore[call-overload]
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Rebuild from plain values; a key that is not a field is an error."""
+        if unknown := sorted(set(values) - {field.name for field in fields(cls)}):  # type: ignore[arg-type]
+            raise ValueError(f"unknown keys in {cls.__name__}: {', '.join(unknown)}.")
+        return cls(**values)
+
+
 @dataclass(frozen=True)
-class ClipSpec:
+class ClipSpec(Spec):
     """How the test views of a video are made. It is stored in a checkpoint, so that the checkpoint can predict.
 
     Attributes:
@@ -54,27 +80,17 @@ class ClipSpec:
             raise ValueError(f"num_crops is {self.num_crops}; it must be 1 (centre) or 3 (along the long side).")
         if self.resize is not None and self.resize < self.crop_size:
             raise ValueError(f"resize ({self.resize}) is smaller than crop_size ({self.crop_size}).")
-        for name in ("mean", "std"):
-            value = tuple(float(number) for number in getattr(self, name))
-            if len(value) != 3 or (name == "std" and min(value) <= 0):
-                raise ValueError(f"{name} is {value}; it must be three numbers{' above 0' if name == 'std' else ''}.")
-            object.__setattr__(self, name, value)
+        self._check_colours()
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one clip with its batch axis."""
+        return 1, 3, self.num_frames, self.crop_size, self.crop_size
 
     @property
     def num_views(self) -> int:
         """Views of one video."""
         return self.num_clips * self.num_crops
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, the inverse of :meth:`from_dict`."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ClipSpec:
-        """Rebuild from plain values; a key that is not a field is an error."""
-        if unknown := sorted(set(values) - {field.name for field in fields(cls)}):
-            raise ValueError(f"unknown keys in a clip specification: {', '.join(unknown)}.")
-        return cls(**values)
 
 
 def load_views(path: str | Path, spec: ClipSpec) -> Tensor:

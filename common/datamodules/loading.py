@@ -1,4 +1,4 @@
-"""Datasets, batch samplers and the loader behind :class:`common.datamodules.video.VideoDataModule`.
+"""Datasets of videos, and the batch samplers, loader and base of every data module of labelled videos or images.
 
 Nothing here depends on the number of loader workers: what a training sample is follows from (seed, epoch, video), what
 an evaluation batch holds from its number.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+import lightning as L
 import torch
 from torch import Generator, Tensor, distributed
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -33,7 +35,7 @@ Frames = Callable[[list[int]], Tensor]
 
 @dataclass(frozen=True)
 class Item:
-    """One video of a dataset; ``name`` is the path as the user wrote it, ``where`` says where it is listed."""
+    """One video or image of a dataset; ``name`` is the path as the user wrote it, ``where`` says where it is listed."""
 
     path: str
     name: str
@@ -57,7 +59,7 @@ def manifest_items(manifest: Manifest) -> list[Item]:
 
 
 def path_items(paths: Sequence[str | Path]) -> list[Item]:
-    """Videos without labels."""
+    """Files without labels."""
     return [Item(str(path), str(path), NO_LABEL, "the given paths") for path in paths]
 
 
@@ -151,6 +153,11 @@ class TrainDataset(VideoDataset):
 class EvalDataset(VideoDataset):
     """Whole videos with all their views, for validation, test and prediction."""
 
+    @staticmethod
+    def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """See :func:`collate_views`."""
+        return collate_views(items)
+
     def __init__(
         self, items: Sequence[Item], spec: ClipSpec, expected: int | None = None, cache_decoded: bool = False
     ) -> None:
@@ -187,10 +194,20 @@ class TrainBatchSampler(Sampler):
     With W processes every step takes the next W * batch_size videos of the permutation and each process its share of
     them, so an epoch sees every video. The last step may be smaller; where it does not divide by W, at most W - 1
     videos from the start of the permutation fill it up. ``drop_last`` leaves a smaller last step out.
+    ``batch_size_by_epoch`` changes the batch size from an epoch on.
     """
 
-    def __init__(self, num_videos: int, batch_size: int, seed: int, drop_last: bool = False, epoch: int = 0) -> None:
-        self.num_videos, self.batch_size, self.seed, self.drop_last = num_videos, batch_size, seed, drop_last
+    def __init__(
+        self,
+        num_videos: int,
+        batch_size: int,
+        seed: int,
+        drop_last: bool = False,
+        epoch: int = 0,
+        batch_size_by_epoch: Mapping[int, int] | None = None,
+    ) -> None:
+        self.num_videos, self.seed, self.drop_last = num_videos, seed, drop_last
+        self.sizes = {0: batch_size, **(batch_size_by_epoch or {})}
         self.epoch = epoch
         self._skipped = (epoch, 0)
 
@@ -207,6 +224,15 @@ class TrainBatchSampler(Sampler):
         """Go on in ``epoch`` after its first ``batches`` batches; any other epoch begins at its start."""
         self.epoch = epoch
         self._skipped = (epoch, batches)
+
+    def batch_size_in(self, epoch: int) -> int:
+        """Batch size of an epoch."""
+        return self.sizes[max(begin for begin in self.sizes if begin <= epoch)]
+
+    @property
+    def batch_size(self) -> int:
+        """Batch size of the present epoch."""
+        return self.batch_size_in(self.epoch)
 
     @property
     def first_batch(self) -> int:
@@ -278,7 +304,11 @@ class ResumableLoader(DataLoader):
     def state_dict(self) -> dict[str, int]:
         """Position (epoch, batches done) and what the order depends on."""
         epoch, batch = self._position
-        return {"epoch": epoch, "batch": min(batch, self.processed()) if self.processed else batch, **self._order()}
+        return {
+            "epoch": epoch,
+            "batch": min(batch, self.processed()) if self.processed else batch,
+            **self._order(epoch),
+        }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue after the stored position.
@@ -286,18 +316,120 @@ class ResumableLoader(DataLoader):
         Warns if the number of videos or processes, the batch size or the seed changed: the rest of the epoch is then
         another one than that of the interrupted run.
         """
-        if changed := [key for key, value in self._order().items() if state[key] != value]:
-            now = self._order()
+        now = self._order(state["epoch"])
+        if changed := [key for key, value in now.items() if state[key] != value]:
             shown = ", ".join(f"{key} {state[key]} -> {now[key]}" for key in changed)
             warnings.warn(f"the run continues with other data than it was stopped with: {shown}.", stacklevel=2)
         self.batch_sampler.skip(state["epoch"], state["batch"])
         self._position = (state["epoch"], state["batch"])
 
-    def _order(self) -> dict[str, int]:
+    def _order(self, epoch: int) -> dict[str, int]:
         sampler = self.batch_sampler
         return {
             "num_videos": sampler.num_videos,
-            "batch_size": sampler.batch_size,
+            "batch_size": sampler.batch_size_in(epoch),
             "world_size": rank_and_world()[1],
             "seed": sampler.seed,
+        }
+
+
+class LabelledDataModule(L.LightningDataModule):
+    """Loaders of labelled videos or images; a subclass makes the four datasets in ``setup``.
+
+    The trainer must be made with ``use_distributed_sampler=False``; the samplers share the files out themselves.
+
+    Args:
+        batch_size: training files per step and process.
+        eval_batch_size: files per evaluation batch; None: as many as give about ``batch_size`` views.
+        num_workers: loader processes.
+        seed: of the order and of the augmentation; None: that of `seed_everything`, 0 without one.
+        drop_last: leave out a last training step that is not full.
+        batch_size_by_epoch: batch size from an epoch on, such as ``{300: 128}``.
+
+    Raises:
+        ValueError: a value is out of its range; the message names it.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(
+        self,
+        batch_size: int,
+        eval_batch_size: int | None,
+        num_workers: int,
+        seed: int | None,
+        drop_last: bool,
+        batch_size_by_epoch: Mapping[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size or 1}.items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1.")
+        for epoch, value in (batch_size_by_epoch or {}).items():
+            if epoch < 1 or value < 1:
+                raise ValueError(f"batch_size_by_epoch has {epoch}: {value}; epochs and sizes must be at least 1.")
+        if seed is None:
+            seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))  # where Lightning keeps the seed of the run
+        if seed < 0:
+            raise ValueError(f"seed is {seed}; it must not be negative.")
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.num_workers, self.seed, self.drop_last = num_workers, seed, drop_last
+        self.batch_size_by_epoch = dict(batch_size_by_epoch or {})
+        self.train_dataset: Any = None
+        self.val_dataset: Any = None
+        self.test_dataset: Any = None
+        self.predict_dataset: Any = None
+
+    def train_dataloader(self) -> DataLoader:
+        """Random views in random order, resumable in the middle of an epoch."""
+        if self.train_dataset is None:
+            raise RuntimeError("call setup('fit') first.")
+        count, trainer = len(self.train_dataset), self.trainer
+        epoch = trainer.current_epoch if trainer is not None else 0
+        sampler = TrainBatchSampler(count, self.batch_size, self.seed, self.drop_last, epoch, self.batch_size_by_epoch)
+        for size in sampler.sizes.values():
+            if self.drop_last and count < size * rank_and_world()[1]:
+                raise ValueError(
+                    f"an epoch has no full step: {count} training {self.kind}s, batch_size {size} "
+                    f"per process and drop_last; make batch_size smaller or set drop_last to false."
+                )
+        loader = ResumableLoader(self.train_dataset, batch_sampler=sampler, **self._loader_options())
+        if trainer is not None:
+            progress = trainer.fit_loop.epoch_loop.batch_progress
+            loader.processed = lambda: progress.current.processed  # type: ignore[attr-defined]
+            if self.batch_size_by_epoch:  # Lightning keeps the number of batches until it asks for a loader again
+                later = [begin for begin in self.batch_size_by_epoch if begin > epoch]
+                trainer.reload_dataloaders_every_n_epochs = min(later) - epoch if later else 0  # type: ignore[attr-defined]
+        return loader
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """Whole files, one central view each; empty without validation files."""
+        return self._eval_loader(self.val_dataset) if self.val_dataset is not None else []
+
+    def test_dataloader(self) -> DataLoader:
+        """Whole files with all views."""
+        return self._eval_loader(self.test_dataset)
+
+    def predict_dataloader(self) -> DataLoader:
+        """Whole files with all views, of ``predict_paths`` or the test split."""
+        # Lightning cannot see that this sampler, like its own, gives every file.
+        warnings.filterwarnings("ignore", ".*custom batch sampler `EvalBatchSampler`.*")
+        return self._eval_loader(self.predict_dataset)
+
+    def _eval_loader(self, dataset: Any) -> DataLoader:
+        if dataset is None:
+            raise RuntimeError("call setup() for this stage first.")
+        size = self.eval_batch_size or max(1, self.batch_size // dataset.spec.num_views)
+        sampler = EvalBatchSampler(len(dataset), size)
+        collate = getattr(dataset, "collate", None)
+        return DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, **self._loader_options())
+
+    def _loader_options(self) -> dict[str, Any]:
+        connector = getattr(self.trainer, "_accelerator_connector", None)
+        if getattr(connector, "use_distributed_sampler", False) and self.trainer.world_size > 1:  # type: ignore[union-attr]
+            raise ValueError("make the Trainer with use_distributed_sampler=False; this data shares itself out.")
+        return {
+            "num_workers": self.num_workers,
+            "pin_memory": torch.cuda.is_available(),
+            "persistent_workers": self.num_workers > 0,
         }

@@ -1,4 +1,4 @@
-"""The list of videos a run reads: one CSV file, or a folder with one sub-folder per class.
+"""The list of videos a run reads: one CSV file, or a folder with one sub-folder per class (of images too).
 
 The CSV has the columns ``path,label,label_name,num_frames,fps,duration,split``. ``path`` is relative to the data
 root and names a video file or a folder of frames; ``split`` is ``train``, ``val`` or ``test``; ``num_frames``, ``fps``
@@ -17,7 +17,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
+Kind = Literal["video", "image"]
 COLUMNS = ("path", "label", "label_name", "num_frames", "fps", "duration", "split")
 SPLITS = ("train", "val", "test")
 CLASSES_FILE = "classes.txt"
@@ -25,7 +27,9 @@ VIDEO_EXTENSIONS = frozenset(
     (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp", ".ogv", ".m2ts")
 )
 IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png"})
-VAL_PART = 5  # one video in five is held out of a class folder that has no val/
+_EXTENSIONS = {"video": VIDEO_EXTENSIONS, "image": IMAGE_EXTENSIONS}
+_A = {"video": "a video", "image": "an image"}
+VAL_PART = 5  # one in five is held out of a class folder that has no val/
 MAX_REPORTED = 10
 
 
@@ -121,10 +125,11 @@ class Manifest:
         return manifest if split is None else manifest.split(split)
 
     @classmethod
-    def from_folders(cls, root: str | Path, class_names: Sequence[str] | None = None) -> Manifest:
+    def from_folders(cls, root: str | Path, class_names: Sequence[str] | None = None, kind: Kind = "video") -> Manifest:
         """List a folder with one sub-folder per class, optionally below ``train/``, ``val/`` and ``test/``.
 
-        A video is a file with a known extension or a folder of jpg or png frames. Without split folders one video in
+        A video is a file with a known extension or a folder of jpg or png frames; with ``kind="image"`` the entries
+        are the jpg and png files instead, each by itself. Without split folders one in
         five of each class is held out for validation (chosen by the hash of its path, so the choice is stable), with a
         warning. ``classes.txt`` in the root fixes the class list.
 
@@ -133,16 +138,17 @@ class Manifest:
                 training videos, or a file between the class folders that cannot be told apart from a video.
         """
         root = Path(root)
-        _check_root(root)
+        _check_root(root, kind)
         if class_names is None:
             class_names = read_class_names(root / CLASSES_FILE, missing_ok=True)
         splits = [name for name in SPLITS if (root / name).is_dir()]
         folders = {name: _subfolders(root / name) for name in splits} if splits else {"": _subfolders(root)}
         found = sorted({folder.name for group in folders.values() for folder in group})
         if not found:
+            file, manifest_too = ("video.mp4", ", or give a manifest") if kind == "video" else ("image.png", "")
             raise ManifestError(
-                f"{root} has no class folders: put the videos of each class into a folder named after it "
-                f"(root/<class>/video.mp4 or root/train/<class>/video.mp4), or give a manifest."
+                f"{root} has no class folders: put the {kind}s of each class into a folder named after it "
+                f"(root/<class>/{file} or root/train/<class>/{file}){manifest_too}."
             )
         names = list(class_names) if class_names is not None else found
         if unknown := [name for name in found if name not in names]:
@@ -150,23 +156,24 @@ class Manifest:
         entries, empty = [], []
         for split, group in folders.items():
             for folder in group:
-                paths = _videos_below(folder, root)
+                paths = _files_below(folder, root, kind)
                 if not paths:
                     empty.append(str(folder.relative_to(root)))
                 label = names.index(folder.name)
                 entries += [Entry(path, label, folder.name, split) for path in paths]
         if empty:
+            frames = f"; a folder of {' '.join(sorted(IMAGE_EXTENSIONS))} is a video" if kind == "video" else ""
             raise ManifestError(
-                f"class folders without a video in {root}: {', '.join(empty)}. Known video extensions: "
-                f"{' '.join(sorted(VIDEO_EXTENSIONS))}; a folder of {' '.join(sorted(IMAGE_EXTENSIONS))} is a video."
+                f"class folders without {_A[kind]} in {root}: {', '.join(empty)}. Known {kind} extensions: "
+                f"{' '.join(sorted(_EXTENSIONS[kind]))}{frames}."
             )
         if not splits:
-            entries = _hold_out(entries, root)
+            entries = _hold_out(entries, root, kind)
         manifest = cls(root, tuple(entries), tuple(names), root, len(entries))
         if not splits or "train" in splits:
             counts = manifest.class_counts("train")
             if absent := [name for name, count in zip(names, counts, strict=True) if count == 0]:
-                raise ManifestError(f"classes without a training video in {root}: {', '.join(absent)}.")
+                raise ManifestError(f"classes without a training {kind} in {root}: {', '.join(absent)}.")
         return manifest
 
     # -- views of the list ------------------------------------------------------------------------------------------
@@ -276,21 +283,28 @@ def is_frame_folder(path: str | Path) -> bool:
 
 
 def find_videos(paths: str | Path | Iterable[str | Path]) -> list[Path]:
-    """Expand files, folders (recursively) and ``.txt`` lists into video paths, in sorted order within a folder.
+    """The videos among `paths`; see :func:`find_files`."""
+    return find_files(paths, "video")
 
-    A folder that holds jpg or png frames is one video. A list has one path a line, relative to the list's folder.
-    A file given by name is taken whatever its extension, so that its reader can say what is wrong with it.
+
+def find_files(paths: str | Path | Iterable[str | Path], kind: Kind) -> list[Path]:
+    """Expand files, folders (recursively) and ``.txt`` lists into paths of videos or images, sorted within a folder.
+
+    Among videos, a folder that holds jpg or png frames is one video. A list has one path a line, relative to the
+    list's folder. A file given by name is taken whatever its extension, so that its reader can say what is wrong
+    with it.
 
     Raises:
-        FileNotFoundError: a path (in a list: with file:line) does not exist, or a folder has no videos below it.
+        FileNotFoundError: a path (in a list: with file:line) does not exist, or a folder has nothing of the kind.
     """
     found: list[Path] = []
     for item in [paths] if isinstance(paths, str | Path) else paths:
         path = Path(item)
         if path.is_dir():
-            below = [path] if is_frame_folder(path) else [path / name for name in _videos_below(path, path)]
+            one = kind == "video" and is_frame_folder(path)
+            below = [path] if one else [path / name for name in _files_below(path, path, kind)]
             if not below:
-                raise FileNotFoundError(f"no videos below {path} (extensions {' '.join(sorted(VIDEO_EXTENSIONS))}).")
+                raise FileNotFoundError(f"no {kind}s below {path} (extensions {' '.join(sorted(_EXTENSIONS[kind]))}).")
             found += below
         elif path.is_file() and path.suffix.lower() == ".txt":
             for number, text in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
@@ -298,22 +312,23 @@ def find_videos(paths: str | Path | Iterable[str | Path]) -> list[Path]:
                     listed = path.parent / text.strip()
                     if not listed.exists():
                         raise FileNotFoundError(f"{path}:{number}: {listed} does not exist.")
-                    found += find_videos(listed)
+                    found += find_files(listed, kind)
         elif path.is_file():
             found.append(path)
         else:
-            raise FileNotFoundError(f"{path} does not exist: give video files, folders or a .txt list of them.")
+            raise FileNotFoundError(f"{path} does not exist: give {kind} files, folders or a .txt list of them.")
     return found
 
 
 # -- helpers --------------------------------------------------------------------------------------------------------
 
 
-def _check_root(root: Path) -> None:
+def _check_root(root: Path, kind: Kind = "video") -> None:
     if not root.is_dir():
+        demo = {"video": "motion", "image": "digits"}[kind]
         raise ManifestError(
             f"the data root {root} does not exist (resolved: {root.resolve()}): set `root` to the folder with the "
-            f"videos, or make embedded data with `python -m data.demo motion --out {root}`."
+            f"{kind}s, or make embedded data with `python -m data.demo {demo} --out {root}`."
         )
 
 
@@ -436,26 +451,26 @@ def _subfolders(path: Path) -> list[Path]:
     return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
 
 
-def _videos_below(folder: Path, root: Path) -> list[str]:
-    """Videos below a folder: files with a known extension, and folders of frames; sorted, relative to the root."""
+def _files_below(folder: Path, root: Path, kind: Kind) -> list[str]:
+    """Files of a kind below a folder and, among videos, folders of frames; sorted, relative to the root."""
     found = []
     for path, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         extensions = {os.path.splitext(name)[1].lower() for name in files if not name.startswith(".")}
-        if Path(path) != folder and extensions & IMAGE_EXTENSIONS:
+        if kind == "video" and Path(path) != folder and extensions & IMAGE_EXTENSIONS:
             found.append(Path(path))
             folders.clear()
             continue
         found += [
             Path(path, name)
             for name in files
-            if os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS and not name.startswith(".")
+            if os.path.splitext(name)[1].lower() in _EXTENSIONS[kind] and not name.startswith(".")
         ]
     return sorted(path.relative_to(root).as_posix() for path in found)
 
 
-def _hold_out(entries: Sequence[Entry], root: Path) -> list[Entry]:
-    """Assign one video in five of each class, at least one, to val; the rest to train."""
+def _hold_out(entries: Sequence[Entry], root: Path, kind: Kind) -> list[Entry]:
+    """Assign one entry in five of each class, at least one, to val; the rest to train."""
     result = []
     by_class: dict[str, list[Entry]] = {}
     for entry in entries:
@@ -465,10 +480,10 @@ def _hold_out(entries: Sequence[Entry], root: Path) -> list[Entry]:
         held = {entry.path for entry in ranked[: max(1, len(group) // VAL_PART)]} if len(group) > 1 else set()
         result += [replace(entry, split="val" if entry.path in held else "train") for entry in group]
     if not any(entry.split == "val" for entry in result):
-        raise ManifestError(f"every class in {root} has a single video; make {root}/train and {root}/val folders.")
+        raise ManifestError(f"every class in {root} has a single {kind}; make {root}/train and {root}/val folders.")
     count = sum(entry.split == "val" for entry in result)
     warnings.warn(
-        f"{root} has no train/ and val/ folders: {count} of {len(result)} videos are held out for validation.",
+        f"{root} has no train/ and val/ folders: {count} of {len(result)} {kind}s are held out for validation.",
         stacklevel=3,
     )
     return result

@@ -37,8 +37,8 @@ _IDR_TYPES = {"h264": {5}, "hevc": {19, 20}}
 _SLICE_TYPES = {"h264": range(1, 6), "hevc": range(32)}
 
 
-class VideoReadError(RuntimeError):
-    """A video cannot be read. ``path`` and ``reason`` are also in the message."""
+class ReadError(RuntimeError):
+    """A file cannot be read. ``path`` and ``reason`` are also in the message."""
 
     def __init__(self, path: str | os.PathLike[str], reason: str = "") -> None:
         # One argument must do: torch rebuilds an exception of a loader worker from its message alone.
@@ -48,6 +48,14 @@ class VideoReadError(RuntimeError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path, self.reason)
+
+
+class VideoReadError(ReadError):
+    """A video cannot be read."""
+
+
+class ImageReadError(ReadError):
+    """An image cannot be read."""
 
 
 def open_video(path: str | Path, fps: float | None = None) -> EncodedVideoReader | FrameFolderReader:

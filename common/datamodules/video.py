@@ -1,23 +1,15 @@
 """The Lightning data module for video classification."""
 
-import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
-
-import lightning as L
-import torch
-from torch.utils.data import DataLoader
+from typing import Literal
 
 from common.datamodules.clip_spec import ClipSpec
 from common.datamodules.loading import (
-    EvalBatchSampler,
     EvalDataset,
-    ResumableLoader,
-    TrainBatchSampler,
+    LabelledDataModule,
     TrainDataset,
-    collate_views,
     manifest_items,
     path_items,
 )
@@ -25,7 +17,7 @@ from common.datamodules.manifest import MAX_REPORTED, Manifest, ManifestError, f
 from common.datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD, SCALES
 
 
-class VideoDataModule(L.LightningDataModule):
+class VideoDataModule(LabelledDataModule):
     """Videos with one label each, from a manifest or from a folder with one sub-folder per class.
 
     A training batch is a dict: ``video`` float32 (B, 3, T, S, S), ``label`` int64 (B,), ``video_index`` int64 (B,).
@@ -66,6 +58,8 @@ class VideoDataModule(L.LightningDataModule):
         ValueError, ManifestError: in the constructor for values out of range, in :meth:`setup` for wrong data.
     """
 
+    kind = "video"
+
     def __init__(
         self,
         root: str,
@@ -93,22 +87,14 @@ class VideoDataModule(L.LightningDataModule):
         class_names: list[str] | None = None,
         predict_paths: list[str] | None = None,
     ) -> None:
-        super().__init__()
-        for name, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size or 1}.items():
-            if value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1.")
+        super().__init__(batch_size, eval_batch_size, num_workers, seed, drop_last)
         if not scales or not all(0 < scale <= 1 for scale in scales):
             raise ValueError(f"scales is {tuple(scales)}; give fractions of the short side, above 0 and at most 1.")
-        if seed is None:
-            seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))  # where Lightning keeps the seed of the run
-        if seed < 0:
-            raise ValueError(f"seed is {seed}; it must not be negative.")
         if on_read_error not in ("raise", "replace"):
             raise ValueError(f"on_read_error is {on_read_error!r}; it must be raise or replace.")
         if on_missing not in ("raise", "drop"):
             raise ValueError(f"on_missing is {on_missing!r}; it must be raise or drop.")
         self.root, self.manifest_path = Path(root), manifest
-        self.batch_size, self.num_workers, self.seed, self.drop_last = batch_size, num_workers, seed, drop_last
         self.horizontal_flip, self.scales, self.cache_decoded = horizontal_flip, tuple(scales), cache_decoded
         self.on_read_error, self.on_missing, self.test_split = on_read_error, on_missing, test_split
         self.predict_paths = predict_paths
@@ -117,12 +103,7 @@ class VideoDataModule(L.LightningDataModule):
             num_frames, sampling, frame_stride, num_clips, num_crops, crop_size, resize, mean, std
         )
         self.val_spec = replace(self.clip_spec, num_clips=1, num_crops=1)
-        self.eval_batch_size = eval_batch_size
         self.manifest: Manifest | None = None
-        self.train_dataset: TrainDataset | None = None
-        self.val_dataset: EvalDataset | None = None
-        self.test_dataset: EvalDataset | None = None
-        self.predict_dataset: EvalDataset | None = None
 
     # -- facts after setup ------------------------------------------------------------------------------------------
 
@@ -203,37 +184,6 @@ class VideoDataModule(L.LightningDataModule):
             split = self.test_split or ("test" if "test" in have else "val")
             self.predict_dataset = self._eval_dataset(split, self.clip_spec, labelled=False)
 
-    def train_dataloader(self) -> DataLoader:
-        """Random clips, resumable in the middle of an epoch."""
-        if self.train_dataset is None:
-            raise RuntimeError("call setup('fit') first.")
-        epoch = self.trainer.current_epoch if self.trainer is not None else 0
-        sampler = TrainBatchSampler(len(self.train_dataset), self.batch_size, self.seed, self.drop_last, epoch)
-        if len(sampler) == 0:
-            raise ValueError(
-                f"an epoch has no full step: {len(self.train_dataset)} training videos, batch_size {self.batch_size} "
-                f"per process and drop_last; make batch_size smaller or set drop_last to false."
-            )
-        loader = ResumableLoader(self.train_dataset, batch_sampler=sampler, **self._loader_options())
-        if self.trainer is not None:
-            progress = self.trainer.fit_loop.epoch_loop.batch_progress
-            loader.processed = lambda: progress.current.processed  # type: ignore[attr-defined]
-        return loader
-
-    def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        """Whole videos, one central view each; empty without a split ``val``."""
-        return self._eval_loader(self.val_dataset) if self.val_dataset is not None else []
-
-    def test_dataloader(self) -> DataLoader:
-        """Whole videos with all views."""
-        return self._eval_loader(self.test_dataset)
-
-    def predict_dataloader(self) -> DataLoader:
-        """Whole videos with all views, of ``predict_paths`` or the test split."""
-        # Lightning cannot see that this sampler, like its own, gives every video.
-        warnings.filterwarnings("ignore", ".*custom batch sampler `EvalBatchSampler`.*")
-        return self._eval_loader(self.predict_dataset)
-
     # -- parts ------------------------------------------------------------------------------------------------------
 
     def _loaded(self) -> Manifest:
@@ -272,20 +222,3 @@ class VideoDataModule(L.LightningDataModule):
                 f"scored; predict them, or set test_split to another split."
             )
         return EvalDataset(manifest_items(part), spec, part.expected, self.cache_decoded)
-
-    def _eval_loader(self, dataset: EvalDataset | None) -> DataLoader:
-        if dataset is None:
-            raise RuntimeError("call setup() for this stage first.")
-        size = self.eval_batch_size or max(1, self.batch_size // dataset.spec.num_views)
-        sampler = EvalBatchSampler(len(dataset), size)
-        return DataLoader(dataset, batch_sampler=sampler, collate_fn=collate_views, **self._loader_options())
-
-    def _loader_options(self) -> dict[str, Any]:
-        connector = getattr(self.trainer, "_accelerator_connector", None)
-        if getattr(connector, "use_distributed_sampler", False) and self.trainer.world_size > 1:  # type: ignore[union-attr]
-            raise ValueError("make the Trainer with use_distributed_sampler=False; this data shares itself out.")
-        return {
-            "num_workers": self.num_workers,
-            "pin_memory": torch.cuda.is_available(),
-            "persistent_workers": self.num_workers > 0,
-        }

@@ -13,8 +13,11 @@
   compared by; `recipes` maps data sets to `{file, overrides, runs}`, where `runs` lists the overrides of runs whose
   results are averaged and `{root}` stands for the folder of the data.
 - `figures`: `{id, title, statuses, function, where}`, `function` being one of the paper's `reproduce.py`;
-- `demo`: `{title, text, data, recipe, rows}`: `data` are the arguments of `python -m data.demo`, a row is
-  `{id, name, of, overrides}`, `of` being the table row that it stands for.
+- `demo`: `{title, text, data, recipe, seeds, rows, curves}`: `data` are the arguments of `python -m data.demo`, a row
+  is `{id, name, of, overrides}`, `of` being the table row that it stands for. Every training runs with `seeds` seeds
+  (1 by default), of which mean and deviation are shown. A curve is `{id, title, x, option, values, rows}`: the rows
+  (ids, all by default) are trained once more for every value of the command-line option, `x` being the name of the
+  axis, such as `training images per class` for `--data.train_per_class`.
 
 Statuses: `computed`, `demo`, `recipe`, `literature`, and for figures `diagram`.
 """
@@ -187,6 +190,25 @@ class DemoRow:
 
 
 @dataclass
+class Curve:
+    """Demo rows trained for several values of an option."""
+
+    id: str
+    title: str
+    x: str
+    option: str
+    values: list[str]
+    rows: list[str] = field(default_factory=list)
+    line: int = 0
+
+    def row(self, of: DemoRow, value: str) -> DemoRow:
+        """The training of a row with one of the values."""
+        name = f"{of.name}, {value} {self.x}"
+        row_id = f"{self.id}/{of.id.rpartition('/')[2]}/{value}"
+        return DemoRow(row_id, name, of.of, [*of.overrides, self.option, value], of.line)
+
+
+@dataclass
 class Demo:
     """What is trained and tested here, now."""
 
@@ -195,6 +217,12 @@ class Demo:
     data: list[str]
     recipe: str
     rows: list[DemoRow]
+    seeds: int = 1
+    curves: list[Curve] = field(default_factory=list)
+
+    def rows_of(self, curve: Curve) -> list[DemoRow]:
+        """The rows that a curve shows."""
+        return [row for row in self.rows if not curve.rows or row.id in curve.rows]
 
 
 @dataclass
@@ -226,7 +254,7 @@ class Ledger:
         Raises LedgerError for a name that selects nothing, with the nearest one that does.
         """
         ids = [row.id for _, row in self.rows()] + [figure.id for figure in self.figures]
-        ids += [row.id for row in self.demo.rows] if self.demo else []
+        ids += [row.id for row in self.demo.rows] + [curve.id for curve in self.demo.curves] if self.demo else []
         chosen: dict[str, None] = {}
         for name in names or ids:
             found = [i for i in ids if i == name or i.startswith(f"{name}/")]
@@ -348,8 +376,9 @@ def _check(ledger: Ledger) -> None:
         raise LedgerError(f"{ledger.path}:{entry.line}: {entry.id}: {message}")
 
     demo_rows = ledger.demo.rows if ledger.demo else []
+    curves = ledger.demo.curves if ledger.demo else []
     shown_by_demo = {row.of for row in demo_rows}
-    entries: list[Any] = [*ledger.tables, *(row for _, row in ledger.rows()), *ledger.figures, *demo_rows]
+    entries: list[Any] = [*ledger.tables, *(row for _, row in ledger.rows()), *ledger.figures, *demo_rows, *curves]
     for entry in entries:
         if entry.id in seen:
             fail(entry, f"the id is taken by line {seen[entry.id]}")
@@ -389,5 +418,12 @@ def _check(ledger: Ledger) -> None:
     for demo in demo_rows:
         if demo.of not in seen:
             fail(demo, f"there is no row {demo.of}")
+    for curve in curves:
+        if unknown := [row for row in curve.rows if row not in {demo.id for demo in demo_rows}]:
+            fail(curve, f"there is no demo row {unknown[0]}")
+        if wrong := [value for value in curve.values if not re.fullmatch(r"\d+(\.\d+)?", value)]:
+            fail(curve, f"values are numbers; {wrong[0]!r} is none")
+    if ledger.demo and ledger.demo.seeds < 1:
+        raise LedgerError(f"{ledger.path}: demo: seeds is {ledger.demo.seeds}; it must be at least 1")
     if ledger.demo and not (ledger.folder / "recipes" / ledger.demo.recipe).is_file():
         raise LedgerError(f"{ledger.path}: demo: no recipe {ledger.demo.recipe} in {ledger.folder / 'recipes'}")

@@ -4,7 +4,7 @@
                                                              networks on embedded data, write the report
     python -m papers.<paper>.reproduce --list                every table row and figure, its status and its command
     python -m papers.<paper>.reproduce table2 --complexity   parameters and multiply-adds of some rows
-    python -m papers.<paper>.reproduce ROW --data DIR        train and test a row's recipe on the real videos
+    python -m papers.<paper>.reproduce ROW --data DIR        train and test a row's recipe on the real data
 
 What is finished is not done again. A demo network is trained anew when its recipe file, its overrides, the seed, the
 data (manifest and parameters), or the sources of the paper or of `common` (but for this package) have changed.
@@ -44,7 +44,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from common.evaluation.complexity import Complexity, count
 from common.reporting import plots, tables
-from common.reporting.ledger import DASH, Column, DemoRow, Ledger, LedgerError, Recipe, Row, RowNetwork, load
+from common.reporting.ledger import (
+    DASH,
+    Curve,
+    Demo,
+    DemoRow,
+    Ledger,
+    LedgerError,
+    Recipe,
+    Row,
+    RowNetwork,
+    load,
+)
 from common.reporting.report import Report, png
 from common.reporting.results import Result, ResultError, append, from_json, read, written_whole
 from common.reporting.tables import Head, Shown
@@ -230,7 +241,7 @@ def run_recipe(arguments: Sequence[str], folder: Path, seed: int, bar: bool = Tr
     """Train and test through the command line `spectral`, in this process; its output goes to `folder/log.txt`.
 
     A training that was interrupted in `folder` is resumed. Afterwards `folder` holds `result.json`,
-    `predictions.csv`, `complexity.json` (of one clip), `curves.json` and `classes.json`, beside the run
+    `predictions.csv`, `complexity.json` (of one clip or image), `curves.json` and `classes.json`, beside the run
     folders of `spectral`.
     The last checkpoint is tested, not the best, which would be chosen by the scores that are reported.
     """
@@ -252,10 +263,10 @@ def run_recipe(arguments: Sequence[str], folder: Path, seed: int, bar: bool = Tr
         assert trained.run_dir is not None
         tested = cli.run(["test", *common, "--name", "test", "--ckpt_path", str(trained.run_dir / "last.ckpt")])
     assert tested.run_dir is not None
-    spec = tested.datamodule.clip_spec
+    spec = getattr(tested.datamodule, tested.model.spec_name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        complexity = count(tested.model.network, (1, 3, spec.num_frames, spec.crop_size, spec.crop_size))
+        complexity = count(tested.model.network, spec.input_shape)
     extra = {
         "complexity.json": complexity.to_dict() | {"by_module": {}},
         "curves.json": read_curves(folder / "fit"),
@@ -311,6 +322,12 @@ def make_demo_data(arguments: Sequence[str], out: Path) -> None:
         raise ReproduceError(f"{shlex.join(command)}\n{done.stderr.strip()}")
 
 
+def data_arguments(data: Path) -> list[str]:
+    """The command line's name for the data in a folder; data of known files (CIFAR, image folders) has no manifest."""
+    manifest = data / "manifest.csv"
+    return ["--data.root", str(data), *(["--data.manifest", str(manifest)] if manifest.is_file() else [])]
+
+
 def demo_key(ledger: Ledger, row: DemoRow, data: Path, seed: int, epochs: int | None) -> str:
     """Everything that a demo result depends on, as a hash."""
     assert ledger.demo is not None
@@ -328,19 +345,19 @@ def train_demo(
 ) -> Trained:
     """Train and test a demo network, or find it finished."""
     assert ledger.demo is not None
-    place = out / "demo" / row.id.rpartition("/")[2]
+    place = out / "demo" / row.id.removeprefix("demo/")
     folder = place / demo_key(ledger, row, data, seed, epochs)
     began = time.monotonic()
     reused = (folder / "result.json").is_file()
     if not reused:
         arguments = Recipe(ledger.demo.recipe, row.overrides).commands(ledger.folder)[0]
-        arguments += ["--data.root", str(data), "--data.manifest", str(data / "manifest.csv")]
+        arguments += data_arguments(data)
         if epochs is not None:
             arguments += ["--trainer.max_epochs", str(epochs)]
         place.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=place))
         try:
-            with _training_bar(progress, row.name):
+            with _training_bar(progress, row.name + (f", seed {seed}" if ledger.demo.seeds > 1 else "")):
                 run_recipe(arguments, partial, seed)
             os.replace(partial, folder)
         except BaseException as error:
@@ -358,7 +375,7 @@ def train_row(
     """Train and test the recipe of a row on real data; interrupted runs are resumed."""
     finished = []
     for i, arguments in enumerate(row.recipes[dataset].commands(ledger.folder, str(data))):
-        arguments[2:2] = ["--data.root", str(data), "--data.manifest", str(data / "manifest.csv")]
+        arguments[2:2] = data_arguments(data)
         if epochs is not None:
             arguments += ["--trainer.max_epochs", str(epochs)]
         recipe = (ledger.folder / "recipes" / row.recipes[dataset].file).read_bytes()
@@ -378,7 +395,10 @@ def train_row(
 
 
 def demo_table(ledger: Ledger, runs: Sequence[Trained]) -> Shown:
-    """What was measured on the embedded data; no number of the paper is comparable, so none is shown."""
+    """What was measured on the embedded data; no number of the paper is comparable, so none is shown.
+
+    Several seeds of one network are one row: mean and standard deviation (n - 1).
+    """
     assert ledger.demo is not None
     metrics = list(dict.fromkeys(k for run in runs for k in run.result.metrics if k != "loss"))
     heads = [
@@ -388,21 +408,68 @@ def demo_table(ledger: Ledger, runs: Sequence[Trained]) -> Shown:
     ]
     heads += [Head("Params"), Head("MACs"), Head("Tested on"), Head("Seed")]
     cells = []
-    accuracy = {m: Column(m, m, m, scale=0.01) for m in metrics}
-    for run in runs:
+    for group in by_entry(runs).values():
+        run = group[0]
         c = run.complexity()
         cells.append(
             [
                 run.name,
-                *(accuracy[m].print(run.result.metrics.get(m)) for m in metrics),
-                f"{run.result.metrics['loss']:.3f}" if "loss" in run.result.metrics else DASH,
+                *(mean_text([r.result.metrics[m] for r in group if m in r.result.metrics], 100, 2) for m in metrics),
+                mean_text([r.result.metrics["loss"] for r in group if "loss" in r.result.metrics], 1, 3),
                 f"{c.params:,}",
                 f"{c.macs_paper / 1e6:,.1f} M",
                 run.result.videos,
-                str(run.result.facts["seed"]),
+                ", ".join(str(r.result.facts["seed"]) for r in group),
             ]
         )
     return Shown(f"Demo. {ledger.demo.title}", heads, cells, [], "demo")
+
+
+def by_entry(runs: Sequence[Trained]) -> dict[str, list[Trained]]:
+    """Runs by their ledger entry: the seeds of one training."""
+    groups: dict[str, list[Trained]] = {}
+    for run in runs:
+        groups.setdefault(run.entry, []).append(run)
+    return groups
+
+
+def mean_text(values: Sequence[float], scale: float, digits: int) -> str:
+    """The mean of some numbers times `scale`, with the standard deviation if there are several; a dash for none."""
+    if not values:
+        return DASH
+    mean = f"{scale * float(np.mean(values)):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {scale * plots.deviation(values):.{digits}f}"
+
+
+def curve_points(curve: Curve, demo: Demo, runs: Sequence[Trained]) -> dict[str, dict[float, list[float]]]:
+    """Network -> value of the option -> accuracy (top-1) for every seed, as far as trained."""
+    groups = by_entry(runs)
+    points = {
+        row.name: {
+            float(value): [run.result.metrics["top1"] for run in groups[curve.row(row, value).id]]
+            for value in curve.values
+            if curve.row(row, value).id in groups
+        }
+        for row in demo.rows_of(curve)
+    }
+    return {name: own for name, own in points.items() if own}
+
+
+def curve_table(curve: Curve, demo: Demo, runs: Sequence[Trained]) -> Shown:
+    """One row for every network, one column for every value of the option; accuracy (top-1) in per cent."""
+    heads = [Head(curve.x), *(Head(value, "accuracy", "ours") for value in curve.values)]
+    cells = [
+        [name, *(mean_text(own.get(float(value), []), 100, 2) for value in curve.values)]
+        for name, own in curve_points(curve, demo, runs).items()
+    ]
+    return Shown(f"Demo. {curve.title}", heads, cells, [], curve.id.replace("/", "-"))
+
+
+def demo_tables(ledger: Ledger, runs: Sequence[Trained], curve_runs: Sequence[Trained]) -> list[Shown]:
+    """The demo's table and one for every curve, as far as trained."""
+    shown = [demo_table(ledger, runs)] if runs else []
+    curves = [curve_table(curve, ledger.demo, curve_runs) for curve in ledger.demo.curves] if ledger.demo else []
+    return shown + [table for table in curves if table.cells]
 
 
 def paper_points(ledger: Ledger, table_id: str, measure: str = "top1") -> list[plots.Point]:
@@ -427,6 +494,7 @@ class Job:
     ledger: Ledger
     counts: dict[str, dict[str, Complexity]] = field(default_factory=dict)
     demo: list[Trained] = field(default_factory=list)
+    curves: list[Trained] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
     figures: dict[str, bytes] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
@@ -453,34 +521,51 @@ def write_report(job: Job, folder: Path, facts: Mapping[str, str], command: str)
         report.section("Failures")
         for failure in job.failures:
             report.text(failure)
-    if job.demo:
+    if job.demo or job.curves:
         assert ledger.demo is not None
         report.section("Demo, measured here")
         report.text(ledger.demo.text)
-        report.table(demo_table(ledger, job.demo))
-        curves = {run.name: run.curve("train_loss") for run in job.demo}
+        for shown_table in demo_tables(ledger, job.demo, job.curves):
+            report.table(shown_table)
+        for curve in ledger.demo.curves:
+            if lines := curve_points(curve, ledger.demo, job.curves):
+                report.picture(
+                    plots.mean_curves(lines, curve.title, curve.x, "top-1 accuracy (%)"),
+                    curve.id.replace("/", "-"),
+                    f"{curve.title}. Mean and standard deviation of {ledger.demo.seeds} seeds.",
+                )
+    if job.demo:
+        first = [group[0] for group in by_entry(job.demo).values()]
+        several, seed = len(job.demo) > len(first), first[0].result.facts["seed"]
+        curves = {run.name: run.curve("train_loss") for run in first}
         if any(len(points) > 1 for points in curves.values()):
             shown = {name: points for name, points in curves.items() if points}
             report.picture(
                 plots.learning_curves(shown, "Training loss on the demo", "cross-entropy"),
                 "demo-curves",
-                "Mean training loss of every epoch on the demo clips.",
+                "Mean training loss of every epoch on the demo data" + (f", seed {seed}." if several else "."),
             )
         points = [
-            plots.Point(r.name, r.complexity().macs_paper, r.result.metrics["top1"], size=r.complexity().params)
-            for r in job.demo
-            if "top1" in r.result.metrics
+            plots.Point(
+                group[0].name,
+                group[0].complexity().macs_paper,
+                float(np.mean([r.result.metrics["top1"] for r in group])),
+                size=group[0].complexity().params,
+            )
+            for group in by_entry(job.demo).values()
+            if all("top1" in r.result.metrics for r in group)
         ]
         if points:
             report.picture(
                 plots.accuracy_against_cost(points, "Demo: accuracy against cost"),
                 "demo-cost",
-                "Measured here, on the demo clips: accuracy against multiply-adds; areas are parameters.",
+                "Measured here, on the demo data: accuracy against multiply-adds; areas are parameters.",
             )
         report.picture(
-            plots.confusion_matrices({run.name: run.confusion() for run in job.demo}, job.demo[0].class_names()),
+            plots.confusion_matrices({run.name: run.confusion() for run in first}, first[0].class_names()),
             "demo-confusion",
-            f"Measured here: what the networks take the test clips for ({job.demo[0].result.videos}).",
+            "Measured here: what the networks take the test data for "
+            f"({first[0].result.videos}{f', seed {seed}' if several else ''}).",
         )
     report.section("Tables of the paper")
     report.text(EXPLANATION)
@@ -505,7 +590,7 @@ def write_report(job: Job, folder: Path, facts: Mapping[str, str], command: str)
     report.section("Coverage")
     report.table(status_table(ledger))
     report.section("Do it again")
-    report.text("The whole report, a list of all rows with their commands, and one row on the real videos:")
+    report.text("The whole report, a list of all rows with their commands, and one row on the real data:")
     report.code(f"{command}\n{command} --list\n{command} ROW --data DIR")
     return report.write(folder)
 
@@ -524,13 +609,14 @@ def run_facts(job: Job, seconds: float) -> dict[str, str]:
         "Versions": ", ".join(f"{name} {number}" for name, number in versions.items() if name != "gpu"),
         "Duration": f"{seconds / 60:.1f} min",
     }
-    if job.demo:
-        trained = [run for run in job.demo if not run.reused]
-        videos = sum(run.result.facts["videos"] or 0 for run in job.demo)
-        expected = sum(run.result.facts["videos_expected"] or 0 for run in job.demo)
-        facts["Demo"] = f"{len(job.demo)} networks, {len(trained)} trained in this run"
-        facts["Tested on"] = f"{videos} of {expected} videos ({len(job.demo)} networks)"
-        facts["Seed"] = ", ".join(sorted({str(run.result.facts["seed"]) for run in job.demo}))
+    if job.demo or job.curves:
+        runs = [*job.demo, *job.curves]
+        trained = [run for run in runs if not run.reused]
+        videos = sum(run.result.facts["videos"] or 0 for run in runs)
+        expected = sum(run.result.facts["videos_expected"] or 0 for run in runs)
+        facts["Demo"] = f"{len(runs)} trainings, {len(trained)} of them in this run"
+        facts["Tested on"] = f"{videos} of {expected} test files ({len(runs)} trainings)"
+        facts["Seed"] = ", ".join(sorted({str(run.result.facts["seed"]) for run in runs}))
     return facts
 
 
@@ -597,12 +683,14 @@ def _parser(module: str, paper: str) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="[DATASET=]DIR",
-        help="train and test the recipes of the named rows on the videos below DIR, which holds manifest.csv",
+        help="train and test the recipes of the named rows on the data below DIR (videos with their manifest.csv)",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("runs") / paper, help="results and report (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the trainings (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the trainings, the first of several (default: %(default)s)"
+    )
     parser.add_argument(
         "--epochs", type=int, help="train so many epochs instead of the recipe's; for trying things out"
     )
@@ -646,6 +734,8 @@ def list_records(ledger: Ledger, ids: Sequence[str], module: str) -> list[dict[s
         add(figure, [f"python -m {module} {figure.id}"] if figure.function else [], figure.where)
     for demo in ledger.demo.rows if ledger.demo else []:
         add(demo, [f"python -m {module} {demo.id}"])
+    for curve in ledger.demo.curves if ledger.demo else []:
+        add(curve, [f"python -m {module} {curve.id}"])
     return records
 
 
@@ -700,16 +790,25 @@ def _work(
     wanted = {row.id for row in ledger.demo.rows} & set(ids) if ledger.demo else set()
     if ledger.demo and args.demo:
         wanted |= {row.id for row in ledger.demo.rows if row.of in ids}
+    curves = [curve for curve in ledger.demo.curves if curve.id in ids] if ledger.demo else []
     demo_data = args.out.parent / "demo" / ledger.demo.data[0] if ledger.demo else None
-    if ledger.demo and demo_data and wanted:
+    if ledger.demo and demo_data and (wanted or curves):
         task = progress.add_task("Making the demo data", total=1)
         make_demo_data(ledger.demo.data, demo_data)
         progress.advance(task)
-        task = progress.add_task("Training the demo networks", total=len(wanted))
-        for demo in ledger.demo.rows:
-            if demo.id in wanted:
-                with _noting_failure(job, demo.id):
-                    job.demo.append(train_demo(ledger, demo, demo_data, args.out, args.seed, args.epochs, progress))
+        plan = [(job.demo, row) for row in ledger.demo.rows if row.id in wanted]
+        plan += [
+            (job.curves, curve.row(row, value))
+            for curve in curves
+            for row in ledger.demo.rows_of(curve)
+            for value in curve.values
+        ]
+        seeds = range(args.seed, args.seed + ledger.demo.seeds)
+        task = progress.add_task("Training the demo networks", total=len(plan) * len(seeds))
+        for runs, demo in plan:
+            for seed in seeds:
+                with _noting_failure(job, f"{demo.id}, seed {seed}" if len(seeds) > 1 else demo.id):
+                    runs.append(train_demo(ledger, demo, demo_data, args.out, seed, args.epochs, progress))
                 progress.advance(task)
     for _, row in ledger.rows() if data else ():
         if row.id in ids and row.recipes:
@@ -752,14 +851,15 @@ def _finish(job: Job, ids: Sequence[str], args: argparse.Namespace, module: str)
     for table in ledger.tables:
         if rows := [row for row in table.rows if row.id in ids]:
             console.print(tables.to_terminal(tables.paper_table(ledger, table, job.counts, job.results, rows)))
-    if job.demo:
-        console.print(tables.to_terminal(demo_table(ledger, job.demo)))
-        append(args.out / "results.csv", [run.result for run in job.demo])
+    for shown in demo_tables(ledger, job.demo, job.curves):
+        console.print(tables.to_terminal(shown))
+    if job.demo or job.curves:
+        append(args.out / "results.csv", [run.result for run in (*job.demo, *job.curves)])
     if args.rows:
         for record in list_records(ledger, ids, module):
             recipes = [c for c in record["commands"] if c.startswith("spectral")]
             if recipes and not args.data:
-                console.print(f"{record['id']} on the real videos (or: python -m {module} {record['id']} --data DIR):")
+                console.print(f"{record['id']} on the real data (or: python -m {module} {record['id']} --data DIR):")
                 console.print("\n".join(f"  {c}" for c in recipes), soft_wrap=True)
         for figure, content in job.figures.items():
             path = args.out / "figures" / f"{figure}.png"
@@ -795,8 +895,8 @@ def write_readme(job: Job) -> None:
         raise ReproduceError(f"{path}: no lines '{_BEGIN} ... -->' and '{_END}'")
     shown = [tables.paper_table(job.ledger, table, job.counts, job.results) for table in job.ledger.tables]
     parts = [EXPLANATION, *(tables.to_markdown(table) for table in shown)]
-    if job.demo:
-        parts.insert(0, tables.to_markdown(demo_table(job.ledger, job.demo)))
-        append(job.ledger.folder / "results.csv", [run.result for run in job.demo])
+    if job.demo or job.curves:
+        parts[:0] = [tables.to_markdown(table) for table in demo_tables(job.ledger, job.demo, job.curves)]
+        append(job.ledger.folder / "results.csv", [run.result for run in (*job.demo, *job.curves)])
     with written_whole(path) as file:
         file.write(before + begin + marker + "\n\n" + "\n\n".join(parts) + "\n\n" + end + after)

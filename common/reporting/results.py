@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-_FACTS = ("params", "videos", "videos_expected", "views", "seed", "commit", "dirty", "manifest_hash", "created")
+_FACTS = ("kind", "params", "videos", "videos_expected", "views", "seed", "commit", "dirty", "manifest_hash", "created")
 _NOT_METRICS = {*_FACTS, "duration_s", "clips_per_s"}
 
 
@@ -34,7 +34,7 @@ class Result:
         entry: ledger id, e.g. `table2/t-stft-16f`.
         dataset: the recipe's data set, as in the ledger; "" for the demo.
         metrics: by name, e.g. `top1`; accuracies are fractions.
-        facts: parameters, videos, seed, commit, ... as in `result.json`; None where unknown.
+        facts: kind (video or image), parameters, videos, seed, commit, ... as in `result.json`; None where unknown.
         config: the resolved recipe.
     """
 
@@ -47,8 +47,8 @@ class Result:
 
     @property
     def videos(self) -> str:
-        """`160 of 160 videos`."""
-        return f"{self.facts['videos']} of {self.facts['videos_expected']} videos"
+        """`160 of 160 videos`, or images."""
+        return f"{self.facts['videos']} of {self.facts['videos_expected']} {self.facts.get('kind') or 'video'}s"
 
 
 def from_json(path: str | Path, entry: str, dataset: str = "") -> Result:
@@ -78,6 +78,7 @@ def read(path: str | Path) -> list[Result]:
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         for row in reader:
+            row.setdefault("kind", '"video"')  # a column younger than some files
             try:
                 metrics = {k.removeprefix("metric_"): float(v) for k, v in row.items() if k.startswith("metric_") and v}
                 facts = {key: json.loads(row[key]) for key in (*_FACTS, "duration_s")}

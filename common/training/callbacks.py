@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from common.training.video_classification import VideoClassificationModule
+from common.training.classification import ClassificationModule
 
 
 def checkpoint_callbacks(folder: Path, every_n_steps: int | None = None) -> list[Callback]:
@@ -118,7 +118,7 @@ class Pictures(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if batch_idx or trainer.sanity_checking or not isinstance(pl_module, VideoClassificationModule):
+        if batch_idx or trainer.sanity_checking or not isinstance(pl_module, ClassificationModule):
             return
         first = outputs["first"][: self.CLIPS]
         probability, prediction = outputs["scores"].softmax(dim=1).max(dim=1)
@@ -127,10 +127,10 @@ class Pictures(Callback):
             f"{names[int(batch['label'][k])]}: predicted {names[int(prediction[i])]} ({probability[i]:.2f})"
             for i, k in enumerate(first)
         ]
-        self._add(trainer, "clips", clip_figure(batch["video"][first], captions, self.FRAMES))
+        self._add(trainer, "clips", clip_figure(batch[pl_module.kind][first], captions, self.FRAMES))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if isinstance(pl_module, VideoClassificationModule) and pl_module.result and not trainer.sanity_checking:
+        if isinstance(pl_module, ClassificationModule) and pl_module.result and not trainer.sanity_checking:
             names = pl_module.class_names if pl_module.num_classes <= self.NAMED_CLASSES else None
             self._add(trainer, "confusion matrix", confusion_figure(pl_module.result.confusion, names))
 
@@ -145,9 +145,10 @@ def clip_figure(clips: Tensor, captions: list[str], frames: int = 8) -> Figure:
     """One row per clip: up to ``frames`` equidistant frames under the clip's caption.
 
     Args:
-        clips: (N, C, T, H, W); each clip is stretched to the full range of brightness.
+        clips: (N, C, T, H, W), or (N, C, H, W) for images; each clip is stretched to the full range of brightness.
         captions: N strings.
     """
+    clips = clips.unsqueeze(2) if clips.ndim == 4 else clips
     shown = torch.linspace(0, clips.shape[2] - 1, min(frames, clips.shape[2])).round().long()
     figure = Figure(figsize=(1.5 * len(shown), 1.8 * len(clips)), layout="constrained")
     axes = figure.subplots(len(clips), 1, squeeze=False)[:, 0]

@@ -31,11 +31,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
-from common.datamodules.readers import VideoReadError
+from common.datamodules.readers import ReadError
 from common.evaluation.scores import prediction_table
 from common.training import callbacks, predict
 from common.training.checkpoints import AtomicCheckpointIO, find_checkpoint
-from common.training.video_classification import VideoClassificationModule
+from common.training.classification import ClassificationModule
 
 DEBUG_VARIABLE = "SPECTRAL_DEBUG"
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "pytorchvideo", "av", "spectral-video")
@@ -56,7 +56,7 @@ class UsageError(ValueError):
 
 
 #: errors whose message is written for the user; they end the command without a traceback
-USER_ERRORS = (ValueError, OSError, VideoReadError, MisconfigurationException)
+USER_ERRORS = (ValueError, OSError, ReadError, MisconfigurationException)
 
 
 class _Parser(LightningArgumentParser):
@@ -136,7 +136,7 @@ class SpectralCLI(LightningCLI):
 
     def _run(self, args: list[str]) -> None:
         super().__init__(
-            VideoClassificationModule,
+            ClassificationModule,
             L.LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -150,7 +150,7 @@ class SpectralCLI(LightningCLI):
             seed_everything_default=0,
             parser_class=_Parser,
             parser_kwargs={
-                "description": "Train and test video networks. For predictions see `spectral predict --help`.",
+                "description": "Train and test networks. For predictions see `spectral predict --help`.",
                 **{name: {"allow_abbrev": False} for name in self.subcommands()},
             },
             auto_configure_optimizers=False,
@@ -219,10 +219,11 @@ class SpectralCLI(LightningCLI):
     def before_fit(self) -> None:
         parameters = sum(p.numel() for p in self.model.network.parameters())
         rank_zero_info(f"{type(self.model).__name__}: {parameters:,} parameters")
+        unit = "clips" if self.model.kind == "video" else f"{self.model.kind}s"
         if (batch := getattr(self.datamodule, "batch_size", None)) is not None:
             accumulate, world = self.trainer.accumulate_grad_batches, self.trainer.world_size
             rank_zero_info(
-                f"Effective batch size: {batch * world * accumulate} clips "
+                f"Effective batch size: {batch * world * accumulate} {unit} "
                 f"({batch} per batch x {world} processes x {accumulate} accumulated batches)"
             )
 
@@ -248,6 +249,7 @@ class SpectralCLI(LightningCLI):
         self._dump_config()
         self.result = {
             **scores.metrics(),
+            "kind": self.model.kind,
             "videos": scores.videos,
             "videos_expected": expected,
             "views": views,
@@ -266,7 +268,9 @@ class SpectralCLI(LightningCLI):
             "predictions": str(predictions),
         }
         write_json(self.run_dir / "result.json", self.result)
-        table = Table(f"{stage}: {scores.videos} of {self.result['videos_expected']} videos x {views} views", "")
+        table = Table(
+            f"{stage}: {scores.videos} of {self.result['videos_expected']} {self.model.kind}s x {views} views", ""
+        )
         for key in ("top1", "top5", "mean_class"):
             table.add_row(key, f"{100 * self.result[key]:.2f} %")
         table.add_row("loss", f"{scores.loss:.4f}")

@@ -1,4 +1,4 @@
-"""Class probabilities of any video from a checkpoint alone."""
+"""Class probabilities of any video or image from a checkpoint alone."""
 
 import argparse
 import csv
@@ -12,60 +12,58 @@ from rich.console import Console
 from rich.table import Column, Table
 from torch import Tensor
 
-from common.datamodules.clip_spec import ClipSpec, load_views
-from common.datamodules.manifest import find_videos
-from common.datamodules.readers import VideoReadError
+from common.datamodules.readers import ReadError
 from common.evaluation.scores import prediction_table
 from common.training.checkpoints import CheckpointError
-from common.training.video_classification import VideoClassificationModule, load_module
+from common.training.classification import ClassificationModule, load_module
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """``probabilities`` (classes,) of one video, or None with the reason in ``error``."""
+    """``probabilities`` (classes,) of one video or image, or None with the reason in ``error``."""
 
     path: str
     probabilities: Tensor | None = None
     error: str = ""
 
 
-def predict_videos(module: VideoClassificationModule, paths: Iterable[str | Path]) -> list[Prediction]:
-    """Predict videos with the clips and crops that the network was tested with.
+def predict_files(module: ClassificationModule, paths: Iterable[str | Path]) -> list[Prediction]:
+    """Predict videos, or images, with the clips and crops that the network was tested with.
 
     Args:
-        module: from :func:`~common.training.video_classification.load_module`, on any device.
-        paths: video files, frame folders, folders of videos, or ``.txt`` lists of these.
+        module: from :func:`~common.training.classification.load_module`, on any device.
+        paths: files of the module's kind, folders of them, or ``.txt`` lists of these; for videos also frame folders.
 
     Returns:
-        One prediction per video, in order. A video that cannot be read has its reason in ``error``.
+        One prediction per file, in order. A file that cannot be read has its reason in ``error``.
 
     Raises:
-        CheckpointError: the checkpoint does not say how clips are made.
+        CheckpointError: the checkpoint does not say how a file becomes the network's input.
     """
-    if module.clip_spec is None or module.class_names is None:
+    if module.spec is None or module.class_names is None:
         raise CheckpointError(
-            "the checkpoint holds no clip spec and class names: it was trained without a VideoDataModule"
+            f"the checkpoint holds no {module.spec_name} and class names: "
+            f"it was trained without a {module.kind.capitalize()}DataModule"
         )
-    spec = ClipSpec.from_dict(module.clip_spec)
     predictions = []
     for path in paths:
         try:
-            videos = find_videos([path])
+            files = module.find_files([path])
         except FileNotFoundError as error:
             predictions.append(Prediction(str(path), error=str(error)))
             continue
-        for video in videos:
+        for file in files:
             try:
-                views = load_views(video, spec)
-            except VideoReadError as error:
-                predictions.append(Prediction(str(video), error=error.reason or str(error)))
+                views = module.load_views(file)
+            except ReadError as error:
+                predictions.append(Prediction(str(file), error=error.reason or str(error)))
             else:
-                predictions.append(Prediction(str(video), module.predict_video(views).cpu()))
+                predictions.append(Prediction(str(file), module.predict_views(views).cpu()))
     return predictions
 
 
 def prediction_rows(predictions: Sequence[Prediction], class_names: list[str], top: int = 5) -> list[dict[str, Any]]:
-    """One plain row per video: ``path``, ``top1``, ``p1``, ..., ``error``."""
+    """One plain row per file: ``path``, ``top1``, ``p1``, ..., ``error``."""
     good = [p for p in predictions if p.probabilities is not None]
     rows: dict[int, dict[str, Any]] = {}
     if good:
@@ -88,9 +86,9 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]], overwrite: bool = Fal
         writer.writerows(rows)
 
 
-def print_rows(rows: Sequence[dict[str, Any]]) -> None:
+def print_rows(rows: Sequence[dict[str, Any]], kind: str = "video") -> None:
     """Print predictions as a table in the terminal."""
-    table = Table(Column("video", overflow="fold"), Column("prediction", overflow="fold"), "probability")
+    table = Table(Column(kind, overflow="fold"), Column("prediction", overflow="fold"), "probability")
     for row in rows:
         if row["error"]:
             table.add_row(row["path"], f"error: {row['error']}", "")
@@ -103,10 +101,12 @@ def print_rows(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def main(args: list[str]) -> int:
-    """``spectral predict``; returns 1 if a video could not be read."""
-    parser = argparse.ArgumentParser(prog="spectral predict", description="Predict videos from a checkpoint alone.")
+    """``spectral predict``; returns 1 if a file could not be read."""
+    parser = argparse.ArgumentParser(
+        prog="spectral predict", description="Predict videos, or images, from a checkpoint alone."
+    )
     parser.add_argument(
-        "paths", nargs="+", metavar="PATH", help="video file, frame folder, folder of videos, .txt list"
+        "paths", nargs="+", metavar="PATH", help="video or image file, frame folder, folder of them, .txt list"
     )
     parser.add_argument("--checkpoint", required=True, help="checkpoint file, or the folder of a run (its best.ckpt)")
     parser.add_argument("--csv", type=Path, help="also write the predictions to this file")
@@ -125,9 +125,9 @@ def main(args: list[str]) -> int:
         module.to(options.device)
     except (RuntimeError, AssertionError) as error:  # torch has no common type for a device that is not there
         raise ValueError(f"--device {options.device} cannot be used: {error}") from error
-    predictions = predict_videos(module, options.paths)
+    predictions = predict_files(module, options.paths)
     rows = prediction_rows(predictions, module.class_names or [], options.top)
-    print_rows(rows)
+    print_rows(rows, module.kind)
     if options.csv:
         write_rows(options.csv, rows, overwrite=options.force)
     return int(any(p.error for p in predictions))

@@ -3,6 +3,8 @@
 Every public module of this package is a subcommand of ``python -m data.demo``.
 """
 
+from data.demo.digits import NAMES as DIGITS
+from data.demo.digits import generate_digits
 from data.demo.motion import MOTION_PAIRS, generate_motion
 
-__all__ = ["MOTION_PAIRS", "generate_motion"]
+__all__ = ["DIGITS", "MOTION_PAIRS", "generate_digits", "generate_motion"]

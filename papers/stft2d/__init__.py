@@ -1,0 +1,20 @@
+"""Depthwise-STFT Based Separable Convolutional Neural Networks.
+
+Sudhakar Kumawat, Shanmuganathan Raman. IEEE ICASSP, 2020.
+"""
+
+from papers.stft2d.layers import DepthwiseSTFTSeparable, swap_depthwise_separable
+from papers.stft2d.lightning_module import STFT2DModule
+from papers.stft2d.networks import mobilenet, mobilenet_v2, relpu, shufflenet, shufflenet_v2, stft
+
+__all__ = [
+    "DepthwiseSTFTSeparable",
+    "STFT2DModule",
+    "mobilenet",
+    "mobilenet_v2",
+    "relpu",
+    "shufflenet",
+    "shufflenet_v2",
+    "stft",
+    "swap_depthwise_separable",
+]

@@ -1,0 +1,74 @@
+"""The ledger of stft2d: complete, consistent with the paper, and counted within the stated deviations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+import papers.stft2d
+from common.reporting.ledger import Ledger, load
+from papers.stft2d import reproduce
+
+FOLDER = Path(papers.stft2d.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def ledger() -> Ledger:
+    return load(FOLDER / "ledger.yaml")
+
+
+def test_every_row_and_figure_of_the_paper_is_there(ledger: Ledger) -> None:
+    assert [(table.id, len(table.rows)) for table in ledger.tables] == [("table1", 3), ("table2", 11)]
+    assert [figure.id for figure in ledger.figures] == ["figure1", "figure2", "figure3"]
+    for _, row in ledger.rows():
+        assert row.statuses
+
+
+def test_rows_of_table2_name_what_they_train(ledger: Ledger) -> None:
+    for row in ledger.tables[1].rows:
+        assert set(row.recipes) == {"cifar10", "cifar100"}
+        for recipe in row.recipes.values():
+            text = " ".join(recipe.overrides)
+            if row.name.startswith("Ours"):
+                b, f = (part.partition("=")[2] for part in row.name.strip(")").split("(")[1].split(", "))
+                assert text == f"--model.b {b} --model.f {f}"
+                assert row.paper["features"] == f
+            else:
+                assert "--model.method" in text
+    ours = [row for row in ledger.tables[1].rows if row.name.startswith("Ours")]
+    accuracies = [(float(row.paper["cifar10"]), float(row.paper["cifar100"])) for row in ours]
+    assert accuracies == sorted(accuracies)  # Section 4: both variants improve the results
+
+
+def test_counts_beside_the_paper(ledger: Ledger) -> None:
+    column = ledger.tables[1].columns[0]
+    worst = {}
+    for row in ledger.tables[1].rows:
+        counted = ledger.complexity(next(iter(row.networks.values()))).params
+        published = column.value(row.paper["params"])
+        assert published is not None
+        worst[row.id] = abs(counted / published - 1)
+    assert max(worst.values()) < 0.055
+    assert sum(deviation < 0.016 for deviation in worst.values()) == 8
+
+
+def test_layers_of_table1(ledger: Ledger) -> None:
+    column = ledger.tables[0].columns[1]
+    c, f, n = 64, 128, 3
+    for row, formula in zip(ledger.tables[0].rows, [c * n**2 * f, n**2 * c + c * f, 8 * c * f], strict=True):
+        assert ledger.complexity(row.networks["ours"]).params == formula == column.value(row.paper["example"])
+
+
+def test_figure2_is_drawn() -> None:
+    figure = reproduce.figure2()
+    assert isinstance(figure, Figure)
+    assert len([axes for axes in figure.axes if axes.images]) == 18
+
+
+def test_list_names_a_command_for_every_row(capsys: pytest.CaptureFixture[str]) -> None:
+    assert reproduce.main(FOLDER, {"figure2": reproduce.figure2}, ["--list", "--json"]) == 0
+    records = json.loads(capsys.readouterr().out)
+    assert len(records) >= 14 + 3

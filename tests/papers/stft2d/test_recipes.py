@@ -1,0 +1,58 @@
+"""Every recipe runs through the real command on tiny data in its own format, and says what the paper says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from common.training.cli import main, run
+from data.demo import generate_digits
+from tests.images import write_cifar_binary, write_fashion_mnist
+
+RECIPES = Path(__file__).resolve().parents[3] / "papers/stft2d/recipes"
+NAMES = sorted(path.name for path in RECIPES.glob("stft_*.yaml"))
+SMALL = ["--model.b", "2", "--model.f", "4", "--data.num_workers", "0", "--trainer.accelerator", "cpu"]
+QUIET = ["--trainer.enable_progress_bar", "false"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe_says_what_section_4_says(name: str) -> None:
+    content = yaml.safe_load((RECIPES / name).read_text())
+    model, data = content["model"]["init_args"], content["data"]["init_args"]
+    assert f"_{data['dataset']}.yaml" in name
+    assert (model["b"], model["f"], model["learning_rate"]) == (64, 128, 0.01)
+    assert model["num_classes"] == (100 if data["dataset"] == "cifar100" else 10)
+    assert (data["batch_size"], data["batch_size_by_epoch"]) == (64, {300: 128})
+    assert content["trainer"]["max_epochs"] == 400
+    assert data["horizontal_flip"]
+    if data["dataset"].startswith("cifar"):
+        assert data["rotation"] == 20
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.filterwarnings("ignore:.*images of (cifar|fashion)")
+def test_recipe_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "fashion" in name:
+        write_fashion_mnist(tmp_path / "data")
+    else:
+        classes = 100 if "100" in name else 10
+        write_cifar_binary(tmp_path / "data", classes, per_batch=classes)
+    args = ["--config", str(RECIPES / name), "--data.root", "data", "--data.batch_size", "4", *SMALL, *QUIET]
+    for command in ("fit", "test"):
+        assert main([command, *args, "--trainer.fast_dev_run", "true"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_the_demo_trains_on_few_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    generate_digits("digits", size=8)
+    args = ["--config", str(RECIPES / "demo.yaml"), "--data.root", "digits", *SMALL, *QUIET]
+    few = ["--data.train_per_class", "2", "--data.batch_size_by_epoch", "{1: 20}", "--data.batch_size", "10"]
+    fitted = run(["fit", *args, *few, "--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "1"])
+    assert fitted.trainer.global_step == 3  # two steps of ten images, one of twenty
+    tested = run(["test", *args, *few, "--ckpt_path", "last"])
+    assert tested.result is not None
+    assert (tested.result["videos"], tested.result["videos_expected"]) == (535, 535)
