@@ -313,7 +313,9 @@ class _FixedTransform(torch.autograd.Function):
         ctx.layer, ctx.transpose = layer, transpose
         out = layer._transpose(x) if transpose else layer._analyse(x)
         # A view made in here could not be changed in place later, as an activation behind the layer may do.
-        return out if torch.compiler.is_compiling() else out.new_empty(0).set_(out)
+        if torch.compiler.is_compiling():
+            return out
+        return out.new_empty(0).set_(out.untyped_storage(), out.storage_offset(), out.shape, out.stride())
 
     @staticmethod
     def backward(ctx, grad: Tensor):
