@@ -213,7 +213,10 @@ class Trained:
     result: Result
     folder: Path
     reused: bool = False
-    seconds: float = 0.0
+
+    def seconds(self) -> float:
+        """What training and testing took, whenever that was."""
+        return float(json.loads((self.folder / "seconds.json").read_text(encoding="utf-8")))
 
     def complexity(self) -> Complexity:
         return Complexity(**json.loads((self.folder / "complexity.json").read_text(encoding="utf-8")))
@@ -241,12 +244,13 @@ def run_recipe(arguments: Sequence[str], folder: Path, seed: int, bar: bool = Tr
     """Train and test through the command line `spectral`, in this process; its output goes to `folder/log.txt`.
 
     A training that was interrupted in `folder` is resumed. Afterwards `folder` holds `result.json`,
-    `predictions.csv`, `complexity.json` (of one clip or image), `curves.json` and `classes.json`, beside the run
-    folders of `spectral`.
+    `predictions.csv`, `complexity.json` (of one clip or image), `curves.json`, `classes.json` and
+    `seconds.json`, beside the run folders of `spectral`.
     The last checkpoint is tested, not the best, which would be chosen by the scores that are reported.
     """
     from common.training import cli
 
+    began = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     common = [*arguments, "--seed_everything", str(seed), "--trainer.default_root_dir", str(folder)]
     common += ["--trainer.enable_progress_bar", "false"]
@@ -271,6 +275,7 @@ def run_recipe(arguments: Sequence[str], folder: Path, seed: int, bar: bool = Tr
         "complexity.json": complexity.to_dict() | {"by_module": {}},
         "curves.json": read_curves(folder / "fit"),
         "classes.json": tested.datamodule.class_names,
+        "seconds.json": time.monotonic() - began,
     }
     for name, content in extra.items():
         with written_whole(folder / name) as file:
@@ -347,7 +352,6 @@ def train_demo(
     assert ledger.demo is not None
     place = out / "demo" / row.id.removeprefix("demo/")
     folder = place / demo_key(ledger, row, data, seed, epochs)
-    began = time.monotonic()
     reused = (folder / "result.json").is_file()
     if not reused:
         arguments = Recipe(ledger.demo.recipe, row.overrides).commands(ledger.folder)[0]
@@ -366,7 +370,7 @@ def train_demo(
             shutil.rmtree(partial, ignore_errors=True)
             raise
     result = from_json(folder / "result.json", row.id)
-    return Trained(row.id, row.name, result, folder, reused, time.monotonic() - began)
+    return Trained(row.id, row.name, result, folder, reused)
 
 
 def train_row(
@@ -381,13 +385,12 @@ def train_row(
         recipe = (ledger.folder / "recipes" / row.recipes[dataset].file).read_bytes()
         key = hashlib.sha256(recipe + json.dumps([arguments, seed]).encode()).hexdigest()[:12]
         folder = out / "recipes" / row.id / dataset / f"{i + 1}-{key}"
-        began = time.monotonic()
         reused = (folder / "result.json").is_file()
         if not reused:
             with _training_bar(progress, f"{row.id} {dataset}"):
                 run_recipe(arguments, folder, seed)
         result = from_json(folder / "result.json", row.id, dataset)
-        finished.append(Trained(row.id, row.name, result, folder, reused, time.monotonic() - began))
+        finished.append(Trained(row.id, row.name, result, folder, reused))
     return finished
 
 
@@ -406,7 +409,7 @@ def demo_table(ledger: Ledger, runs: Sequence[Trained]) -> Shown:
         *(Head(m.replace("top", "top ").replace("_", " "), "accuracy (%)", "ours") for m in metrics),
         Head("loss", "", "text"),
     ]
-    heads += [Head("Params"), Head("MACs"), Head("Tested on"), Head("Seed")]
+    heads += [Head("Params"), Head("MACs"), Head("Tested on"), Head("Seed"), Head("Time")]
     cells = []
     for group in by_entry(runs).values():
         run = group[0]
@@ -420,6 +423,7 @@ def demo_table(ledger: Ledger, runs: Sequence[Trained]) -> Shown:
                 f"{c.macs_paper / 1e6:,.1f} M",
                 run.result.videos,
                 ", ".join(str(r.result.facts["seed"]) for r in group),
+                f"{sum(r.seconds() for r in group):.0f} s",
             ]
         )
     return Shown(f"Demo. {ledger.demo.title}", heads, cells, [], "demo")
@@ -513,7 +517,7 @@ def status_table(ledger: Ledger) -> Shown:
     return Shown("Every row and figure of the paper", heads, cells, ["An entry can have several statuses."], "status")
 
 
-def write_report(job: Job, folder: Path, facts: Mapping[str, str], command: str) -> Path:
+def write_report(job: Job, folder: Path, facts: Mapping[str, str], command: str, epochs: int | None = None) -> Path:
     """The page, the Markdown and the pictures; returns the path of the page."""
     ledger = job.ledger
     report = Report(ledger.title, f"{ledger.authors}. The paper's numbers beside what this machine found.", facts)
@@ -525,6 +529,8 @@ def write_report(job: Job, folder: Path, facts: Mapping[str, str], command: str)
         assert ledger.demo is not None
         report.section("Demo, measured here")
         report.text(ledger.demo.text)
+        if epochs is not None:
+            report.text(f"**Trained for {epochs} epochs instead of the recipe's, to try things out.**")
         for shown_table in demo_tables(ledger, job.demo, job.curves):
             report.table(shown_table)
         for curve in ledger.demo.curves:
@@ -868,7 +874,7 @@ def _finish(job: Job, ids: Sequence[str], args: argparse.Namespace, module: str)
             console.print(f"Written: {path}", soft_wrap=True)
     else:
         facts = run_facts(job, time.monotonic() - _STARTED)
-        page = write_report(job, args.out / "report", facts, f"python -m {module}")
+        page = write_report(job, args.out / "report", facts, f"python -m {module}", args.epochs)
         console.print(f"Report: {page.resolve()}", soft_wrap=True)
     if args.readme:
         write_readme(job)

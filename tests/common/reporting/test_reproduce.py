@@ -81,6 +81,7 @@ def test_a_failure_is_told_and_the_rest_goes_on(paper: Path, out: Path, capsys: 
     page = (out / "report" / "index.html").read_text()
     assert "droppout" in page
     assert "1 networks" in page
+    assert "1 epochs instead of the recipe" in page
     assert [row.entry for row in read(out / "results.csv")] == ["demo/one"]
     assert not list((out / "demo").rglob(".partial-*"))
     assert (out / "demo" / "two" / "failed.txt").is_file()
