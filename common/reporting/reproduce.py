@@ -179,29 +179,29 @@ def _whole(value: float | None) -> int | None:
 # Training and testing
 
 
-class EpochProgress(L.Callback):
+class StepProgress(L.Callback):
     """Moves the bar of the command that runs now; see `_training_bar`."""
 
     bar: tuple[Progress, TaskID] | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.bar:
-            self.bar[0].update(self.bar[1], total=(trainer.max_epochs or 0) + 1, completed=trainer.current_epoch)
+        if self.bar:  # one step more, for the test
+            self.bar[0].update(self.bar[1], total=int(trainer.estimated_stepping_batches) + 1)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if self.bar:
-            self.bar[0].advance(self.bar[1])
+            self.bar[0].update(self.bar[1], completed=trainer.global_step)
 
 
 @contextlib.contextmanager
 def _training_bar(progress: Progress, name: str) -> Iterator[None]:
     task = progress.add_task(f"  {name}", total=None)
-    EpochProgress.bar = (progress, task)
+    StepProgress.bar = (progress, task)
     try:
         yield
         progress.update(task, total=1, completed=1)
     finally:
-        EpochProgress.bar = None
+        StepProgress.bar = None
 
 
 @dataclass
@@ -256,7 +256,7 @@ def run_recipe(arguments: Sequence[str], folder: Path, seed: int, bar: bool = Tr
     common += ["--trainer.enable_progress_bar", "false"]
     fit = ["fit", *common, "--name", "fit"]
     if bar:
-        fit += [f"--trainer.callbacks+={EpochProgress.__module__}.{EpochProgress.__name__}"]
+        fit += [f"--trainer.callbacks+={StepProgress.__module__}.{StepProgress.__name__}"]
     if list(folder.glob("fit/*/last.ckpt")):
         fit += ["--ckpt_path", "last"]
     with (folder / "log.txt").open("a", encoding="utf-8") as log, _output_to(log):

@@ -5,11 +5,12 @@ Sudhakar Kumawat, Shanmuganathan Raman. IEEE ICASSP, 2020.
 
 from papers.stft2d.layers import DepthwiseSTFTSeparable, swap_depthwise_separable
 from papers.stft2d.lightning_module import STFT2DModule
-from papers.stft2d.networks import mobilenet, mobilenet_v2, relpu, shufflenet, shufflenet_v2, stft
+from papers.stft2d.networks import depthwise_separable, mobilenet, mobilenet_v2, relpu, shufflenet, shufflenet_v2, stft
 
 __all__ = [
     "DepthwiseSTFTSeparable",
     "STFT2DModule",
+    "depthwise_separable",
     "mobilenet",
     "mobilenet_v2",
     "relpu",

@@ -68,14 +68,29 @@ class Block1(nn.Module):
 
     Nothing stands between the convolutions. Trainable weights without normalisation: (c + 16 f) b.
     `bottleneck_kernel` 3 instead of the text's 1 belongs to the structure that fits the published counts.
+    `trainable` puts trainable depthwise convolutions (b each) in the place of the transforms: (c + 34 + 2 f) b.
     """
 
-    def __init__(self, in_channels: int, bottleneck: int, out_channels: int, bottleneck_kernel: int = 1) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        bottleneck: int,
+        out_channels: int,
+        bottleneck_kernel: int = 1,
+        trainable: bool = False,
+    ) -> None:
         super().__init__()
         padding = bottleneck_kernel // 2
         self.reduce = nn.Conv2d(in_channels, bottleneck, bottleneck_kernel, padding=padding, bias=False)
-        self.transforms = nn.ModuleList(DepthwiseSTFT(bottleneck, (n, n)) for n in KERNELS)
-        self.expand = nn.Conv2d(8 * len(KERNELS) * bottleneck, out_channels, 1, bias=False)
+        transforms: list[nn.Module] = [
+            nn.Conv2d(bottleneck, bottleneck, n, padding=n // 2, groups=bottleneck, bias=False)
+            if trainable
+            else DepthwiseSTFT(bottleneck, (n, n))
+            for n in KERNELS
+        ]
+        self.transforms = nn.ModuleList(transforms)
+        outputs = (1 if trainable else 8) * len(KERNELS) * bottleneck
+        self.expand = nn.Conv2d(outputs, out_channels, 1, bias=False)
         self.norm = nn.BatchNorm2d(out_channels)
         self.activation = LEAKY_RELU()
 
@@ -95,8 +110,8 @@ class Block2(Block1):
     merged by a 1x1 from 2f to f: 25 b f + 2 f^2 weights.
     """
 
-    def __init__(self, channels: int, bottleneck: int, fit: bool = False) -> None:
-        super().__init__(channels, bottleneck, channels, bottleneck_kernel=3 if fit else 1)
+    def __init__(self, channels: int, bottleneck: int, fit: bool = False, trainable: bool = False) -> None:
+        super().__init__(channels, bottleneck, channels, bottleneck_kernel=3 if fit else 1, trainable=trainable)
         self.merge = nn.Conv2d(2 * channels, channels, 1, bias=False) if fit else None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import nn
 from common.training.image_classification import ImageClassificationModule
 from papers.stft2d import networks
 
-Method = Literal["stft", "relpu", "mobilenet", "mobilenet-v2", "shufflenet", "shufflenet-v2"]
+Method = Literal["stft", "depthwise-separable", "relpu", "mobilenet", "mobilenet-v2", "shufflenet", "shufflenet-v2"]
 
 
 class STFT2DModule(ImageClassificationModule):
@@ -17,8 +17,8 @@ class STFT2DModule(ImageClassificationModule):
     Args:
         method: the network; see `papers.stft2d.networks`.
         num_classes: number of classes.
-        b: channels of the bottlenecks; only `stft` has them.
-        f: channels of the blocks of `stft` and `relpu`, which has 256 in Table 2.
+        b: channels of the bottlenecks of `stft`; `depthwise-separable` is made as large as that.
+        f: channels of the blocks of these two and of `relpu`, which has 256 in Table 2.
         block: blocks of `stft` and `relpu` as the text describes them, or those that `fit` the published counts.
         learning_rate: of Adam; it does not change. The paper raises the batch size instead.
         kwargs: `pretrained`, `compile` and the other arguments of the base class.
@@ -39,9 +39,11 @@ class STFT2DModule(ImageClassificationModule):
     def build_network(self) -> nn.Module:
         h = self.hparams
         options: dict[str, Any] = {"num_classes": h["num_classes"]}
+        if h["method"] in ("stft", "depthwise-separable", "relpu"):
+            options["f"] = h["f"]
         if h["method"] in ("stft", "relpu"):
-            options |= {"f": h["f"], "block": h["block"]}
-        if h["method"] == "stft":
+            options["block"] = h["block"]
+        if h["method"] in ("stft", "depthwise-separable"):
             options["b"] = h["b"]
         return getattr(networks, h["method"].replace("-", "_"))(**options)
 

@@ -75,6 +75,16 @@ def stft(num_classes: int = 10, b: int = 64, f: int = 128, block: Block = "text"
     return _sixteen([Block1(3, b, f), *(Block2(f, b, fit) for _ in range(BLOCKS - 1))], f, num_classes)
 
 
+def depthwise_separable(num_classes: int = 10, b: int = 64, f: int = 128) -> ImageClassifier:
+    """The network of Figure 3c with trainable depthwise convolutions, as large as `stft(num_classes, b, f)`.
+
+    Its bottlenecks are widened until both have about the same number of weights: to b (271 f + 3) / (47 f + 547).
+    """
+    wide = max(1, round(b * (271 * f + 3) / (47 * f + 547)))
+    first = Block1(3, wide, f, trainable=True)
+    return _sixteen([first, *(Block2(f, wide, trainable=True) for _ in range(BLOCKS - 1))], f, num_classes)
+
+
 def relpu(num_classes: int = 10, f: int = 256, block: Block = "text") -> ImageClassifier:
     """The network of Figure 3c with ReLPU layers (Section 4), whose bottleneck is a single channel."""
     fit = _fits(block)

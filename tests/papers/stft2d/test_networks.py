@@ -14,6 +14,7 @@ from papers.stft2d.lightning_module import Method
 SMALL: dict[str, dict[str, object]] = {
     "stft": {"b": 2, "f": 8},
     "relpu": {"f": 8},
+    "depthwise_separable": {"b": 2, "f": 8},
     "mobilenet": {},
     "mobilenet_v2": {},
     "shufflenet": {},
@@ -73,6 +74,13 @@ def test_parameters_of_the_baselines(name: str, published: float, deviation: flo
     assert count(network) / 1e6 == pytest.approx(published, rel=deviation)
 
 
+@pytest.mark.parametrize(("b", "f"), [(4, 16), (8, 128), (64, 128), (64, 384)])
+def test_the_trainable_rival_is_as_large_as_the_paper_s_network(b: int, f: int) -> None:
+    with torch.device("meta"):
+        rival, paper = networks.depthwise_separable(10, b, f), networks.stft(10, b, f)
+    assert count(rival) == pytest.approx(count(paper), rel=0.03)
+
+
 def test_parameters_of_relpu() -> None:
     with torch.device("meta"):
         fitted, text = networks.relpu(100, block="fit"), networks.relpu(100)
@@ -85,6 +93,7 @@ def test_parameters_of_relpu() -> None:
     [
         ("stft", 8),
         ("relpu", 8),
+        ("depthwise_separable", 8),
         ("mobilenet", 1024),
         ("mobilenet_v2", 1280),
         ("shufflenet", 800),
@@ -135,7 +144,7 @@ def test_fixed_filters_are_neither_parameters_nor_saved() -> None:
     assert not any("transforms" in key for key in network.state_dict())
 
 
-@pytest.mark.parametrize("method", ["stft", "relpu", "shufflenet-v2"])
+@pytest.mark.parametrize("method", ["stft", "depthwise-separable", "relpu", "shufflenet-v2"])
 def test_module_trains_as_section_4_says(method: Method) -> None:
     module = STFT2DModule(method, num_classes=3, b=2, f=8, block="fit")
     optimizer = module.configure_optimizers()
