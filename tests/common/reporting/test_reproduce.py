@@ -41,7 +41,7 @@ def test_the_whole_job_and_a_second_run(
     assert "Two motions" in printed
     assert str(out / "report" / "index.html") in printed.replace("\n", "")
     page = (out / "report" / "index.html").read_text()
-    for text in ("4 of 4 videos", "2 networks, 2 trained in this run", "Figure 2. A curve", "nowhere"):
+    for text in ("4 of 4 videos", "2 trainings, 2 of them in this run", "Figure 2. A curve", "nowhere"):
         assert text in page
     for name in ("report.md", "demo-curves.png", "demo-cost.png", "demo-confusion.png", "figure2.png"):
         assert (out / "report" / name).is_file()
@@ -58,7 +58,7 @@ def test_the_whole_job_and_a_second_run(
     monkeypatch.setattr(reproduce.Ledger, "complexity", forbid)
     assert main(paper, FIGURES, ["--out", str(out)]) == 0
     assert len(read(out / "results.csv")) == 2
-    assert "2 networks, 0 trained in this run" in (out / "report" / "index.html").read_text()
+    assert "2 trainings, 0 of them in this run" in (out / "report" / "index.html").read_text()
 
     key = reproduce.demo_key
     ledger = load(paper / "ledger.yaml")
@@ -80,7 +80,7 @@ def test_a_failure_is_told_and_the_rest_goes_on(paper: Path, out: Path, capsys: 
     assert "failed: demo/two" in capsys.readouterr().err
     page = (out / "report" / "index.html").read_text()
     assert "droppout" in page
-    assert "1 networks" in page
+    assert "1 training" in page
     assert "1 epochs instead of the recipe" in page
     assert [row.entry for row in read(out / "results.csv")] == ["demo/one"]
     assert not list((out / "demo").rglob(".partial-*"))
