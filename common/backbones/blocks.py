@@ -33,8 +33,8 @@ def activation_factory(name: str) -> ActivationFactory:
 class DepthwiseConv3d(nn.Conv3d):
     """A 3D convolution with one group per channel, without bias; (B,C,T,H,W) -> (B,out,T',H',W').
 
-    Kernels that cover only space or only time run as 2D convolutions on the CPU, up to four times as fast (`make bench`);
-    parameters and results are those of `torch.nn.Conv3d`.
+    Kernels that cover only space or only time run as 2D convolutions on the CPU, up to four times as fast
+    (`make bench`); parameters and results are those of `torch.nn.Conv3d`.
     """
 
     def __init__(
