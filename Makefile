@@ -8,12 +8,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup reproduce test lint bench notebooks clean
+.PHONY: help setup reproduce test lint bench notebooks clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
 setup: $(READY)
 
@@ -46,5 +46,6 @@ bench: $(READY)
 notebooks: $(READY)
 	$(BIN)/python -m pytest tests/test_notebooks.py
 
+# Caches only: runs/ holds results, which are the user's to delete.
 clean:
-	rm -rf runs .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .pytest_cache .ruff_cache .mypy_cache

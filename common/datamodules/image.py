@@ -281,21 +281,6 @@ class ImageDataModule(LabelledDataModule):
     # -- facts after setup ------------------------------------------------------------------------------------------
 
     @property
-    def class_names(self) -> list[str]:
-        """Names by label."""
-        return list(self._loaded().class_names)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self._loaded().class_names)
-
-    @property
-    def manifest_hash(self) -> str:
-        """SHA-256 of class names and images, or of class names and file names of a folder."""
-        return self._loaded().hash
-
-    @property
     def image_spec(self) -> ImageSpec:
         """Size and normalisation. Those of a folder are found by reading its training images."""
         if self._spec is None:

@@ -380,6 +380,25 @@ class LabelledDataModule(L.LightningDataModule):
         self.test_dataset: Any = None
         self.predict_dataset: Any = None
 
+    def _loaded(self) -> Any:
+        """The class names and the hash of the data, as `class_names` and `hash`; read on the first call."""
+        raise NotImplementedError
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names by label."""
+        return list(self._loaded().class_names)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes in the class list."""
+        return len(self._loaded().class_names)
+
+    @property
+    def manifest_hash(self) -> str:
+        """SHA-256 of the class list and of the entries, or of the images of an archive."""
+        return self._loaded().hash
+
     def train_dataloader(self) -> DataLoader:
         """Random views in random order, resumable in the middle of an epoch."""
         if self.train_dataset is None:

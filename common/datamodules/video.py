@@ -108,21 +108,6 @@ class VideoDataModule(LabelledDataModule):
     # -- facts after setup ------------------------------------------------------------------------------------------
 
     @property
-    def class_names(self) -> list[str]:
-        """Names by label."""
-        return list(self._loaded().class_names)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes in the class list."""
-        return len(self._loaded().class_names)
-
-    @property
-    def manifest_hash(self) -> str:
-        """SHA-256 of class list and entries, before missing files were left out."""
-        return self._loaded().hash
-
-    @property
     def read_errors(self) -> int:
         """Unreadable training videos that were replaced so far, in this process and its workers."""
         return self.train_dataset.read_errors if self.train_dataset is not None else 0
