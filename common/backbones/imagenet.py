@@ -24,8 +24,9 @@ def load_imagenet(network: nn.Module, source: str) -> str:
     Parameters are matched by name. A kernel that the network has over several frames gets the image kernel at its
     middle frame (index 2 of 4, 1 of 3) and zeros elsewhere, so that it first sees single frames; a module with a
     method `inflate(weight)` makes its own weight of the image's. The classifier stays as it is unless its shape is
-    the same. Modules that the network puts in (below `mid` and `after`) keep their initial values. A network whose
-    names differ from the file's may have a method `rename_image_weights(state)`.
+    the same. Modules that the network puts in (below `mid` and `after`, and those that its `new_for_images` names)
+    keep their initial values. A network whose names differ from the file's may have a method
+    `rename_image_weights(state)`.
 
     Args:
         network: changed in place.
@@ -88,7 +89,8 @@ def _is_new(network: nn.Module, name: str) -> bool:
     """Whether a parameter belongs to a module that was put in, or to one that makes its weight from the image's."""
     parts = name.split(".")[:-1]
     parents = [network.get_submodule(".".join(parts[:i])) for i in range(1, len(parts) + 1)]
-    return bool({"mid", "after"} & set(parts)) or any(hasattr(module, "inflate") for module in parents)
+    own = {"mid", "after", *getattr(network, "new_for_images", ())}
+    return bool(own & set(parts)) or any(hasattr(module, "inflate") for module in parents)
 
 
 def read_image_weights(source: str) -> dict[str, Tensor]:

@@ -1,0 +1,9 @@
+"""Fast Non-Local Neural Networks with Spectral Residual Learning.
+
+Lu Chi, Guiyu Tian, Yadong Mu, Lingxi Xie, Qi Tian. ACM Multimedia, 2019.
+"""
+
+from papers.srl.layers import SRLBlock
+from papers.srl.networks import pose_resnet, srl_c2d
+
+__all__ = ["SRLBlock", "pose_resnet", "srl_c2d"]
