@@ -131,11 +131,11 @@ def generate_motion(
             clip = render(draw_scene(seed, split, pair, number, frames), size)
             for name, ordered in zip(MOTION_PAIRS[pair], (clip, clip[::-1]), strict=True):
                 if name in classes:
-                    path = folder / _relative_path(split, name, number)
+                    path = folder / relative_path(split, name, number)
                     path.parent.mkdir(parents=True, exist_ok=True)
                     write_clip(path, ordered, fps)
         entries = tuple(
-            Entry(_relative_path(split, name, number), label, name, split, frames, float(fps), round(frames / fps, 6))
+            Entry(relative_path(split, name, number), label, name, split, frames, float(fps), round(frames / fps, 6))
             for split, count in counts.items()
             for label, name in enumerate(classes)
             for number in range(count)
@@ -147,7 +147,7 @@ def generate_motion(
     return make_folder(Path(out), {**parameters, **counts, "classes": classes}, fill) / MANIFEST
 
 
-def _relative_path(split: str, name: str, number: int) -> str:
+def relative_path(split: str, name: str, number: int) -> str:
     return f"{split}/{name}/{number:04d}.mp4"
 
 
@@ -218,8 +218,8 @@ def render(scene: Scene, size: int) -> NDArray[np.uint8]:
     level = rng.uniform(0.3, 0.7)
     # The object is always clearly lighter or darker than what is behind it.
     contrast = rng.uniform(0.25, 0.4) * (1 if level < 0.5 else -1)
-    backdrop = _cut(scene.background_picture, math.ceil(fine * (1 + 2 * _MARGIN)), (0.4, 0.9), level, rng)
-    piece = _cut(scene.object_picture, math.ceil(fine * scene.diameter.max()), (0.2, 0.5), level + contrast, rng)
+    backdrop = cut(scene.background_picture, math.ceil(fine * (1 + 2 * _MARGIN)), (0.4, 0.9), level, rng)
+    piece = cut(scene.object_picture, math.ceil(fine * scene.diameter.max()), (0.2, 0.5), level + contrast, rng)
     outline = _outline(piece.shape[-1], rng)
     sprite = torch.from_numpy(np.concatenate([piece * outline, outline]).astype(np.float32))  # alpha premultiplied
 
@@ -256,7 +256,7 @@ def _picture(name: str) -> Image.Image:
         raise DemoError(f"scikit-image carries no readable {name} ({error}): reinstall scikit-image") from None
 
 
-def _cut(
+def cut(
     name: str, side: int, extent: tuple[float, float], level: float, rng: np.random.Generator
 ) -> NDArray[np.float64]:
     """Cut a square out of a picture: (3, side, side) in 0..1 with mean `level`, equal contrast and a tint.
@@ -272,8 +272,8 @@ def _cut(
         boxes.append((x, y, x + edge, y + edge))
     samples = [np.asarray(picture.resize((16, 16), Image.Resampling.NEAREST, box)).mean(-1) for box in boxes]
     box = boxes[int(np.argmax([sample.std() for sample in samples]))]
-    cut = np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC, box), dtype=np.float64)
-    best = cut.transpose(2, 0, 1) / 255
+    pixels = np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC, box), dtype=np.float64)
+    best = pixels.transpose(2, 0, 1) / 255
     if rng.random() < 0.5:
         best = best[:, :, ::-1]
     best = level + (best - best.mean()) * 0.17 / max(float(best.mean(0).std()), 0.02)
