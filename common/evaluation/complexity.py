@@ -44,7 +44,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -99,6 +99,18 @@ class Complexity:
     by_module: dict[str, tuple[int, int]]
     input_shapes: tuple[tuple[int, ...], ...]
     complex_weight: int
+
+    def over(self, base: Complexity) -> Complexity:
+        """What this network has and costs more than `base`; without the lists by operator and module."""
+        return replace(
+            self,
+            params=self.params - base.params,
+            fixed_values=self.fixed_values - base.fixed_values,
+            macs_paper=self.macs_paper - base.macs_paper,
+            macs_full=self.macs_full - base.macs_full,
+            by_operator={},
+            by_module={},
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -9,8 +9,10 @@
   `result.json` such as `top1`), `scale` is the worth of one printed unit (0.01 for per cent; the suffixes K, M and G
   of a printed number count too), `dataset` the recipe whose results stand there.
   A row is `{id, name, statuses, paper, networks, recipes, note}`: `paper` maps column keys to printed text;
-  `networks` maps labels to `{network, arguments, input, complex_weight}`, the first being the one that the row is
-  compared by; `recipes` maps data sets to `{file, overrides, runs}`, where `runs` lists the overrides of runs whose
+  `networks` maps labels to `{network, arguments, input, complex_weight, counter, over}`, the first being the one that
+  the row is compared by: `over` names a network whose counts are subtracted, for tables of what a block adds, and
+  `counter` is the dotted path of a function that counts as the paper does, called like `complexity.count` (default);
+  `recipes` maps data sets to `{file, overrides, runs}`, where `runs` lists the overrides of runs whose
   results are averaged and `{root}` stands for the folder of the data.
 - `figures`: `{id, title, statuses, function, where}`, `function` being one of the paper's `reproduce.py`;
 - `demos`: a list of `{id, title, text, data, folder, recipe, seeds, score, beside, columns, rows, curves}`: `data` are
@@ -115,6 +117,8 @@ class RowNetwork:
     input: list[int]
     arguments: dict[str, Any] = field(default_factory=dict)
     complex_weight: int = 1
+    counter: str | None = None
+    over: str | None = None
 
 
 @dataclass
@@ -296,9 +300,14 @@ class Ledger:
 
     def complexity(self, spec: RowNetwork) -> Complexity:
         """Count a row's network; nothing is computed, so any size takes about a second."""
+        counter = _find(spec.counter) if spec.counter else count
         with torch.device("meta"):
             network = self.network(spec).build()
-        return count(network, spec.input, complex_weight=spec.complex_weight)
+        found: Complexity = counter(network, spec.input, complex_weight=spec.complex_weight)
+        if spec.over is None:
+            return found
+        base = self.complexity(dataclasses.replace(spec, network=spec.over, over=None))
+        return found.over(base)
 
 
 # Reading
@@ -424,10 +433,10 @@ def _check(ledger: Ledger) -> None:
         for status, given in needs.items():
             if (status in row.statuses) != given:
                 fail(row, f"status {status} and what it needs must go together (networks, recipes, or a demo row)")
-        for spec in row.networks.values():
-            if spec.network not in ledger.networks:
-                near = difflib.get_close_matches(spec.network, ledger.networks, n=1)
-                fail(row, f"no network {spec.network!r}." + (f" Did you mean {near[0]}?" if near else ""))
+        for name in (name for spec in row.networks.values() for name in (spec.network, spec.over or spec.network)):
+            if name not in ledger.networks:
+                near = difflib.get_close_matches(name, ledger.networks, n=1)
+                fail(row, f"no network {name!r}." + (f" Did you mean {near[0]}?" if near else ""))
         datasets = {c.dataset for c in table.columns if c.dataset}
         for dataset, recipe in row.recipes.items():
             if dataset not in datasets:

@@ -21,7 +21,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,9 @@ class Counter:
 
     def name(self, spec: RowNetwork) -> str:
         network = self.ledger.network(spec)
-        return json.dumps([network.function, network.arguments, network.classes, spec.input, spec.complex_weight])
+        base = self.ledger.network(replace(spec, network=spec.over)) if spec.over else None
+        about = [[n.function, n.arguments, n.classes] for n in (network, base) if n]
+        return json.dumps([about, spec.input, spec.complex_weight, spec.counter])
 
     def count(self, spec: RowNetwork) -> Complexity:
         name = self.name(spec)

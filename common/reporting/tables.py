@@ -127,7 +127,7 @@ def _difference(column: Column, ours: float | None, paper: float | None) -> str:
     """Counts as a percentage of the paper's number, everything else as a plain difference in printed units."""
     if ours is None or paper is None:
         return DASH
-    if column.measure in ("params", "macs"):
+    if column.measure in ("params", "macs") and paper:
         return f"{100 * (ours / paper - 1):+.1f}%"
     return f"{(ours - paper) / column.scale:+.2f}"
 

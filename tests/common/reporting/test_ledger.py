@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch import nn
 
+from common.evaluation.complexity import Complexity, count
 from common.reporting.ledger import Column, LedgerError, load
 
 PARAMS = Column("params", "Params", "params")
@@ -43,6 +47,31 @@ def test_ours_are_printed_like_the_papers() -> None:
     assert MILLIONS.print(34.004e6, "34.00") == "34.00"
     assert TOP1.print(0.5, "46.74") == "50.00"
     assert TOP1.print(None, "46.74") == "–"
+
+
+def doubled(network: nn.Module, *inputs: Sequence[int], complex_weight: int = 1) -> Complexity:
+    """A counter of a paper that counts everything twice."""
+    found = count(network, *inputs, complex_weight=complex_weight)
+    return replace(found, params=2 * found.params, macs_paper=2 * found.macs_paper)
+
+
+def test_what_a_network_adds_to_another_counted_by_the_papers_convention(paper: Path) -> None:
+    path = paper / "ledger.yaml"
+    narrow = "  narrow: {function: torch.nn.Linear, arguments: {in_features: 8, out_features: 1}}\ntables:"
+    extra = f"over: narrow, counter: {__name__}.doubled, "
+    text = (
+        path.read_text()
+        .replace("tables:", narrow, 1)
+        .replace("ours: {network: linear, ", f"ours: {{network: linear, {extra}")
+    )
+    path.write_text(text)
+    ledger = load(path)
+    found = ledger.complexity(ledger.tables[0].rows[0].networks["ours"])
+    assert (found.params, found.macs_paper) == (2 * (4 - 1) * 9, 2 * (4 - 1) * 8)
+    assert found.macs_full == (4 - 1) * 8
+    path.write_text(text.replace("over: narrow", "over: narow"))
+    with pytest.raises(LedgerError, match=r"table1/a: no network 'narow'. Did you mean narrow\?"):
+        load(path)
 
 
 def test_selection(paper: Path) -> None:

@@ -1,0 +1,374 @@
+"""The base of every pose estimation module: heatmap loss, flip test, scores by OKS, drawn skeletons."""
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.table import Column, Table
+from torch import Tensor
+from torch.nn import functional as F
+
+from common.datamodules.image import open_image
+from common.datamodules.keypoints import KeypointSpec, PersonDataset, crop_matrix, crop_person, fit_box
+from common.datamodules.manifest import find_files
+from common.evaluation.keypoints import (
+    CONFIDENT,
+    KeypointResult,
+    KeypointScores,
+    decode_heatmaps,
+    default_sigmas,
+    evaluate_oks,
+    mirror_heatmaps,
+    to_detections,
+    to_picture,
+)
+from common.training.task import TaskModule
+
+#: colours of lines and dots on the left and the right of the body, and between them
+SIDES = {"left": (0, 200, 120), "right": (255, 120, 0), "": (60, 140, 255)}
+
+
+class PoseEstimationModule(TaskModule):
+    """Trains and tests a network of heatmaps on the batches of ``common.datamodules.keypoints.KeypointDataModule``.
+
+    ``build_network`` makes a network: crops (B, 3, H, W) -> heatmaps (B, num_joints, H / 4, W / 4).
+
+    Args:
+        num_joints: number of keypoints, the channels of the network's output.
+        flip_test: average the heatmaps of a crop with those of its mirror image.
+        flip_shift: move the heatmaps of the mirror image by the pixel that they are off.
+        quarter_offset: move a keypoint a quarter of a pixel towards the second highest value.
+        oks_sigmas: constants of OKS, one per keypoint; None: those of COCO's 17 keypoints.
+        pretrained: checkpoint to start from, such as published weights; see `load_pretrained`.
+        compile: run the network through ``torch.compile``. The keys of the state dict do not change.
+    """
+
+    kind = "person"
+    task = "pose estimation"
+    output = "joint"
+    names_source = "the keypoints of the category in the annotation file"
+    spec_name = "keypoint_spec"
+    score = "ap"
+    result: KeypointResult | None
+
+    PICTURED = 4
+
+    def __init__(
+        self,
+        num_joints: int = 17,
+        *,
+        flip_test: bool = True,
+        flip_shift: bool = True,
+        quarter_offset: bool = True,
+        oks_sigmas: Sequence[float] | None = None,
+        pretrained: str | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(pretrained=pretrained, compile=compile)
+        self.num_joints = num_joints
+        self.flip_test, self.flip_shift, self.quarter_offset = flip_test, flip_shift, quarter_offset
+        if oks_sigmas is not None and (len(oks_sigmas) != num_joints or min(oks_sigmas) <= 0):
+            raise ValueError(f"oks_sigmas must be {num_joints} numbers above 0, one per keypoint; got {oks_sigmas}")
+        self.oks_sigmas = None if oks_sigmas is None else np.array(oks_sigmas, dtype=np.float64)
+        self.scores = KeypointScores(num_joints)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self.oks_sigmas is None:
+            self.oks_sigmas = default_sigmas(self.num_joints)
+
+    @property
+    def keypoint_spec(self) -> KeypointSpec:
+        """How a box becomes the network's input. Raises ValueError before the data or a checkpoint gave it."""
+        if self.spec is None:
+            raise ValueError("the module has seen no data: it does not know the size of its input")
+        return KeypointSpec.from_dict(self.spec)
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def losses(heatmaps: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        """Half the mean squared difference of each person's heatmaps, those of unknown keypoints counting as equal.
+
+        Args:
+            heatmaps, targets: (B, J, H, W).
+            weights: (B, J) in 0..1.
+
+        Returns:
+            (B,) float32.
+        """
+        difference = weights[..., None, None] * (heatmaps.float() - targets)
+        return 0.5 * difference.square().flatten(1).mean(dim=1)
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Mean loss of the batch."""
+        loss = self.losses(self(batch["image"]), batch["heatmap"], batch["weight"]).mean()
+        self.log_loss(loss, batch, batch_idx)
+        return loss
+
+    # -- evaluation ----------------------------------------------------------------------------------------------
+
+    def predict_heatmaps(self, crops: Tensor) -> Tensor:
+        """Heatmaps of crops, with the flip test if there is one: (B, 3, H, W) -> (B, J, H / 4, W / 4) float32."""
+        heatmaps = self(crops).float()
+        if not self.flip_test:
+            return heatmaps
+        mirrored = self(crops.flip(3)).float()
+        order = self.keypoint_spec.mirrored(self.num_joints)
+        return (heatmaps + mirror_heatmaps(mirrored, order, self.flip_shift)) / 2
+
+    def locate(self, heatmaps: Tensor, centre: Tensor, size: Tensor) -> Tensor:
+        """Keypoints in the picture: heatmaps (B, J, h, w), boxes (B, 2) -> (B, J, 3) float64: x, y, height."""
+        points = decode_heatmaps(heatmaps, self.quarter_offset)
+        return to_picture(points, centre, size, (heatmaps.shape[2], heatmaps.shape[3]))
+
+    def evaluate_batch(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Add the persons of a batch to the scores; returns their ``heatmaps`` (B, J, h, w)."""
+        heatmaps = self.predict_heatmaps(batch["image"])
+        self.check_finite(heatmaps, batch)
+        keypoints = self.locate(heatmaps.cpu(), batch["centre"].cpu(), batch["size"].cpu()).to(heatmaps.device)
+        loss = heatmaps.new_full((len(heatmaps),), torch.nan)
+        if "heatmap" in batch:
+            loss = self.losses(heatmaps, batch["heatmap"], batch["weight"])
+        self.scores.update(keypoints, loss, batch["person_index"])
+        self.paths.update({int(i): path for i, path in zip(batch["person_index"], batch["path"], strict=True)})
+        return {"heatmaps": heatmaps}
+
+    def compute_result(self) -> KeypointResult:
+        keypoints, loss, index = self.scores.compute()
+        self.scores.reset()
+        dataset = self._dataset()
+        assert dataset.annotations is not None
+        assert self.oks_sigmas is not None
+        persons = [dataset.items[i] for i in index.tolist()]
+        areas = np.array([fit_box(person.box, dataset.spec)[1].prod() for person in persons])
+        detections = to_detections(
+            keypoints.numpy(),
+            [person.image_id for person in persons],
+            np.array([person.score for person in persons]),
+            areas,
+            self.oks_sigmas,
+            dataset.annotations.category_id,
+        )
+        scores = evaluate_oks(dataset.annotations.content, detections, self.oks_sigmas)
+        known = loss.isfinite()
+        return KeypointResult(
+            len(persons), detections, scores, loss[known].double().mean().item() if known.any() else None
+        )
+
+    def _dataset(self) -> PersonDataset:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data.test_dataset if self.trainer.testing else data.val_dataset
+
+    def result_facts(self) -> dict[str, Any]:
+        """The settings of the test, the boxes, and how many persons remained."""
+        dataset, result = self._dataset(), self.result
+        assert result is not None
+        detected = dataset.items[0].keypoints is None
+        return {
+            "flip_test": self.flip_test,
+            "boxes": str(self.trainer.datamodule.detections) if detected else "ground truth",  # type: ignore[attr-defined]
+            "detections": len(result.detections),
+        }
+
+    def write_predictions(self, folder: Path) -> Path:
+        """``predictions.json`` in COCO's results format, as its evaluation server takes it."""
+        assert self.result is not None
+        path = folder / "predictions.json"
+        with path.open("x", encoding="utf-8") as file:
+            json.dump(self.result.detections, file)
+        return path
+
+    def batch_figures(self, batch: Mapping[str, Any], outputs: Mapping[str, Tensor]) -> dict[str, Figure]:
+        """The first crops with their predicted skeletons."""
+        spec, count = self.keypoint_spec, min(self.PICTURED, len(batch["image"]))
+        figure = Figure(figsize=(2.2 * count, 3.2), layout="constrained")
+        points = decode_heatmaps(outputs["heatmaps"][:count].cpu(), self.quarter_offset)
+        points[..., :2] *= spec.height / outputs["heatmaps"].shape[2]
+        mean, std = (torch.tensor(value).view(3, 1, 1) for value in (spec.mean, spec.std))
+        axes = figure.subplots(1, count, squeeze=False)[0]
+        for ax, crop, person in zip(axes, batch["image"][:count].float().cpu(), points, strict=True):
+            pixels = (255 * (crop * std + mean)).clamp(0, 255).byte().permute(1, 2, 0).numpy()
+            ax.imshow(draw_persons(Image.fromarray(pixels), person[None].numpy(), spec.skeleton, self._names()))
+            ax.axis("off")
+        return {"poses": figure}
+
+    def _names(self) -> list[str]:
+        return self.output_names or [str(k) for k in range(self.num_joints)]
+
+    # -- prediction ----------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def find_files(paths: Iterable[str | Path]) -> list[Path]:
+        return find_files(paths, "image")
+
+    @torch.inference_mode()
+    def predict_persons(self, picture: Image.Image, boxes: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+        """Keypoints of persons in a picture.
+
+        Args:
+            picture: RGB.
+            boxes: x and y of the corner, width and height of each person, in pixels.
+
+        Returns:
+            (persons, J, 3): x, y in pixels, height of the heatmap.
+        """
+        spec = self.keypoint_spec
+        fitted = [fit_box(box, spec) for box in boxes]
+        if not fitted:
+            return np.empty((0, self.num_joints, 3))
+        crops = torch.stack([crop_person(picture, crop_matrix(c, s, spec), spec) for c, s in fitted])
+        heatmaps = self.predict_heatmaps(crops.to(self.device)).cpu()
+        centre, size = (torch.from_numpy(np.stack(values)) for values in zip(*fitted, strict=True))
+        return self.locate(heatmaps, centre, size).numpy()
+
+    @classmethod
+    def add_predict_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--boxes",
+            type=Path,
+            help="JSON file with the persons' boxes: an annotation file of COCO, or {file name: [[x, y, width, height]]}",
+        )
+        parser.add_argument(
+            "--box",
+            action="append",
+            type=_box,
+            metavar="X,Y,WIDTH,HEIGHT",
+            help="box of a person in every picture; may be repeated. Without boxes the whole picture is one person",
+        )
+        parser.add_argument(
+            "--out", type=Path, default=Path("poses"), help="folder for the drawn pictures and keypoints.json (poses)"
+        )
+        parser.add_argument(
+            "--threshold", type=float, default=CONFIDENT, help="draw keypoints above this height (default %(default)s)"
+        )
+
+    def predict(self, options: argparse.Namespace) -> int:
+        """Draw the skeletons of the persons on every picture, and write ``keypoints.json``."""
+        if options.boxes and options.box:
+            raise ValueError("give --boxes or --box, not both")
+        known = read_boxes(options.boxes) if options.boxes else None
+        pictures = list(self.read_files(options.paths, lambda path: path))  # the files, before any is opened
+        targets = _targets([Path(path) for path, found, _ in pictures if found], options.out)
+        there = [path for path in (*targets.values(), options.out / "keypoints.json") if path.exists()]
+        if there and not options.force:
+            raise FileExistsError(f"{there[0]} exists; give another --out, or --force to overwrite it")
+        options.out.mkdir(parents=True, exist_ok=True)
+        table = Table(Column("image", overflow="fold"), "persons", "mean height", Column("drawing", overflow="fold"))
+        written, failed = [], False
+        for path, _, listed in pictures:
+            for _, picture, error in [(path, None, listed)] if listed else self.read_files([path], open_image):
+                failed = failed or bool(error)
+                if picture is None:
+                    table.add_row(path, "", "", f"error: {error}")
+                    continue
+                if known is None:
+                    boxes = options.box or [[0.0, 0.0, float(picture.width), float(picture.height)]]
+                else:
+                    boxes = known.get(Path(path).name, [])
+                persons = self.predict_persons(picture, boxes)
+                spec = self.keypoint_spec
+                drawn = draw_persons(picture, persons, spec.skeleton, self._names(), options.threshold)
+                drawn.save(targets[Path(path)])
+                for box, keypoints in zip(boxes, persons, strict=True):
+                    values = [round(float(value), 3) for value in keypoints.flatten()]
+                    score = float(keypoints[:, 2].mean())
+                    written.append({"file_name": path, "bbox": list(box), "keypoints": values, "score": score})
+                height = f"{persons[..., 2].mean():.3f}" if len(persons) else ""
+                table.add_row(path, str(len(persons)), height, str(targets[Path(path)]))
+        content = {"keypoint_names": self._names(), "persons": written}
+        (options.out / "keypoints.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        console = Console()
+        console.print(table)
+        console.print(f"Written: {options.out / 'keypoints.json'}", soft_wrap=True)
+        return int(failed)
+
+
+def _targets(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
+    """A drawing for every picture; pictures of one name in several folders get numbers."""
+    targets: dict[Path, Path] = {}
+    taken: set[Path] = set()
+    for path in paths:
+        target, number = out / f"{path.stem}.png", 2
+        while target in taken and path not in targets:
+            target, number = out / f"{path.stem}-{number}.png", number + 1
+        targets.setdefault(path, target)
+        taken.add(target)
+    return targets
+
+
+def _box(text: str) -> list[float]:
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) != 4 or not np.isfinite(values).all() or min(values[2:]) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no box x,y,width,height in pixels")
+    return values
+
+
+def read_boxes(path: str | Path) -> dict[str, list[list[float]]]:
+    """Boxes by file name, from ``{file name: [[x, y, width, height], ...]}`` or an annotation file of COCO.
+
+    Raises:
+        ValueError: the file is neither.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if "annotations" in content:
+            names = {image["id"]: image["file_name"] for image in content["images"]}
+            entries = [(names[a["image_id"]], a["bbox"]) for a in content["annotations"] if not a.get("iscrowd")]
+        else:
+            entries = [(name, box) for name, boxes in content.items() for box in boxes]
+        found: dict[str, list[list[float]]] = {}
+        for name, (x, y, width, height) in entries:
+            found.setdefault(Path(name).name, []).append([float(x), float(y), float(width), float(height)])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: no file of boxes ({error!r}); it holds {{file name: [[x, y, width, height]]}}, or is an annotation "
+            "file of COCO"
+        ) from error
+    return found
+
+
+def draw_persons(
+    picture: Image.Image,
+    persons: NDArray,
+    skeleton: Sequence[tuple[int, int]],
+    names: Sequence[str],
+    threshold: float = CONFIDENT,
+) -> Image.Image:
+    """A copy of a picture with the skeletons of persons: the left side green, the right side orange.
+
+    Args:
+        picture: RGB.
+        persons: (N, J, 3) x, y, height; keypoints of at most the threshold, and lines to them, are not drawn.
+        skeleton: pairs of keypoints.
+        names: of the keypoints; ``left_`` and ``right_`` decide the colour.
+    """
+    fine = 4 if max(picture.size) < 512 else 2  # drawn larger and reduced, for smooth lines
+    canvas = picture.resize((fine * picture.width, fine * picture.height), Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(canvas)
+    sides = [name.partition("_")[0] if name.startswith(("left_", "right_")) else "" for name in names]
+    for person in np.asarray(persons, dtype=np.float64):
+        sure = person[:, 2] > threshold
+        extent = np.ptp(person[sure, :2], axis=0).max() if sure.any() else 0.0
+        pen = max(2, round(fine * max(extent, 24) / 60))
+        places = [tuple(fine * (xy + 0.5)) for xy in person[:, :2]]
+        for a, b in skeleton:
+            if sure[a] and sure[b]:
+                side = sides[a] if sides[a] == sides[b] else sides[a] + sides[b] if not (sides[a] and sides[b]) else ""
+                draw.line([places[a], places[b]], fill=SIDES[side], width=pen)
+        for joint in np.flatnonzero(sure):
+            x, y = places[joint]
+            box = [x - pen, y - pen, x + pen, y + pen]
+            draw.ellipse(box, fill=SIDES[sides[joint]], outline=(255, 255, 255), width=max(1, pen // 3))
+    return canvas.resize(picture.size, Image.Resampling.LANCZOS) if fine == 2 else canvas
