@@ -12,6 +12,7 @@ _HOMES = {
     "ImageDataModule": "image",
     "ImageSpec": "image",
     "load_image": "image",
+    "KeypointDataModule": "keypoints",
     "Entry": "manifest",
     "Manifest": "manifest",
     "ManifestError": "manifest",

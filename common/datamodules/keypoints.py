@@ -93,7 +93,7 @@ class KeypointSpec(Spec):
 # -- geometry ---------------------------------------------------------------------------------------------------------
 
 
-def fit_box(box: Sequence[float], spec: KeypointSpec, padding: float = PADDING) -> tuple[Array, Array]:
+def fit_box(box: Sequence[float] | Array, spec: KeypointSpec, padding: float = PADDING) -> tuple[Array, Array]:
     """Widen a box to the ratio of the crop and pad it.
 
     Args:
@@ -413,7 +413,7 @@ class PersonDataset(Dataset):
 
     A sample is a dict: ``image`` (3, height, width) float32, ``person_index``; where the keypoints are known
     ``heatmap`` (J, height / 4, width / 4) and ``weight`` (J,), see :func:`draw_heatmaps`; without an augmentation also
-    ``centre`` and ``size`` (2,) of the padded box in the picture, x before y, float64, and ``path`` (the name).
+    ``centre`` and ``size`` (2,) of the padded box in the picture, x before y, float32, and ``path`` (the name).
     """
 
     def __init__(
@@ -445,7 +445,8 @@ class PersonDataset(Dataset):
         matrix = crop_matrix(centre, size, spec, angle, mirror)
         sample: dict[str, Any] = {"image": crop_person(picture, matrix, spec), "person_index": index}
         if self.augmentation is None:
-            sample |= {"centre": torch.from_numpy(centre), "size": torch.from_numpy(size), "path": person.name}
+            sample |= {name: torch.from_numpy(value).float() for name, value in (("centre", centre), ("size", size))}
+            sample["path"] = person.name
         if person.keypoints is not None:
             keypoints = person.keypoints
             if mirror:

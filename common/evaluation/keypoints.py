@@ -1,4 +1,4 @@
-"""From heatmaps to keypoints, and their score by object keypoint similarity (OKS), after the protocol of SimpleBaseline.
+"""From heatmaps to keypoints, and their score by object keypoint similarity (OKS), as SimpleBaseline does it.
 
 OKS and its averages are those of pycocotools; here are only decoding, rescoring and the removal of double detections.
 """
@@ -31,8 +31,8 @@ def mirror_heatmaps(heatmaps: Tensor, order: Sequence[int], shift: bool = True) 
 
     Args:
         order: for every keypoint the one that takes its place in a mirror.
-        shift: move them one pixel to the right (the first column stays), since the mirrored pixel x of a crop, W - 1 - x,
-            does not lie at the mirrored pixel of a heatmap of a quarter of its size.
+        shift: move them one pixel to the right (the first column stays), since pixel x of a crop, in the mirror at
+            width - 1 - x, does not lie at the mirrored pixel of a heatmap of a quarter of its size.
     """
     mirrored = heatmaps[:, list(order)].flip(3)
     return torch.cat([mirrored[..., :1], mirrored[..., :-1]], dim=3) if shift else mirrored
@@ -91,14 +91,14 @@ class KeypointScores(Metric):
 
     def update(self, keypoints: Tensor, loss: Tensor, person_index: Tensor) -> None:
         """Add persons: keypoints (N, J, 3) in the picture, loss (N,) (NaN: not known), index (N,) in the data set."""
-        self.keypoints.append(keypoints.detach().double())
+        self.keypoints.append(keypoints.detach().float())
         self.loss.append(loss.detach().float())
         self.person_index.append(person_index.long())
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Gather over the processes; one that saw no person takes part with empty tensors of the right shape."""
         if not self.keypoints:
-            empty = torch.empty(0, self.num_joints, 3, dtype=torch.float64, device=self.device)
+            empty = torch.empty(0, self.num_joints, 3, device=self.device)
             self.update(empty, empty[:, 0, 0], empty[:, 0, 0])
         super().sync(*args, **kwargs)
 

@@ -14,7 +14,6 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Column, Table
 from torch import Tensor
-from torch.nn import functional as F
 
 from common.datamodules.image import open_image
 from common.datamodules.keypoints import KeypointSpec, PersonDataset, crop_matrix, crop_person, fit_box
@@ -134,7 +133,7 @@ class PoseEstimationModule(TaskModule):
         """Add the persons of a batch to the scores; returns their ``heatmaps`` (B, J, h, w)."""
         heatmaps = self.predict_heatmaps(batch["image"])
         self.check_finite(heatmaps, batch)
-        keypoints = self.locate(heatmaps.cpu(), batch["centre"].cpu(), batch["size"].cpu()).to(heatmaps.device)
+        keypoints = self.locate(heatmaps.cpu(), batch["centre"].cpu(), batch["size"].cpu()).float().to(heatmaps.device)
         loss = heatmaps.new_full((len(heatmaps),), torch.nan)
         if "heatmap" in batch:
             loss = self.losses(heatmaps, batch["heatmap"], batch["weight"])
@@ -235,7 +234,7 @@ class PoseEstimationModule(TaskModule):
         parser.add_argument(
             "--boxes",
             type=Path,
-            help="JSON file with the persons' boxes: an annotation file of COCO, or {file name: [[x, y, width, height]]}",
+            help="JSON file of the persons' boxes: {file name: [[x, y, width, height]]}, or COCO's annotations",
         )
         parser.add_argument(
             "--box",
@@ -333,8 +332,8 @@ def read_boxes(path: str | Path) -> dict[str, list[list[float]]]:
             found.setdefault(Path(name).name, []).append([float(x), float(y), float(width), float(height)])
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
-            f"{path}: no file of boxes ({error!r}); it holds {{file name: [[x, y, width, height]]}}, or is an annotation "
-            "file of COCO"
+            f"{path}: no file of boxes ({error!r}); it holds {{file name: [[x, y, width, height]]}}, or is an "
+            "annotation file of COCO"
         ) from error
     return found
 
@@ -353,6 +352,9 @@ def draw_persons(
         persons: (N, J, 3) x, y, height; keypoints of at most the threshold, and lines to them, are not drawn.
         skeleton: pairs of keypoints.
         names: of the keypoints; ``left_`` and ``right_`` decide the colour.
+
+    Returns:
+        The drawing, four times as large as a picture with fewer than 512 pixels along its longer side.
     """
     fine = 4 if max(picture.size) < 512 else 2  # drawn larger and reduced, for smooth lines
     canvas = picture.resize((fine * picture.width, fine * picture.height), Image.Resampling.BICUBIC)
