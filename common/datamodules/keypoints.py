@@ -543,7 +543,7 @@ class KeypointDataModule(LoadingDataModule):
     # -- facts after setup ------------------------------------------------------------------------------------------
 
     @property
-    def keypoint_names(self) -> list[str]:
+    def joint_names(self) -> list[str]:
         """Names of the keypoints in their order."""
         return list(self._any().keypoint_names)
 

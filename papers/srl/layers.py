@@ -154,7 +154,8 @@ class SRLBlock(ResidualBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         shape = [self.channels, *([] if self.frames is None else [self.frames]), *self.size]
-        if list(x.shape[1:]) != shape:
+        pictures = self.frames is None and x.dim() == 5 and x.shape[2] == 1  # as a ResNet hands them on
+        if list(x[:, :, 0].shape[1:] if pictures else x.shape[1:]) != shape:
             raise ValueError(
                 f"{self.name} was built for features (batch, {', '.join(map(str, shape))}), channels"
                 f"{'' if self.frames is None else ', frames'}, height and width, but got {tuple(x.shape)}: its "
