@@ -32,7 +32,7 @@ def block_options(hparams: Any) -> networks.SRLOptions:
     options: networks.SRLOptions = {}
     for name in ("spectrum", "reduction", "groups", "phi", "conv_t", "keep"):
         if hparams.get(name) is not None:
-            options[name] = hparams[name]  # type: ignore[literal-required]
+            options[name] = hparams[name]
     return options
 
 

@@ -217,7 +217,7 @@ def pose_resnet(
     depth: int = 50,
     num_joints: int = 17,
     block: Block | None = None,
-    block_positions: Sequence[str] = ("d1", "d2", "d3"),
+    block_positions: Sequence[str] | None = None,
     *,
     input_size: tuple[int, int] = (256, 192),
     num_deconv: int | None = None,
@@ -233,8 +233,8 @@ def pose_resnet(
         depth: 50, 101 or 152 in the paper.
         num_joints: number of heatmaps; 17 in COCO.
         block: what is put in, see the module's text.
-        block_positions: `d1`, `d2`, ... after a deconvolution (Table 5); `res2` to `res5` after the last residual
-            block of a stage of the encoder (Table 4).
+        block_positions: `d1`, `d2`, ... after a deconvolution (Table 5), by default after each; `res2` to `res5` after
+            the last residual block of a stage of the encoder (Table 4).
         input_size: (H,W) of the pictures.
         num_deconv: deconvolutions, by default 3, and 1 with `short_receptive_field`.
         deconv_channels: of every deconvolution, before `width`.
@@ -249,19 +249,21 @@ def pose_resnet(
     """
     strides = (1, 2, 1, 1) if short_receptive_field else (1, 2, 2, 2)
     count = (1 if short_receptive_field else 3) if num_deconv is None else num_deconv
-    known = [*(f"res{s}" for s in STAGES), *(f"d{k}" for k in range(1, count + 1))]
-    if wrong := [position for position in block_positions if position not in known]:
+    decoder = [f"d{k}" for k in range(1, count + 1)]
+    known = [*(f"res{s}" for s in STAGES), *decoder]
+    chosen = decoder if block_positions is None else block_positions
+    if wrong := [position for position in chosen if position not in known]:
         raise ValueError(f"there is no position {wrong[0]!r} in this network; there are {', '.join(known)}")
     sizes = stage_sizes(input_size, strides)
     counts = _residual_blocks(depth, layers)
 
     def in_encoder(channels: int, stage: int, index: int) -> nn.Module | None:
-        if f"res{stage}" not in block_positions or index != counts[stage] - 1:
+        if f"res{stage}" not in chosen or index != counts[stage] - 1:
             return None
         return make_block(block, channels, sizes[stage], None, f"layer{stage - 1}.{index}.after", options)
 
     def in_decoder(channels: int, number: int) -> nn.Module | None:
-        if f"d{number}" not in block_positions:
+        if f"d{number}" not in chosen:
             return None
         size = (sizes[5][0] * 2**number, sizes[5][1] * 2**number)
         return make_block(block, channels, size, None, f"blocks.d{number}", options)
