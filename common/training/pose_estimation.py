@@ -142,9 +142,12 @@ class PoseEstimationModule(TaskModule):
         return {"heatmaps": heatmaps}
 
     def compute_result(self) -> KeypointResult:
-        keypoints, loss, index = self.scores.compute()
+        keypoints, *others = self.scores.compute()
+        loss, index = (value.flatten() for value in others)  # torchmetrics makes a scalar of a single person's
         self.scores.reset()
-        dataset = self._dataset()
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        dataset: PersonDataset = data.test_dataset if self.trainer.testing else data.val_dataset
+        self._boxes = "ground truth" if dataset.items[0].keypoints is not None else str(data.detections)
         assert dataset.annotations is not None
         assert self.oks_sigmas is not None
         persons = [dataset.items[i] for i in index.tolist()]
@@ -163,20 +166,10 @@ class PoseEstimationModule(TaskModule):
             len(persons), detections, scores, loss[known].double().mean().item() if known.any() else None
         )
 
-    def _dataset(self) -> PersonDataset:
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        return data.test_dataset if self.trainer.testing else data.val_dataset
-
     def result_facts(self) -> dict[str, Any]:
         """The settings of the test, the boxes, and how many persons remained."""
-        dataset, result = self._dataset(), self.result
-        assert result is not None
-        detected = dataset.items[0].keypoints is None
-        return {
-            "flip_test": self.flip_test,
-            "boxes": str(self.trainer.datamodule.detections) if detected else "ground truth",  # type: ignore[attr-defined]
-            "detections": len(result.detections),
-        }
+        assert self.result is not None
+        return {"flip_test": self.flip_test, "boxes": self._boxes, "detections": len(self.result.detections)}
 
     def write_predictions(self, folder: Path) -> Path:
         """``predictions.json`` in COCO's results format, as its evaluation server takes it."""

@@ -112,8 +112,8 @@ def test_fit_test_and_predict(recipe, figures, capsys, as_ours, tmp_path):
     ]
     assert main([*arguments, "--out", "drawn"]) == 1
     printed = capsys.readouterr().out
-    assert "no readable image" in printed
-    assert "gone.png does not exist" in printed.replace("\n", "")
+    assert "no readable" in printed
+    assert "gone.png" in printed
     found = json.loads(Path("drawn/keypoints.json").read_text())
     assert found["keypoint_names"][0] == "nose"
     assert [p["bbox"] for p in found["persons"]] == boxes[picture.name]
