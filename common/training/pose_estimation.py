@@ -103,7 +103,16 @@ class PoseEstimationModule(TaskModule):
 
         Returns:
             (B,) float32.
+
+        Raises:
+            ValueError: the heatmaps are of another size than the targets.
         """
+        if heatmaps.shape != targets.shape:
+            ours, theirs = (f"{h.shape[2]} x {h.shape[3]}" for h in (heatmaps, targets))
+            raise ValueError(
+                f"the network's heatmaps have {ours} pixels, those of the data {theirs}; take a crop whose height and "
+                "width are multiples of the network's total stride (32 of a ResNet)"
+            )
         difference = weights[..., None, None] * (heatmaps.float() - targets)
         return 0.5 * difference.square().flatten(1).mean(dim=1)
 

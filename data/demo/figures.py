@@ -168,7 +168,7 @@ def draw_scene(seed: int, split: str, number: int) -> Scene:
     canvas = Image.fromarray((255 * backdrop.transpose(1, 2, 0)).round().astype(np.uint8))
 
     layers: list[tuple[Image.Image, list[Person], bool]] = []  # what is drawn, from back to front; crowds are marked
-    if rng.random() < 0.12:
+    if rng.random() < 0.25:
         layers.append(_draw_crowd(rng, (width, height)))
     count = int(rng.integers(1, 4))
     centres = (np.arange(count) + rng.uniform(0.2, 0.8, count)) / count

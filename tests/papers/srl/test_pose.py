@@ -1,0 +1,161 @@
+"""Pose: published state dicts, the recipes of Tables 2 to 6 on files of COCO, and the demo through the real command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from common.training.checkpoints import CheckpointError
+from common.training.cli import main
+from common.training.task import load_module, load_pretrained
+from data.demo.figures import generate_figures
+from papers.srl import SRLPoseModule, pose_resnet
+from tests.coco import two_persons
+
+FOLDER = Path(__file__).resolve().parents[3] / "papers/srl/recipes"
+RECIPES = sorted(FOLDER.glob("*_coco.yaml"))
+SMALL = [
+    "--model.width",
+    "0.125",
+    "--model.layers",
+    "[1, 1, 1, 1]",
+    "--model.input_size",
+    "[64, 64]",
+    "--model.imagenet",
+]
+SMALL += ["null", "--data.height", "64", "--data.width", "64", "--data.batch_size", "2", "--data.num_workers", "0"]
+
+
+def simple_baseline(depth: int) -> dict[str, Tensor]:
+    """Names and shapes of the published SimpleBaseline networks, with random values; written out, not taken from us."""
+    generator = torch.Generator().manual_seed(0)
+    state: dict[str, Tensor] = {}
+
+    def add(name: str, *shape: int) -> None:
+        state[name] = 0.01 * torch.randn(*shape, generator=generator)
+
+    def norm(name: str, channels: int) -> None:
+        for part in ("weight", "bias", "running_mean"):
+            add(f"{name}.{part}", channels)
+        state[f"{name}.running_var"] = torch.ones(channels)
+        state[f"{name}.num_batches_tracked"] = torch.tensor(5)
+
+    add("conv1.weight", 64, 3, 7, 7)
+    norm("bn1", 64)
+    channels = 64
+    for layer, count in enumerate({50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}[depth], 1):
+        planes = 32 * 2**layer
+        for k in range(count):
+            block = f"layer{layer}.{k}"
+            for number, shape in enumerate(
+                ((planes, channels, 1, 1), (planes, planes, 3, 3), (4 * planes, planes, 1, 1)), 1
+            ):
+                add(f"{block}.conv{number}.weight", *shape)
+                norm(f"{block}.bn{number}", shape[0])
+            if k == 0:
+                add(f"{block}.downsample.0.weight", 4 * planes, channels, 1, 1)
+                norm(f"{block}.downsample.1", 4 * planes)
+            channels = 4 * planes
+    for number in (0, 3, 6):
+        add(f"deconv_layers.{number}.weight", channels, 256, 4, 4)
+        norm(f"deconv_layers.{number + 1}", 256)
+        channels = 256
+    add("final_layer.weight", 17, 256, 1, 1)
+    add("final_layer.bias", 17)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("depth", "prefix"), [(50, ""), (50, "module."), pytest.param(101, "", marks=pytest.mark.slow)]
+)
+def test_published_state_dicts_load(tmp_path: Path, depth: int, prefix: str) -> None:
+    state = simple_baseline(depth)
+    path = tmp_path / f"pose_resnet_{depth}_256x192.pth.tar"
+    torch.save({prefix + name: value for name, value in state.items()}, path)
+    network = pose_resnet(depth)
+    assert f"loaded all {len(state)} tensors" in load_pretrained(network, path)
+    own = network.state_dict()
+    assert own.keys() == state.keys()
+    assert all(torch.equal(own[name], value) for name, value in state.items())
+    with torch.inference_mode():
+        assert network.eval()(torch.randn(1, 3, 96, 64)).shape == (1, 17, 24, 16)
+
+
+def test_a_network_with_blocks_says_what_a_published_state_dict_lacks(tmp_path: Path) -> None:
+    torch.save(simple_baseline(50), tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"missing in the checkpoint: blocks.d1.alpha"):
+        load_pretrained(pose_resnet(50, block="srl-fft"), tmp_path / "a.pth")
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("coco")
+    two_persons(root)
+    return root
+
+
+def test_the_recipes_say_what_the_paper_says() -> None:
+    assert len(RECIPES) == 3
+    for recipe in RECIPES:
+        content = yaml.safe_load(recipe.read_text())
+        model, data = content["model"]["init_args"], content["data"]["init_args"]
+        height, width = (int(n) for n in recipe.stem.split("_")[2].split("x"))
+        assert model["input_size"] == [height, width] == [data["height"], data["width"]]
+        assert data["batch_size"] == 32
+        assert content["trainer"]["max_epochs"] == 210
+        assert model.get("short_receptive_field", False) == ("short" in recipe.stem)
+    module = SRLPoseModule(block=None, width=0.125, layers=[1, 1, 1, 1])
+    config = module.configure_optimizers()
+    optimizer, schedule = config["optimizer"], config["lr_scheduler"]["scheduler"]
+    assert isinstance(optimizer, torch.optim.Adam)
+    rates = []
+    for _ in range(210):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    torch.testing.assert_close(torch.tensor(rates), torch.tensor([1e-3] * 170 + [1e-4] * 30 + [1e-5] * 10))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "block"),
+    [(RECIPES[0], block) for block in ("null", "srl-lo")] + [(r, "srl-fft") for r in RECIPES],
+    ids=lambda value: getattr(value, "stem", value),
+)
+def test_a_recipe_runs_on_files_of_coco(recipe: Path, block: str, coco: Path) -> None:
+    arguments = ["--config", str(recipe), "--data.root", str(coco), *SMALL, "--model.block", block]
+    arguments += ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.fast_dev_run", "1"]
+    assert main(["fit", *arguments]) == 0
+    assert main(["test", *arguments]) == 0
+
+
+def test_the_demo_trains_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    figures = generate_figures(tmp_path / "figures", train=3, val=1, test=1)
+    recipe = ["--config", str(FOLDER / "demo_pose.yaml"), "--data.root", str(figures), "--trainer.max_epochs", "1"]
+    recipe += ["--trainer.check_val_every_n_epoch", "1", "--trainer.enable_progress_bar", "false"]
+    assert main(["fit", *recipe, "--model.block", "srl-lo"]) == 0
+    module = load_module("runs/demo_pose")
+    for name, matrix in module.network.named_parameters():
+        if matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]:  # the learnable transforms stayed orthogonal
+            torch.testing.assert_close(matrix @ matrix.T, torch.eye(len(matrix)), atol=1e-5, rtol=0, msg=name)
+    assert main(["predict", "--checkpoint", "runs/demo_pose", str(figures / "test")]) == 0
+    assert sorted(path.name for path in Path("poses").iterdir()) == ["000000000000.png", "keypoints.json"]
+
+
+def test_crops_of_another_size_are_an_error(coco: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["fit", "--config", str(RECIPES[0]), "--data.root", str(coco), *SMALL, "--data.height", "128"]
+    assert main([*arguments, "--trainer.accelerator", "cpu", "--trainer.fast_dev_run", "1"]) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert "the data has crops of 128 x 64 pixels, the network takes 64 x 64; set model.init_args.input_size" in error
+
+
+def test_crops_that_the_network_does_not_divide_are_an_error(coco: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    size = ["--data.width", "48", "--model.input_size", "[64, 48]", "--model.block", "null"]
+    arguments = ["fit", "--config", str(RECIPES[1]), "--data.root", str(coco), *SMALL, *size]
+    assert main([*arguments, "--trainer.accelerator", "cpu", "--trainer.fast_dev_run", "1"]) == 1
+    assert "the network's heatmaps have 16 x 16 pixels, those of the data 16 x 12" in capsys.readouterr().err
