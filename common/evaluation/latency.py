@@ -17,6 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,47 @@ def measure_latency(
         )
         for name, measured in times.items()
     }
+
+
+def peak_allocated(network: nn.Module, inputs: Tensor | Sequence[Tensor], backward: bool = False) -> int:
+    """Most bytes of tensors that a call of `network` holds at once, beside its inputs and parameters.
+
+    Every tensor that PyTorch makes is followed, so the number is the same in every run and on every machine; buffers
+    inside an operator are not seen. Arguments as in `measure_latency`.
+    """
+    tensors = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    with (
+        torch.set_grad_enabled(backward),
+        _Allocations([*tensors, *network.parameters(), *network.buffers()]) as memory,
+    ):
+        output = network(*tensors)
+        if backward:
+            output.sum().backward()
+        del output
+    network.zero_grad(set_to_none=True)
+    return memory.peak
+
+
+class _Allocations(TorchDispatchMode):
+    """Follows the storages that are made and freed inside the context; `peak` is the largest sum of their bytes."""
+
+    def __init__(self, known: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.peak = 0
+        self._known = {StorageWeakRef(tensor.untyped_storage()).cdata for tensor in known}
+        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                reference = StorageWeakRef(storage)
+                if reference.cdata not in self._known:
+                    self._live[reference.cdata] = (reference, storage.nbytes())
+        self._live = {key: entry for key, entry in self._live.items() if not entry[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self._live.values()))
+        return result
 
 
 def _wait(device: torch.device) -> None:

@@ -197,9 +197,9 @@ class NonLocalBlock(ResidualBlock):
         nn.init.zeros_(self.norm.weight)
 
     def branch(self, frames: Tensor, batch: int) -> Tensor:
-        def positions(x: Tensor) -> Tensor:  # (clips or frames, positions, channels)
+        def positions(x: Tensor) -> Tensor:  # (clips or frames, 1 head, positions, channels), as fused attention wants
             x = x.unflatten(0, (batch if self.joint else len(frames), -1)).movedim(2, -1)
-            return x.flatten(1, 3)
+            return x.flatten(1, 3).unsqueeze(1).contiguous()
 
         query, key, value = (
             positions(self.theta(frames)),
@@ -209,7 +209,7 @@ class NonLocalBlock(ResidualBlock):
             y = F.scaled_dot_product_attention(query, key, value, scale=1.0)
         else:
             y = (query @ key.mT).softmax(dim=-1) @ value
-        y = y.mT.unflatten(2, (-1, *frames.shape[2:])).transpose(1, 2).flatten(0, 1)
+        y = y[:, 0].mT.unflatten(2, (-1, *frames.shape[2:])).transpose(1, 2).flatten(0, 1)
         return self.norm(self.out(y))
 
 

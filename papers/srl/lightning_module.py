@@ -132,7 +132,8 @@ class SRLPoseModule(PoseEstimationModule):
         depth: of the ResNet: 50, 101 or 152 in Table 2.
         num_joints: number of keypoints.
         block: what is put in, see `papers.srl.networks`; None for the plain SimpleBaseline.
-        block_positions: after deconvolutions (`d1` to `d3`, Table 5), or after the stages `res2` to `res5` (Table 4).
+        block_positions: after deconvolutions (`d1` to `d3`, Table 5), by default each, or after the stages `res2` to
+            `res5` (Table 4).
         input_size: height and width of the crops, those of the data.
         num_deconv, deconv_channels: of the decoder.
         width: multiplies every channel number; 1 is the paper's network.
@@ -153,7 +154,7 @@ class SRLPoseModule(PoseEstimationModule):
         depth: int = 50,
         num_joints: int = 17,
         block: networks.Block | None = "srl-fft",
-        block_positions: Sequence[str] = ("d1", "d2", "d3"),
+        block_positions: Sequence[str] | None = None,
         input_size: tuple[int, int] = (256, 192),
         num_deconv: int | None = None,
         deconv_channels: int = 256,
