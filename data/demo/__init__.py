@@ -5,6 +5,7 @@ Every public module of this package is a subcommand of ``python -m data.demo``.
 
 from data.demo.digits import NAMES as DIGITS
 from data.demo.digits import generate_digits
+from data.demo.lamps import generate_lamps
 from data.demo.motion import MOTION_PAIRS, generate_motion
 
-__all__ = ["DIGITS", "MOTION_PAIRS", "generate_digits", "generate_motion"]
+__all__ = ["DIGITS", "MOTION_PAIRS", "generate_digits", "generate_lamps", "generate_motion"]

@@ -300,12 +300,17 @@ def _outline(side: int, rng: np.random.Generator) -> NDArray[np.float64]:
     return np.clip(0.5 + inside * side / 2, 0, 1)[None]
 
 
-def write_clip(path: Path, frames: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], fps: int) -> None:
-    """Write (T, H, W, 3) uint8 RGB frames as H.264 in which every frame is coded alone with the same quantiser."""
+def write_clip(
+    path: Path, frames: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], fps: int, quantiser: int = QUANTISER
+) -> None:
+    """Write (T, H, W, 3) uint8 RGB frames as H.264 in which every frame is coded alone with the same quantiser.
+
+    With quantiser 0 nothing is lost, but for the colours at half resolution.
+    """
     height, width = frames[0].shape[:2]
     with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
         # One thread and no look-ahead: what a frame looks like after coding depends on that frame alone.
-        options = {"qp": str(QUANTISER), "preset": "veryfast", "threads": "1", "x264-params": "keyint=1:scenecut=0"}
+        options = {"qp": str(quantiser), "preset": "veryfast", "threads": "1", "x264-params": "keyint=1:scenecut=0"}
         stream = container.add_stream("libx264", rate=Fraction(fps), options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for packet in _packets(stream, frames):
