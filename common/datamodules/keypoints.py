@@ -13,7 +13,7 @@ import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -597,7 +597,7 @@ class KeypointDataModule(LoadingDataModule):
         return self._read[file]
 
     def _any(self) -> KeypointAnnotations:
-        """A file that tells the names: one that was read already, or that of the validation."""
+        """Annotations that tell the names: some that were read already, or those of the validation."""
         named = (annotations for annotations in self._read.values() if annotations.keypoint_names)
         return next(named, None) or self._annotations(self.files["val"][0])
 
@@ -613,6 +613,10 @@ class KeypointDataModule(LoadingDataModule):
         if not persons:
             raise KeypointError(f"{source}: no person to look at in the {split} images.")
         _check_images(persons, folder)
+        if split == "train":
+            if file not in (self.files["val"][0], self.files["test"][0]):
+                self._read[file] = replace(annotations, content={})  # masks, which every worker would copy
+            return PersonDataset(persons, self.keypoint_spec, self.sigma, augmentation)
         return PersonDataset(persons, self.keypoint_spec, self.sigma, augmentation, annotations)
 
 
