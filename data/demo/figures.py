@@ -244,7 +244,7 @@ def _annotation(visible: NDArray[np.bool_], keypoints: NDArray[np.float64], crow
 
 
 def generate_figures(
-    out: str | Path, *, seed: int = 0, train: int = 300, val: int = 40, test: int = 100, progress: bool = False
+    out: str | Path, *, seed: int = 0, train: int = 400, val: int = 40, test: int = 100, progress: bool = False
 ) -> Path:
     """Write the pictures ``<split>/<number>.jpg`` and ``annotations/person_keypoints_<split>.json`` into `out`.
 
@@ -297,7 +297,7 @@ def generate_figures(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``python -m data.demo figures``."""
     parser.add_argument("--seed", type=int, default=0, help="seed of everything that is drawn (default %(default)s)")
-    parser.add_argument("--train", type=int, default=300, help="training pictures (default %(default)s)")
+    parser.add_argument("--train", type=int, default=400, help="training pictures (default %(default)s)")
     parser.add_argument("--val", type=int, default=40, help="validation pictures (default %(default)s)")
     parser.add_argument("--test", type=int, default=100, help="test pictures (default %(default)s)")
 
