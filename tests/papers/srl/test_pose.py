@@ -159,3 +159,17 @@ def test_crops_that_the_network_does_not_divide_are_an_error(coco: Path, capsys:
     arguments = ["fit", "--config", str(RECIPES[1]), "--data.root", str(coco), *SMALL, *size]
     assert main([*arguments, "--trainer.accelerator", "cpu", "--trainer.fast_dev_run", "1"]) == 1
     assert "the network's heatmaps have 16 x 16 pixels, those of the data 16 x 12" in capsys.readouterr().err
+
+
+def test_the_base_of_the_demo_does_not_see_the_head_from_the_ankle() -> None:
+    options = yaml.safe_load((FOLDER / "demo_pose.yaml").read_text())["model"]["init_args"]
+    for block, expected in ((None, False), ("srl-fft", True), ("srl-lo", True), ("nl", True)):
+        torch.manual_seed(0)
+        network = SRLPoseModule(**{**options, "block": block}).network.eval()
+        for name, parameter in network.named_parameters():
+            if name.rpartition(".")[2] in ("alpha", "gamma") or "after" in name:  # blocks start as the identity
+                torch.nn.init.normal_(parameter, std=0.3)
+        crop = torch.randn(1, 3, 96, 72, requires_grad=True)
+        network(crop)[0, :, 20, 6:12].sum().backward()  # where ankles are; a head is within the upper quarter
+        assert crop.grad is not None
+        assert bool(crop.grad[0, :, :24].abs().sum() > 0) == expected
