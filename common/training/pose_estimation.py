@@ -176,9 +176,8 @@ class PoseEstimationModule(TaskModule):
         )
 
     def result_facts(self) -> dict[str, Any]:
-        """The settings of the test, the boxes, and how many persons remained."""
-        assert self.result is not None
-        return {"flip_test": self.flip_test, "boxes": self._boxes, "detections": len(self.result.detections)}
+        """Whether there was a flip test, and where the boxes are from."""
+        return {"flip_test": self.flip_test, "boxes": self._boxes}
 
     def write_predictions(self, folder: Path) -> Path:
         """``predictions.json`` in COCO's results format, as its evaluation server takes it."""
