@@ -1,0 +1,76 @@
+"""`python -m papers.srl.reproduce` as it is typed, and the paper's figures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from common.evaluation.latency import peak_allocated
+from common.reporting.ledger import load
+from common.reporting.report import png
+from papers.srl import reproduce
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def run(*arguments: str) -> str:
+    command = [sys.executable, "-m", "papers.srl.reproduce", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_list_names_every_entry() -> None:
+    listing = run("--list")
+    ledger = load(ROOT / "papers" / "srl" / "ledger.yaml")
+    assert all(f"  {name} " in listing for name in ledger.select([]))
+    assert "spectral fit --config papers/srl/recipes/srl-fft_c2d-r18_8f_kinetics400.yaml" in listing
+
+
+def test_complexity_of_what_blocks_add(tmp_path: Path) -> None:
+    rows = ["table8/srl-fft", "table1/srl-fft"]
+    records = {r["row"]: r for r in json.loads(run(*rows, "--complexity", "--json", "--out", str(tmp_path)))}
+    assert records["table8/srl-fft"]["params"] == 88_128
+    assert records["table8/srl-fft"]["networks"]["added, all"]["params"] == 92_388
+    assert records["table1/srl-fft"]["macs_full"] > records["table1/srl-fft"]["macs_paper_convention"]
+
+
+def test_every_network_of_the_ledger_is_built() -> None:
+    ledger = load(ROOT / "papers" / "srl" / "ledger.yaml")
+    with torch.device("meta"):
+        for name, network in ledger.networks.items():
+            size = sum(p.numel() for p in network.build().parameters())
+            assert size > (10_000 if name.startswith("block") else 1e7), name
+
+
+def test_blocks_of_table_1_are_compared_with_their_branches_on() -> None:
+    x = torch.randn(2, 64, 8, 8)
+    for name, block in reproduce.blocks(8, 64).items():
+        assert not torch.allclose(block(x), x), name
+
+
+def test_figures() -> None:
+    figure = reproduce.complexities(sizes=(4, 6), repeats=1)
+    assert png(figure).startswith(b"\x89PNG")
+    time, memory = figure.axes
+    assert len(time.lines) == len(memory.lines) == 7
+    assert all((line.get_ydata() > 0).all() for line in (*time.lines, *memory.lines))
+    assert png(reproduce.figure5()).startswith(b"\x89PNG")
+
+
+def test_memory_of_a_step_is_counted_exactly() -> None:
+    x = torch.randn(10, 10)
+    assert peak_allocated(nn.Identity(), x) == 0
+    assert peak_allocated(nn.Sequential(nn.ReLU(), nn.Sigmoid(), nn.Tanh()), x) == 2 * 400  # two at once
+    assert peak_allocated(nn.Sequential(nn.Sigmoid(), nn.Tanh()), x.requires_grad_(), backward=True) >= 3 * 400
+
+
+def test_the_block_holds_less_than_the_published_non_local_block() -> None:
+    made = reproduce.blocks(28)
+    x = torch.randn(1, reproduce.CHANNELS, 28, 28, requires_grad=True)
+    assert peak_allocated(made["SRL-FFT"], x, backward=True) < peak_allocated(made["NL"], x, backward=True)
