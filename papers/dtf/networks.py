@@ -1,0 +1,180 @@
+"""DTF-Net, DTF-Transformer, and the networks they are compared with, on one backbone each.
+
+Every network maps a video (B,3,T,H,W), float, to logits (B,`num_classes`), for any H and W. The first convolution takes
+in `early_stride` frames a step, so that blocks see T / `early_stride` of them. Image weights are put in with
+`common.backbones.load_imagenet(network, source)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+from torch import nn
+
+from common.backbones import C2DResNet
+from common.backbones.c2d_resnet import LAYERS, STAGES
+from papers.dtf import layers
+from papers.dtf.layers import DTFBlock, DTFOptions, Preset
+
+Block = Literal[
+    "2d",
+    "dtf",
+    "dtf-f",
+    "dtf-1d",
+    "dtf-1d+",
+    "temporal-conv",
+    "temporal-shift",
+    "correlation",
+    "temporal-difference",
+]
+
+#: replace the first convolution of a residual block (Tables 1a and 1d)
+_FIRST: dict[str, Callable[[nn.Conv2d], nn.Module]] = {
+    "dtf-1d": layers.TemporalConv,
+    "dtf-1d+": layers.DynamicTemporalConv,
+    "temporal-conv": layers.TemporalConv,
+    "temporal-shift": layers.ShiftedConv,
+}
+#: stand after the 3x3 convolution, beside the DTF block
+_MIDDLE: dict[str, Callable[[int], nn.Module]] = {
+    "correlation": layers.CorrelationBlock,
+    "temporal-difference": layers.TemporalDifferenceBlock,
+}
+BLOCKS: tuple[str, ...] = ("2d", "dtf", "dtf-f", *_FIRST, *_MIDDLE)
+
+
+def dtf_net(
+    num_classes: int = 400,
+    depth: int = 50,
+    num_frames: int = 16,
+    block: Block = "dtf",
+    stages: Sequence[int] = STAGES,
+    num_blocks: int | None = None,
+    preset: Preset | DTFOptions = "paper",
+    aggregation: bool = True,
+    correlation: bool = True,
+    kernel_size: int = 3,
+    share: int = 16,
+    early_stride: int = 4,
+    dropout: float = 0.5,
+    width: float = 1.0,
+    layers: Sequence[int] | None = None,
+) -> C2DResNet:
+    """A C2D ResNet with temporal blocks (Section 3.4, Figure 5a).
+
+    Args:
+        num_classes: number of classes.
+        depth: 18, 34 (basic blocks), 50, 101 or 152 (bottlenecks).
+        num_frames: frames of a clip, a multiple of `early_stride`; the paper takes 16 to 64.
+        block: `dtf`; `dtf-f`, one filter for all positions; `dtf-1d` and `temporal-conv`, the first convolution of each
+            bottleneck over three frames; `dtf-1d+`, four such mixed at every position; `temporal-shift`,
+            `correlation`, `temporal-difference`; `2d`, none.
+        stages: which of the stages 2 to 5 have the block (Table 1c).
+        num_blocks: that many of their residual blocks, counted from the last one back, have it (Figure 6a); all by
+            default.
+        preset: `paper`, `author` (the released code), or `DTFOptions`.
+        aggregation, correlation: of the DTF block (Table 1b).
+        kernel_size: side of the neighbourhood.
+        share: G, channels that share a filter.
+        early_stride: frames a step of the first convolution.
+        dropout: probability before the classifier.
+        width: multiplies every channel number.
+        layers: residual blocks of the four stages, by default those of `depth`.
+
+    Raises:
+        ValueError: an unknown block or stage, or `num_frames` is no multiple of `early_stride`.
+    """
+    _check(block, num_frames, early_stride)
+    if not set(stages) <= set(STAGES):
+        raise ValueError(f"stages names some of {list(STAGES)}, not {list(stages)}")
+    counts = dict(zip(STAGES, LAYERS.get(depth, (0,) * 4) if layers is None else layers, strict=True))
+    places = [(stage, index) for stage in STAGES if stage in stages for index in range(counts[stage])]
+    chosen = _last(places, num_blocks)
+    make_dtf = _dtf_factory(block, num_frames // early_stride, preset, aggregation, correlation, kernel_size, share)
+
+    def first_conv(conv: nn.Conv2d, stage: int, index: int) -> nn.Module | None:
+        return _FIRST[block](conv) if block in _FIRST and (stage, index) in chosen else None
+
+    def mid_block(channels: int, stage: int, index: int) -> nn.Module | None:
+        make = make_dtf if block in ("dtf", "dtf-f") else _MIDDLE.get(block)
+        return make(channels) if make and (stage, index) in chosen else None
+
+    return C2DResNet(
+        depth,
+        num_classes,
+        dropout,
+        width=width,
+        layers=layers,
+        stem_stride=early_stride,
+        first_conv=first_conv,
+        mid_block=mid_block,
+    )
+
+
+def _check(block: str, num_frames: int, early_stride: int) -> None:
+    if block not in BLOCKS:
+        raise ValueError(f"block {block!r} is not known; choose one of {', '.join(BLOCKS)}")
+    if early_stride < 1 or num_frames < early_stride or num_frames % early_stride:
+        raise ValueError(f"num_frames={num_frames} is no multiple of early_stride={early_stride}")
+
+
+def _last(places: list[Any], number: int | None) -> list[Any]:
+    if number is None:
+        return places
+    if not 0 <= number <= len(places):
+        raise ValueError(f"num_blocks={number}, but there are {len(places)} places for the block")
+    return places[len(places) - number :]
+
+
+def _dtf_factory(
+    block: str,
+    frames: int,
+    preset: Preset | DTFOptions,
+    aggregation: bool,
+    correlation: bool,
+    kernel_size: int,
+    share: int,
+) -> Callable[[int], DTFBlock]:
+    return partial(
+        DTFBlock,
+        frames=frames,
+        kernel_size=kernel_size,
+        share=share,
+        aggregation=aggregation,
+        correlation=correlation,
+        dynamic=block == "dtf",
+        preset=preset,
+    )
+
+
+def dtf_blocks(network: nn.Module) -> dict[str, DTFBlock]:
+    """The DTF blocks of a network by their path in it, from the first to the last."""
+    return {name: module for name, module in network.named_modules() if isinstance(module, DTFBlock)}
+
+
+def grad_cam_layer(network: nn.Module) -> nn.Module:
+    """The module whose output (B,C,T,H,W) Grad-CAM looks at in Figure 7: the last stage, res5.
+
+    Raises:
+        ValueError: the network is none of this file.
+    """
+    if isinstance(network, C2DResNet):
+        return network.get_submodule("layer4")
+    raise ValueError(f"the Grad-CAM layer of {type(network).__name__} is not known; name a module of it")
+
+
+def resample_frames(network: C2DResNet, num_frames: int) -> C2DResNet:
+    """Turn a network for clips of another length into one for `num_frames`, keeping its filters; see
+    `DTFBlock.resampled`. Changes the network in place and returns it.
+
+    Raises:
+        ValueError: `num_frames` is no multiple of the frames that the first convolution takes in.
+    """
+    early_stride = network.stem_stride
+    if num_frames < early_stride or num_frames % early_stride:
+        raise ValueError(f"num_frames={num_frames} is no multiple of early_stride={early_stride}")
+    for name, block in dtf_blocks(network).items():
+        network.set_submodule(name, block.resampled(num_frames // early_stride))
+    return network
