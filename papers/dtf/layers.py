@@ -323,7 +323,7 @@ class DTFBlock(nn.Module):
                 f"this DTF block takes (batch, {self.channels}, {self.frames} frames, height, width), not "
                 f"{tuple(x.shape)}; for clips of another length use `resampled`"
             )
-        frames = x.transpose(1, 2).to(torch.promote_types(x.dtype, torch.float32))
+        frames = x.transpose(1, 2).to(torch.promote_types(x.dtype, torch.float32)).contiguous()
         if not self.aggregation and not self.correlation:
             return frames, None
         options, k = self.options, self.kernel_size

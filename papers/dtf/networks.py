@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+import torch
 from torch import nn
 
 from common.backbones import C2DResNet
 from common.backbones.c2d_resnet import LAYERS, STAGES
+from common.backbones.swin import C2DSwin
 from papers.dtf import layers
 from papers.dtf.layers import DTFBlock, DTFOptions, Preset
 
@@ -29,6 +31,7 @@ Block = Literal[
     "correlation",
     "temporal-difference",
 ]
+Network = TypeVar("Network", C2DResNet, C2DSwin)
 
 #: replace the first convolution of a residual block (Tables 1a and 1d)
 _FIRST: dict[str, Callable[[nn.Conv2d], nn.Module]] = {
@@ -92,13 +95,12 @@ def dtf_net(
     counts = dict(zip(STAGES, LAYERS.get(depth, (0,) * 4) if layers is None else layers, strict=True))
     places = [(stage, index) for stage in STAGES if stage in stages for index in range(counts[stage])]
     chosen = _last(places, num_blocks)
-    make_dtf = _dtf_factory(block, num_frames // early_stride, preset, aggregation, correlation, kernel_size, share)
+    make = _middle(block, num_frames // early_stride, preset, aggregation, correlation, kernel_size, share)
 
     def first_conv(conv: nn.Conv2d, stage: int, index: int) -> nn.Module | None:
         return _FIRST[block](conv) if block in _FIRST and (stage, index) in chosen else None
 
     def mid_block(channels: int, stage: int, index: int) -> nn.Module | None:
-        make = make_dtf if block in ("dtf", "dtf-f") else _MIDDLE.get(block)
         return make(channels) if make and (stage, index) in chosen else None
 
     return C2DResNet(
@@ -111,6 +113,61 @@ def dtf_net(
         first_conv=first_conv,
         mid_block=mid_block,
     )
+
+
+def dtf_transformer(
+    num_classes: int = 400,
+    size: Literal["t", "s", "b"] = "b",
+    num_frames: int = 64,
+    block: Block = "dtf",
+    stages: Sequence[int] = (1, 2, 3, 4),
+    num_blocks: int | None = None,
+    preset: Preset | DTFOptions = "paper",
+    aggregation: bool = True,
+    correlation: bool = True,
+    kernel_size: int = 3,
+    share: int = 16,
+    early_stride: int = 4,
+    dropout: float = 0.5,
+    **swin: Any,
+) -> C2DSwin:
+    """A Swin Transformer over frames with temporal blocks behind the attention over regular windows (Figure 5b).
+
+    At 224 x 224 the maps of the last stage are one window, so that none of its blocks shifts and all have the temporal
+    block: 13 in Swin-B, which gives the paper's multiply-adds.
+
+    Args:
+        size: `t`, `s` or `b`.
+        block: `dtf`, `dtf-f`, `correlation`, `temporal-difference` or `2d`.
+        stages: which of the stages 1 to 4 have the block.
+        num_blocks: that many blocks, counted from the last one back; all by default.
+        swin: `embed_dim`, `depths`, `heads`, `window`, `image_size`, `stochastic_depth` of
+            `common.backbones.swin.C2DSwin`.
+
+    The other arguments are those of `dtf_net`.
+
+    Raises:
+        ValueError: an unknown block, one that replaces a convolution, or `num_frames` is no multiple of `early_stride`.
+    """
+    _check(block, num_frames, early_stride)
+    if block in _FIRST:
+        raise ValueError(f"block {block!r} replaces a convolution, which a Swin Transformer does not have")
+    if not set(stages) <= {1, 2, 3, 4}:
+        raise ValueError(f"stages names some of [1, 2, 3, 4], not {list(stages)}")
+    make = _middle(block, num_frames // early_stride, preset, aggregation, correlation, kernel_size, share)
+    places: list[tuple[int, int]] = []
+
+    def build(mid_block: Callable[[int, int, int], nn.Module | None]) -> C2DSwin:
+        return C2DSwin(size, num_classes, dropout, early_stride, mid_block, **swin)
+
+    if make is None:
+        return build(lambda channels, stage, index: None)
+    if num_blocks is not None:
+        with torch.device("meta"):  # only asks which places there are
+            build(lambda channels, stage, index: places.append((stage, index)) if stage in stages else None)
+        chosen = _last(places, num_blocks)
+        return build(lambda channels, stage, index: make(channels) if (stage, index) in chosen else None)
+    return build(lambda channels, stage, index: make(channels) if stage in stages else None)
 
 
 def _check(block: str, num_frames: int, early_stride: int) -> None:
@@ -128,7 +185,7 @@ def _last(places: list[Any], number: int | None) -> list[Any]:
     return places[len(places) - number :]
 
 
-def _dtf_factory(
+def _middle(
     block: str,
     frames: int,
     preset: Preset | DTFOptions,
@@ -136,7 +193,9 @@ def _dtf_factory(
     correlation: bool,
     kernel_size: int,
     share: int,
-) -> Callable[[int], DTFBlock]:
+) -> Callable[[int], nn.Module] | None:
+    if block not in ("dtf", "dtf-f"):
+        return _MIDDLE.get(block)
     return partial(
         DTFBlock,
         frames=frames,
@@ -155,17 +214,19 @@ def dtf_blocks(network: nn.Module) -> dict[str, DTFBlock]:
 
 
 def grad_cam_layer(network: nn.Module) -> nn.Module:
-    """The module whose output (B,C,T,H,W) Grad-CAM looks at in Figure 7: the last stage, res5.
+    """The module whose output (B,C,T,H,W) Grad-CAM looks at in Figure 7: stage res5, or the last features of a Swin.
 
     Raises:
         ValueError: the network is none of this file.
     """
     if isinstance(network, C2DResNet):
         return network.get_submodule("layer4")
+    if isinstance(network, C2DSwin):
+        return network.permute
     raise ValueError(f"the Grad-CAM layer of {type(network).__name__} is not known; name a module of it")
 
 
-def resample_frames(network: C2DResNet, num_frames: int) -> C2DResNet:
+def resample_frames(network: Network, num_frames: int) -> Network:
     """Turn a network for clips of another length into one for `num_frames`, keeping its filters; see
     `DTFBlock.resampled`. Changes the network in place and returns it.
 
