@@ -4,6 +4,6 @@ Fuchen Long, Zhaofan Qiu, Yingwei Pan, Ting Yao, Chong-Wah Ngo, Tao Mei. ECCV, 2
 """
 
 from papers.dtf.lightning_module import DTFModule
-from papers.dtf.networks import dtf_net
+from papers.dtf.networks import dtf_net, dtf_transformer
 
-__all__ = ["DTFModule", "dtf_net"]
+__all__ = ["DTFModule", "dtf_net", "dtf_transformer"]
