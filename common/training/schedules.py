@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import lightning as L
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+from torch.optim.lr_scheduler import LambdaLR
 
 
 def cosine_with_warmup(
     optimizer: Optimizer, steps: int, warmup_steps: int = 0, warmup_start: float = 0.01
-) -> LRScheduler:
+) -> LambdaLR:
     """A cosine from the optimiser's learning rate to zero after `steps` steps, behind a linear warm-up.
+
+    One closed form of the step, so that a training may go on with another length or warm-up.
 
     Args:
         optimizer: its learning rates are the highest ones.
@@ -25,10 +29,13 @@ def cosine_with_warmup(
     if warmup_steps < 0 or not 0 < warmup_start <= 1:
         raise ValueError(f"warm-up of {warmup_steps} steps from {warmup_start}: give 0 or more, and a share in (0, 1]")
     warmup_steps = min(warmup_steps, steps - 1)
-    if warmup_steps < 1:
-        return CosineAnnealingLR(optimizer, max(steps, 1))
-    warmup = LinearLR(optimizer, warmup_start, total_iters=warmup_steps)
-    return SequentialLR(optimizer, [warmup, CosineAnnealingLR(optimizer, steps - warmup_steps)], [warmup_steps])
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return warmup_start + (1 - warmup_start) * step / warmup_steps
+        return 0.5 * (1 + math.cos(math.pi * min((step - warmup_steps) / max(steps - warmup_steps, 1), 1.0)))
+
+    return LambdaLR(optimizer, factor)
 
 
 def cosine_over_training(

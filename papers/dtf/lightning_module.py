@@ -45,6 +45,8 @@ class DTFModule(VideoClassificationModule):
         compile: run the network through `torch.compile`.
     """
 
+    restored = False  # from a checkpoint
+
     def __init__(
         self,
         backbone: Backbone = "resnet-50",
@@ -93,7 +95,7 @@ class DTFModule(VideoClassificationModule):
         return networks.dtf_transformer(size=size, **options)
 
     def setup(self, stage: str) -> None:
-        """Check the clip length of the data, and load the weights of the image network before a training begins."""
+        """Check that clips have the length that the filters are made for."""
         super().setup(stage)
         hparams: Any = self.hparams
         frames = (self.spec or {}).get("num_frames", hparams.num_frames)
@@ -102,7 +104,15 @@ class DTFModule(VideoClassificationModule):
                 f"the clips have {frames} frames, the filters are made for {hparams.num_frames}; "
                 f"set model.init_args.num_frames and data.init_args.num_frames to the same number"
             )
-        if stage == "fit" and hparams.image_weights and not hparams.pretrained and not self.trainer.ckpt_path:
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.restored = True
+
+    def on_fit_start(self) -> None:
+        """Load the weights of the image network before a training begins; one that goes on has its own."""
+        hparams: Any = self.hparams
+        if hparams.image_weights and not hparams.pretrained and not self.restored:
             rank_zero_info(load_imagenet(self.network, hparams.image_weights))
 
     def batch_figures(self, batch: Mapping[str, Any], outputs: Mapping[str, Tensor]) -> dict[str, Figure]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,9 +31,11 @@ def sgd(lr: float = 0.5) -> torch.optim.SGD:
 @pytest.mark.parametrize(("steps", "warmup"), [(20, 0), (20, 5), (1, 0), (1, 3), (2, 1)])
 def test_every_rate_is_the_formula(steps: int, warmup: int) -> None:
     optimizer = sgd()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's SequentialLR calls its own deprecated argument
-        found = rates(cosine_with_warmup(optimizer, steps, warmup, 0.01), optimizer, steps)
+    schedule = cosine_with_warmup(optimizer, steps, warmup, 0.01)
+    found = rates(schedule, optimizer, steps)
+    assert abs(optimizer.param_groups[0]["lr"]) < 1e-12
+    schedule.step()  # one more does no harm
+    assert abs(optimizer.param_groups[0]["lr"]) < 1e-12
     warmup = min(warmup, steps - 1)
     expected = [0.5 * (0.01 + 0.99 * step / warmup) for step in range(warmup)]
     rest = steps - warmup
@@ -47,6 +48,17 @@ def test_wrong_warmup_is_named() -> None:
         cosine_with_warmup(sgd(), 10, -1)
     with pytest.raises(ValueError, match="share in"):
         cosine_with_warmup(sgd(), 10, 1, 0.0)
+
+
+def test_a_training_can_go_on_longer() -> None:
+    optimizer = sgd()
+    short = cosine_with_warmup(optimizer, 1)
+    state = short.state_dict()
+    schedule = cosine_with_warmup(optimizer, 20, 5)
+    schedule.load_state_dict(state)
+    optimizer.step()
+    schedule.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * (0.01 + 0.99 / 5))
 
 
 class Module(L.LightningModule):

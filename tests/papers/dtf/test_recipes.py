@@ -16,6 +16,7 @@ from data.annotations import BENCHMARKS
 from data.demo import generate_temporal_order
 from data.prepare import main as prepare
 from papers.dtf import DTFModule, dtf_net
+from papers.dtf.reproduce import awaken, moving_picture
 from tests.data import test_prepare as official
 
 RECIPES = sorted((Path(__file__).resolve().parents[3] / "papers/dtf/recipes").glob("dtf-*.yaml"))
@@ -122,7 +123,8 @@ def test_a_run_from_image_weights_shows_filters_and_goes_on(
     datasets: Callable[[str], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = tmp_path / "image.pt"
-    torch.save(dtf_net(1000, block="2d", width=0.25, layers=[1, 1, 1, 1], early_stride=1).state_dict(), weights)
+    image_network = dtf_net(1000, block="2d", width=0.25, layers=[1, 1, 1, 1], early_stride=1)
+    torch.save(awaken(image_network, moving_picture(8, 96)[None]).state_dict(), weights)
     arguments = ["--config", str(KINETICS), *small(KINETICS, 8), *datasets("kinetics400")]
     arguments += ["--model.image_weights", str(weights), "--trainer.default_root_dir", str(tmp_path / "runs")]
     arguments += ["--data.num_clips", "1", "--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "1"]
