@@ -67,6 +67,7 @@ class C2DSwin(SwinTransformer):
         image_size: side of the pictures in training; only decides what is said above.
         embed_dim, depths, heads: of the network, by default those of `size`.
         window: side of the windows.
+        patch_norm: layer normalisation after the patch embedding.
         stochastic_depth: probability of dropping the last residual, by default that of `size`.
 
     Raises:
@@ -85,6 +86,7 @@ class C2DSwin(SwinTransformer):
         depths: Sequence[int] | None = None,
         heads: Sequence[int] | None = None,
         window: int = 7,
+        patch_norm: bool = True,
         stochastic_depth: float | None = None,
     ) -> None:
         if size not in SIZES:
@@ -103,7 +105,7 @@ class C2DSwin(SwinTransformer):
         self.stem_stride = stem_stride
         features: Any = self.features
         conv, _, norm = features[0]
-        features[0] = _PatchEmbedding(conv, norm, stem_stride)
+        features[0] = _PatchEmbedding(conv, norm if patch_norm else nn.Identity(), stem_stride)
         for number, stage in enumerate(features[1::2]):
             one_window = image_size // 4 // 2**number <= window
             for index, block in enumerate(stage):

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from common.backbones.c2d_resnet import fold_frames, unfold_frames
@@ -26,123 +27,193 @@ def _counting() -> bool:
     return uses_reference_implementation() and not torch.compiler.is_exporting()
 
 
-# Frame-wise aggregation (Eq. 6-8). A neighbourhood of k x k positions is visited one offset after the other. The maps
-# are padded and flattened, so that an offset is a shift by a number of positions and every step runs over whole maps.
+# Frame-wise aggregation (Eq. 6-8). A neighbourhood of k x k positions is visited one offset after the other, never
+# copied out. Clips are padded by k // 2 on every side, and one row more below. Flattened, an offset is then a shift by
+# a number of positions, and every step runs over whole maps; the columns in which rows meet are dropped at the end.
 
 
-def _padded_keys(keys: Tensor, k: int) -> Tensor:
+def _padded(frames: Tensor, k: int) -> Tensor:
     r = k // 2
-    return F.pad(keys, (r, r, r, r + 1)).flatten(-2)  # one row more: shifted maps end behind the last position
+    return F.pad(frames, (r, r, r, r + 1))
 
 
-def _correlate(query: Tensor, keys: Tensor, k: int) -> Tensor:
-    height, width = query.shape[-2:]
-    row = width + k - 1
-    padded, rows = _padded_keys(keys, k), F.pad(query, (0, k - 1)).flatten(-2)
-    size = height * row
-    products = torch.empty_like(rows)
-    out = query.new_empty(*query.shape[:-3], k * k, size)
-    for i in range(k * k):
-        start = i // k * row + i % k
-        torch.mul(rows, padded[..., start : start + size], out=products)
-        torch.sum(products, dim=-2, out=out[..., i, :])
-    return out.unflatten(-1, (height, row))[..., :width]
+class _Maps:
+    """Flat views of a padded clip (B,T,C,H+k,W+k-1): its frames, and as seen at every offset."""
 
+    def __init__(self, padded: Tensor, k: int) -> None:
+        self.k, self.row = k, padded.shape[-1]
+        self.height, self.width = padded.shape[-2] - k, self.row - k + 1
+        self.size = self.height * self.row
+        self.flat = padded.flatten(3)
 
-def _aggregate(weights: Tensor, keys: Tensor, k: int) -> Tensor:
-    height, width = keys.shape[-2:]
-    row = width + k - 1
-    padded, rows = _padded_keys(keys, k), F.pad(weights, (0, k - 1)).flatten(-2)
-    size = height * row
-    out = torch.zeros_like(padded[..., :size])
-    for i in range(k * k):
-        start = i // k * row + i % k
-        out.addcmul_(rows[..., i : i + 1, :], padded[..., start : start + size])
-    return out.unflatten(-1, (height, row))[..., :width]
+    def at(self, offset: int, flat: Tensor) -> Tensor:
+        start = offset // self.k * self.row + offset % self.k
+        return flat[..., start : start + self.size]
 
+    def centre(self, flat: Tensor) -> Tensor:
+        return self.at(self.k**2 // 2, flat)
 
-def _transposed(weights: Tensor, k: int) -> Tensor:
-    """Weights of the transposed aggregation: that from a position to each of its neighbours."""
-    height, width = weights.shape[-2:]
-    padded = F.pad(weights, (k // 2,) * 4)
-    return torch.stack(
-        [padded[..., k * k - 1 - i, i // k : i // k + height, i % k : i % k + width] for i in range(k * k)], dim=-3
-    )
+    def rows(self, maps: Tensor) -> Tensor:
+        """(...,H,W) as flat maps with rows as long as those of the padded clip."""
+        return F.pad(maps, (0, self.k - 1)).flatten(-2)
+
+    def cut(self, flat: Tensor) -> Tensor:
+        return flat.unflatten(-1, (self.height, self.row))[..., : self.width].contiguous()
+
+    def correlate(self, queries: Tensor, keys: Tensor) -> Tensor:
+        products = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
+        out = queries.new_empty(*queries.shape[:2], self.k**2, self.size)
+        for i in range(self.k**2):
+            torch.mul(queries, self.at(i, keys), out=products)
+            torch.sum(products, dim=2, out=out[:, :, i])
+        return self.cut(out)
 
 
 class _Correlation(torch.autograd.Function):
-    """Keeps its inputs alone. Correlation and aggregation are each other's derivatives."""
+    """Keeps the padded clip alone for its gradient, as does the aggregation, which is given the same one."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, keys: Tensor, k: int) -> Tensor:
-        ctx.save_for_backward(query, keys)
+    def forward(ctx: Any, padded: Tensor, k: int) -> Tensor:
+        ctx.save_for_backward(padded)
         ctx.k = k
-        return _correlate(query, keys, k)
+        maps = _Maps(padded, k)
+        return maps.correlate(maps.centre(maps.flat[:, :-1]), maps.flat[:, 1:])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        query, keys = ctx.saved_tensors
-        return _Aggregation.apply(grad, keys, ctx.k), _Aggregation.apply(_transposed(grad, ctx.k), query, ctx.k), None
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (padded,) = ctx.saved_tensors
+        maps = _Maps(padded, ctx.k)
+        queries, keys, rows = maps.centre(maps.flat[:, :-1]), maps.flat[:, 1:], maps.rows(grad)
+        out = torch.zeros_like(maps.flat)
+        of_queries, of_keys = maps.centre(out[:, :-1]), out[:, 1:]
+        for i in range(ctx.k**2):
+            of_queries.addcmul_(rows[:, :, i : i + 1], maps.at(i, keys))
+            maps.at(i, of_keys).addcmul_(rows[:, :, i : i + 1], queries)
+        return out.view_as(padded), None
 
 
 class _Aggregation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, keys: Tensor, k: int) -> Tensor:
-        ctx.save_for_backward(weights, keys)
+    def forward(ctx: Any, padded: Tensor, weights: Tensor, k: int) -> Tensor:
+        ctx.save_for_backward(padded, weights)
         ctx.k = k
-        return _aggregate(weights, keys, k)
+        maps = _Maps(padded, k)
+        keys, rows = maps.flat[:, 1:], maps.rows(weights)
+        out = maps.centre(maps.flat).clone(memory_format=torch.contiguous_format)
+        for i in range(k**2):
+            out[:, :-1].addcmul_(rows[:, :, i : i + 1], maps.at(i, keys))
+        return maps.cut(out)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        weights, keys = ctx.saved_tensors
-        return (
-            _Correlation.apply(grad, keys, ctx.k),
-            _Aggregation.apply(_transposed(weights, ctx.k), grad, ctx.k),
-            None,
-        )
+        padded, weights = ctx.saved_tensors
+        maps = _Maps(padded, ctx.k)
+        grad, rows = maps.rows(grad), maps.rows(weights)
+        out = torch.zeros_like(maps.flat)
+        maps.centre(out).copy_(grad)
+        of_keys = out[:, 1:]
+        for i in range(ctx.k**2):
+            maps.at(i, of_keys).addcmul_(rows[:, :, i : i + 1], grad[:, :-1])
+        return out.view_as(padded), maps.correlate(grad[:, :-1], maps.flat[:, 1:]), None
 
 
-def local_correlation(query: Tensor, keys: Tensor, k: int = 3) -> Tensor:
-    """Eq. 6: scalar products of every query with the k x k keys around its position, zero beyond the border.
-
-    No k*k copies of the keys are made, neither forward nor backward.
+def frame_correlation(frames: Tensor, k: int = 3) -> Tensor:
+    """Eq. 6: scalar products of every position with the k x k around it in the next frame, zero beyond the border.
 
     Args:
-        query, keys: (...,C,H,W).
+        frames: (B,T,C,H,W).
         k: odd side of the neighbourhood.
 
     Returns:
-        (...,k*k,H,W); offset i is (i // k - k // 2, i % k - k // 2) in (y, x).
+        (B,T-1,k*k,H,W); offset i is (i // k - k // 2, i % k - k // 2) in (y, x).
     """
-    if _counting():
-        return torch.stack([torch.einsum("...chw,...chw->...hw", query, key) for key in _neighbours(keys, k)], dim=-3)
-    if torch.compiler.is_exporting():
-        return torch.stack([(query * key).sum(-3) for key in _neighbours(keys, k)], dim=-3)
-    return _Correlation.apply(query, keys, k)
+    if _counting() or torch.compiler.is_compiling():
+        return _correlation_of(frames[:, :-1], frames[:, 1:], k)
+    return _Correlation.apply(_padded(frames, k), k)
 
 
-def local_aggregation(weights: Tensor, keys: Tensor, k: int = 3) -> Tensor:
-    """Eq. 7: sum of the k x k keys around every position, weighted; offsets and borders as in `local_correlation`.
+def frame_aggregation(frames: Tensor, weights: Tensor, k: int = 3) -> Tensor:
+    """Eq. 7 and 8: every frame but the last plus the weighted sum of the k x k around each position in the next one.
 
     Args:
-        weights: (...,k*k,H,W).
-        keys: (...,C,H,W).
+        frames: (B,T,C,H,W).
+        weights: (B,T-1,k*k,H,W), offsets as in `frame_correlation`.
         k: odd side of the neighbourhood.
 
     Returns:
-        (...,C,H,W).
+        (B,T,C,H,W).
     """
     if _counting():
-        return torch.einsum("...khw,...kchw->...chw", weights, torch.stack(_neighbours(keys, k), dim=-4))
-    if torch.compiler.is_exporting():
-        return sum(weights[..., i : i + 1, :, :] * key for i, key in enumerate(_neighbours(keys, k)))  # type: ignore[return-value]
-    return _Aggregation.apply(weights, keys, k)
+        sums = torch.einsum("btkhw,btkchw->btchw", weights, torch.stack(_neighbours(frames[:, 1:], k), dim=2))
+    elif torch.compiler.is_compiling():
+        sums = torch.zeros_like(frames[:, 1:])
+        for i, key in enumerate(_neighbours(frames[:, 1:], k)):
+            sums = sums + weights[:, :, i : i + 1] * key
+    else:
+        return _Aggregation.apply(_padded(frames, k), weights, k)
+    return frames + F.pad(sums, (0, 0, 0, 0, 0, 0, 0, 1))
 
 
 def _neighbours(keys: Tensor, k: int) -> list[Tensor]:
     height, width = keys.shape[-2:]
     padded = F.pad(keys, (k // 2,) * 4)
     return [padded[..., i // k : i // k + height, i % k : i % k + width] for i in range(k * k)]
+
+
+def _correlation_of(queries: Tensor, keys: Tensor, k: int) -> Tensor:
+    """The correlation in stock operators."""
+    if _counting():
+        parts = [torch.einsum("btchw,btchw->bthw", queries, key) for key in _neighbours(keys, k)]
+    else:
+        parts = [(queries * key).sum(2) for key in _neighbours(keys, k)]
+    return torch.stack(parts, dim=2)
+
+
+class _CircularConvolution(torch.autograd.Function):
+    """Sum over lags d of kernel[d] * frames[t - d], indices modulo T.
+
+    Frames are (B,T,K,G,S) for S positions, the kernel is (B or 1,T,K,1,S or 1).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, frames: Tensor, kernel: Tensor) -> Tensor:
+        ctx.save_for_backward(frames, kernel)
+        return _circular(frames, kernel, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        frames, kernel = ctx.saved_tensors
+        time = frames.shape[1]
+        of_frames = _circular(grad, kernel, -1) if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return of_frames, None
+        of_kernel = torch.empty_like(kernel)
+        dims = [i for i in range(5) if kernel.shape[i] == 1]
+        for lag in range(time):
+            # Frame by frame into one small map: the products of all frames are never held.
+            products = grad[:, :1] * frames[:, -lag % time].unsqueeze(1)
+            for t in range(1, time):
+                products.addcmul_(grad[:, t : t + 1], frames[:, (t - lag) % time].unsqueeze(1))
+            torch.sum(products, dim=dims, keepdim=True, out=of_kernel[:, lag : lag + 1])
+        return of_frames, of_kernel
+
+
+def _circular(frames: Tensor, kernel: Tensor, direction: int) -> Tensor:
+    """The convolution (`direction` 1) or its transpose (-1)."""
+    time = frames.shape[1]
+    out = kernel[:, :1] * frames
+    for lag in range(1, time):
+        tap, n = kernel[:, lag : lag + 1], lag if direction == 1 else time - lag
+        out[:, n:].addcmul_(tap, frames[:, : time - n])
+        out[:, :n].addcmul_(tap, frames[:, time - n :])
+    return out
+
+
+#: longest clip whose filters run as a circular convolution on the spot, by measurement (`bench_dtf`)
+_LONGEST_CONVOLUTION = 16
 
 
 @dataclass(frozen=True)
@@ -274,7 +345,7 @@ class DTFBlock(nn.Module):
         """
         with torch.no_grad():
             enhanced, correlation = self._enhanced(x)
-            real, imaginary = self._filter(enhanced, correlation).float().unbind(2)
+            real, imaginary = self._filter(enhanced, correlation).to(enhanced.dtype).unbind(2)
             return torch.complex(real, imaginary).transpose(1, 2).expand(len(x), -1, -1, *x.shape[3:])
 
     def kernel(self, x: Tensor) -> Tensor:
@@ -326,21 +397,18 @@ class DTFBlock(nn.Module):
         frames = x.transpose(1, 2).to(torch.promote_types(x.dtype, torch.float32)).contiguous()
         if not self.aggregation and not self.correlation:
             return frames, None
-        options, k = self.options, self.kernel_size
-        queries, keys = frames[:, :-1], frames[:, 1:]
-        plain = options.correlation_norm == "none"
-        scores = local_correlation(queries if plain else queries / self.channels, keys, k)
-        enhanced = frames
-        if self.aggregation:
-            attended = local_aggregation(scores if plain else scores.softmax(2), keys, k)
-            enhanced = torch.cat([queries + attended, frames[:, -1:]], dim=1)
+        k = self.kernel_size
+        softmax = self.options.correlation_norm == "softmax"
+        scores = frame_correlation(frames, k) / (self.channels if softmax else 1)
+        enhanced = (
+            frame_aggregation(frames, scores.softmax(2) if softmax else scores, k) if self.aggregation else frames
+        )
         if not self.correlation:
             return enhanced, None
-        if options.pairing == "next":
+        if self.options.pairing == "next":
             return enhanced, F.pad(scores, (0, 0, 0, 0, 0, 0, 0, 1))
-        first = frames[:, :1]
-        itself = local_correlation(first if plain else first / self.channels, first, k)
-        return enhanced, torch.cat([itself, scores], dim=1)
+        first = frame_correlation(frames[:, :1].expand(-1, 2, -1, -1, -1), k) / (self.channels if softmax else 1)
+        return enhanced, torch.cat([first, scores], dim=1)
 
     def _filter(self, enhanced: Tensor, correlation: Tensor | None) -> Tensor:
         """(B,M,2,K,H,W), K channels or groups of channels; a static filter is (1,M,2,C,1,1)."""
@@ -365,6 +433,12 @@ class DTFBlock(nn.Module):
     def _filtered(self, enhanced: Tensor, spectrum_filter: Tensor) -> Tensor:
         """IFFT(FFT(F') x filter) with what the preset puts between, (B,T,C,H,W)."""
         f = spectrum_filter.to(enhanced.dtype)
+        plain = self.mix is None and self.norm is None
+        if plain and self.frames <= _LONGEST_CONVOLUTION and not (_counting() or torch.compiler.is_compiling()):
+            # Eq. 3 the other way round: for short clips the convolution is less work than two transforms.
+            kernel = self.dft.inverse(f).flatten(3).unsqueeze(3)
+            y = _CircularConvolution.apply(enhanced.unflatten(2, (kernel.shape[2], -1)).flatten(4), kernel)
+            return y.view(enhanced.shape)
         shared = self.channels // f.shape[3]
         spectrum = self.dft(enhanced).unflatten(3, (f.shape[3], shared))
         f = f.unsqueeze(4)
@@ -511,7 +585,7 @@ class CorrelationBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         frames = x.transpose(1, 2)
         queries = frames[:, :-1] * (self.weight / len(self.weight))
-        scores = local_correlation(queries, frames[:, 1:].to(queries.dtype), self.kernel_size)
+        scores = _correlation_of(queries, frames[:, 1:], self.kernel_size)
         scores = F.pad(scores, (0, 0, 0, 0, 0, 0, 0, 1))
         return (frames + self.project(scores.flatten(0, 1)).view_as(frames)).transpose(1, 2)
 

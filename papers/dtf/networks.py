@@ -7,12 +7,13 @@ in `early_stride` frames a step, so that blocks see T / `early_stride` of them. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from common.backbones import C2DResNet
 from common.backbones.c2d_resnet import LAYERS, STAGES
@@ -141,7 +142,7 @@ def dtf_transformer(
         block: `dtf`, `dtf-f`, `correlation`, `temporal-difference` or `2d`.
         stages: which of the stages 1 to 4 have the block.
         num_blocks: that many blocks, counted from the last one back; all by default.
-        swin: `embed_dim`, `depths`, `heads`, `window`, `image_size`, `stochastic_depth` of
+        swin: `embed_dim`, `depths`, `heads`, `window`, `image_size`, `stochastic_depth`, `patch_norm` of
             `common.backbones.swin.C2DSwin`.
 
     The other arguments are those of `dtf_net`.
@@ -158,7 +159,9 @@ def dtf_transformer(
     places: list[tuple[int, int]] = []
 
     def build(mid_block: Callable[[int, int, int], nn.Module | None]) -> C2DSwin:
-        return C2DSwin(size, num_classes, dropout, early_stride, mid_block, **swin)
+        # The released code gives up the layer normalisation of the patches.
+        norm = {"patch_norm": preset != "author"}
+        return C2DSwin(size, num_classes, dropout, early_stride, mid_block, **{**norm, **swin})
 
     if make is None:
         return build(lambda channels, stage, index: None)
@@ -239,3 +242,70 @@ def resample_frames(network: Network, num_frames: int) -> Network:
     for name, block in dtf_blocks(network).items():
         network.set_submodule(name, block.resampled(num_frames // early_stride))
     return network
+
+
+def convert_author_weights(state: Mapping[str, Tensor], network: Network) -> dict[str, Tensor]:
+    """The state dict of the released code in the names and the order of this one's.
+
+    Args:
+        state: of the released ResNet or Swin; `common.backbones.imagenet.read_image_weights` reads a file.
+        network: of the same size, made with `preset="author"`.
+
+    Returns:
+        What `network.load_state_dict` takes. What the released code holds but never uses is left out.
+
+    Raises:
+        ValueError: the weights are not those of such a network.
+    """
+    blocks = dtf_blocks(network)
+    if isinstance(network, C2DSwin):
+        state = network.rename_image_weights(state)
+    own = network.state_dict()
+    converted: dict[str, Tensor] = {}
+    for name, value in state.items():
+        path, found, rest = name.replace(".dtf_blk.", ".dtf_block.").partition(".dtf_block.")
+        if found:
+            block = blocks.get(f"{path}.mid")
+            if (block is None and isinstance(network, C2DSwin)) or rest == "weights_cor":
+                continue  # shifted windows have a block that is never called; the other is a constant
+            key, value = f"{path}.mid.{_AUTHOR_NAMES.get(rest, rest)}", _author_value(rest, value, block)
+        elif isinstance(network, C2DSwin):
+            if re.fullmatch(r"features\.\d+\.\d+\.conv\.weight", name):
+                continue  # a convolution that is never called
+            key = re.sub(r"^fc\.", "head.", name)
+        else:
+            key = name
+            if value.dim() == 5 and key in own and own[key].dim() == 4:
+                value = value.squeeze(2)
+        converted[key] = value
+    wrong = [
+        n for n in {**own, **converted} if n not in own or n not in converted or own[n].shape != converted[n].shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"these are not the released weights of this {type(network).__name__}; make it with preset='author' and "
+            f"the same depth and clip length. {len(wrong)} tensors are missing, unknown or of another shape: "
+            + ", ".join(wrong[:4])
+        )
+    return converted
+
+
+_AUTHOR_NAMES = {
+    "filter_g.weight": "predict.weight",
+    "linear1.complex_weight": "mix",
+    "alpha1": "alpha",
+    "norm1.norm.running_mean": "norm.running_mean",
+    "norm1.norm.running_var": "norm.running_var",
+    "norm1.norm.num_batches_tracked": "norm.num_batches_tracked",
+}
+
+
+def _author_value(name: str, value: Tensor, block: DTFBlock | None) -> Tensor:
+    if block is not None and name == "filter_g.weight" and value.shape[1] % block.frames == 0:
+        # The predictor's inputs run over channels, then frames; here over frames, then channels.
+        return value.unflatten(1, (-1, block.frames)).transpose(1, 2).flatten(1, 2)
+    if name == "linear1.complex_weight":
+        return value.movedim(-1, 0)
+    if name in ("alpha1", "bias"):
+        return value.flatten()[:, None, None]
+    return value
