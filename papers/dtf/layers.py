@@ -146,7 +146,7 @@ def frame_aggregation(frames: Tensor, weights: Tensor, k: int = 3) -> Tensor:
         (B,T,C,H,W).
     """
     if _counting():
-        sums = torch.einsum("btkhw,btkchw->btchw", weights, torch.stack(_neighbours(frames[:, 1:], k), dim=2))
+        sums = torch.einsum("btkhw,btckhw->btchw", weights, _unfolded(frames[:, 1:], k))
     elif torch.compiler.is_compiling():
         sums = torch.zeros_like(frames[:, 1:])
         for i, key in enumerate(_neighbours(frames[:, 1:], k)):
@@ -165,10 +165,13 @@ def _neighbours(keys: Tensor, k: int) -> list[Tensor]:
 def _correlation_of(queries: Tensor, keys: Tensor, k: int) -> Tensor:
     """The correlation in stock operators."""
     if _counting():
-        parts = [torch.einsum("btchw,btchw->bthw", queries, key) for key in _neighbours(keys, k)]
-    else:
-        parts = [(queries * key).sum(2) for key in _neighbours(keys, k)]
-    return torch.stack(parts, dim=2)
+        return torch.einsum("btchw,btckhw->btkhw", queries, _unfolded(keys, k))
+    return torch.stack([(queries * key).sum(2) for key in _neighbours(keys, k)], dim=2)
+
+
+def _unfolded(keys: Tensor, k: int) -> Tensor:
+    """(B,T,C,H,W) -> (B,T,C,k*k,H,W): what the definitions are about, and all that a count needs."""
+    return F.unfold(keys.flatten(0, 1), k, padding=k // 2).view(*keys.shape[:3], k * k, *keys.shape[3:])
 
 
 class _CircularConvolution(torch.autograd.Function):
