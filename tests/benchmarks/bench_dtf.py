@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.bench_dtf [--quick]
 
-The obvious block unfolds k*k copies of the features, predicts a complex filter, repeats it over the channels that share
-it and multiplies by it between two Fourier transforms; its outputs and gradients are checked to be equal. The shapes are
-those of ResNet-50 with clips of 16 frames at 256 x 256 (4 frames in the blocks), and of longer clips. How the numbers come
-about: `bench_stft`, whose tables and allocator settings are used.
+The obvious block unfolds k*k copies of the features, predicts a complex filter, repeats it over the channels that
+share it and multiplies by it between two Fourier transforms; outputs and gradients are checked to be equal. The shapes
+are those of ResNet-50 with clips of 16 frames at 256 x 256 (4 frames in the blocks), and of longer clips. How the
+numbers come about: `bench_stft`, whose tables and allocator settings are used.
 """
 
 from __future__ import annotations
@@ -53,23 +53,19 @@ class Obvious(nn.Module):
         enhanced = x + F.pad(sums[:, :, 1:], (0, 0, 0, 0, 0, 1))
         if not author:
             scores = F.pad(scores[:, 1:], (0, 0, 0, 0, 0, 0, 0, 1))
-        features = (
-            torch.cat([enhanced, scores.transpose(1, 2)], dim=1).transpose(1, 2).reshape(batch, -1, height, width)
-        )
-        numbers = block.predict(features)
+        features = torch.cat([enhanced.transpose(1, 2), scores], dim=2)
+        numbers = block.predict(features.flatten(1, 2))
         if author:
             f = numbers.unsqueeze(2).expand(-1, -1, block.share, -1, -1)
             f = f.reshape(batch, channels, block.frequencies, 2, height, width)
         else:
-            f = numbers.view(batch, block.frequencies, 2, channels // block.share, height, width).permute(
-                0, 3, 1, 2, 4, 5
-            )
-            f = f.repeat_interleave(block.share, dim=1)
+            f = numbers.view(batch, block.frequencies, 2, channels // block.share, height, width)
+            f = f.permute(0, 3, 1, 2, 4, 5).repeat_interleave(block.share, dim=1)
         f = torch.view_as_complex(f.movedim(3, -1).contiguous())
         y = torch.fft.rfft(enhanced, dim=2, norm=options.fft_norm) * f
         if block.mix is not None and block.norm is not None:
             y = torch.matmul(torch.view_as_complex(block.mix.movedim(0, -1).contiguous()), y.flatten(2)).view(y.shape)
-            y = torch.view_as_complex(block.norm(torch.view_as_real(y).flatten(3).flatten(2, 2)).view(*y.shape, 2))
+            y = torch.view_as_complex(block.norm(torch.view_as_real(y).flatten(3)).view(*y.shape, 2))
         y = block.alpha.unsqueeze(1) * torch.fft.irfft(y, n=time, dim=2, norm=options.fft_norm)
         return (x if author else enhanced) + y + (0 if block.bias is None else block.bias.unsqueeze(1))
 
