@@ -5,15 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
 import skimage.data
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from common.datamodules.manifest import Manifest
-from common.reporting.demo import Trained, by_entry
-from common.reporting.plots import COLOURS, MARKERS, deviation, style
+from common.reporting.demo import Trained
+from common.reporting.plots import COLOURS, MARKERS, style
 from common.reporting.reproduce import Job, main
 from common.training.task import load_module
 from papers.dtf import visualise
@@ -96,47 +95,16 @@ def reaches(numbers: tuple[int, ...] = (0, 1, 2, 4, 8, 16), frames: int = 32) ->
 
 
 def figure6(job: Job | None = None) -> Figure:
-    """What lies behind Figure 6: frames of the input that one frame of the output sees, for a number of blocks; and the
-    accuracy on the temporal order clips, for as many blocks as were trained."""
+    """What lies behind Figure 6: frames of the input that one frame of the output sees, for a number of blocks."""
     numbers = (0, 1, 2, 4, 8, 16)
-    curve = _accuracies(job)
     with style():
-        figure = Figure(figsize=(10.4 if curve else 5.2, 3.8), layout="constrained")
-        axes = figure.subplots(1, 2 if curve else 1, squeeze=False)[0]
+        figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+        axes = figure.subplots()
         for i, (name, values) in enumerate(reaches(numbers).items()):
-            axes[0].plot(numbers, values, color=COLOURS[i], marker=MARKERS[i], label=name)
-        axes[0].set(
-            title="reach in time", xlabel="number of inserted blocks", ylabel="frames of 32 that an output sees"
-        )
-        axes[0].legend(fontsize=9)
-        if curve:
-            for i, (name, points) in enumerate(curve.items()):
-                mean = [100 * float(np.mean(accuracies)) for accuracies in points.values()]
-                bars = [100 * deviation(accuracies) for accuracies in points.values()]
-                axes[1].errorbar(list(points), mean, bars, color=COLOURS[i], marker=MARKERS[i], capsize=3, label=name)
-            axes[1].axhline(50, color="#888888", linestyle=":", label="chance")
-            axes[1].set(
-                title="temporal order clips, measured here",
-                xlabel="number of inserted blocks",
-                ylabel="top-1 accuracy (%)",
-            )
-            axes[1].set_xticks(sorted({x for points in curve.values() for x in points}))
-            axes[1].legend(fontsize=9)
+            axes.plot(numbers, values, color=COLOURS[i], marker=MARKERS[i], label=name)
+        axes.set(title="reach in time", xlabel="number of inserted blocks", ylabel="frames of 32 that an output sees")
+        axes.legend(fontsize=9)
     return figure
-
-
-def _accuracies(job: Job | None) -> dict[str, dict[int, list[float]]]:
-    """Network -> number of blocks -> accuracies of the seeds, from the demo."""
-    entries = {
-        "DTF_1d-Net": {1: "order/dtf-1d", 4: "order/dtf-1d-4"},
-        "DTF-Net": {1: "order/dtf", 4: "order/dtf-4"},
-    }
-    trained = by_entry(job.trained()) if job else {}
-    found = {
-        name: {n: [run.result.metrics["top1"] for run in trained[row]] for n, row in rows.items() if row in trained}
-        for name, rows in entries.items()
-    }
-    return {name: points for name, points in found.items() if points}
 
 
 def figure7(job: Job | None = None) -> Figure:
