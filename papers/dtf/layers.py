@@ -336,7 +336,7 @@ class DTFBlock(nn.Module):
         with without_autocast(x.device.type):
             filtered = self._filtered(enhanced, predicted)
             skipped = enhanced if self.options.skip == "enhanced" else x.transpose(1, 2)
-            out = torch.addcmul(skipped, filtered, self.alpha)
+            out = torch.addcmul(skipped.to(filtered.dtype), filtered, self.alpha.to(filtered.dtype))
             if self.bias is not None:
                 out = out + self.bias
         return out.to(x.dtype).transpose(1, 2)
@@ -418,7 +418,7 @@ class DTFBlock(nn.Module):
         if not self.dynamic:
             return self.filter[None, ..., None, None]
         features = enhanced if correlation is None else torch.cat([enhanced, correlation], dim=2)
-        predicted = self.predict(features.flatten(1, 2))
+        predicted = self.predict(features.flatten(1, 2).to(self.predict.weight.dtype))
         if self.options.expand == "author":
             index = self._sharing().permute(1, 2, 0).flatten().to(predicted.device)
             predicted = predicted.index_select(1, index)
@@ -436,9 +436,10 @@ class DTFBlock(nn.Module):
     def _filtered(self, enhanced: Tensor, spectrum_filter: Tensor) -> Tensor:
         """IFFT(FFT(F') x filter) with what the preset puts between, (B,T,C,H,W)."""
         f = spectrum_filter.to(enhanced.dtype)
-        plain = self.mix is None and self.norm is None
-        if plain and self.frames <= _LONGEST_CONVOLUTION and not (_counting() or torch.compiler.is_compiling()):
-            # Eq. 3 the other way round: for short clips the convolution is less work than two transforms.
+        plain = self.mix is None and self.norm is None and not _counting() and not torch.compiler.is_compiling()
+        if plain and self.frames <= _LONGEST_CONVOLUTION and enhanced.device.type == "cpu":
+            # Eq. 3 the other way round: for short clips the convolution is less work than two transforms. It takes many
+            # small steps, which cost little on a CPU alone.
             kernel = self.dft.inverse(f).flatten(3).unsqueeze(3)
             y = _CircularConvolution.apply(enhanced.unflatten(2, (kernel.shape[2], -1)).flatten(4), kernel)
             return y.view(enhanced.shape)
@@ -455,11 +456,11 @@ class DTFBlock(nn.Module):
             (a, b), (c, d) = spectrum.unbind(2), f.unbind(2)
             y = torch.stack([a * c - b * d, a * d + b * c], dim=2).flatten(3, 4)
             if self.mix is not None:
-                re, im = self.mix.unbind(0)
+                re, im = self.mix.to(y.dtype).unbind(0)
                 weight = torch.cat([torch.cat([re, -im], 1), torch.cat([im, re], 1)])
                 y = F.conv2d(y.flatten(2, 3).flatten(0, 1), weight[:, :, None, None]).view(y.shape)
         if self.norm is not None:
-            y = self.norm(y.flatten(0, 2)).view(y.shape)
+            y = self.norm(y.flatten(0, 2).to(self.alpha.dtype)).to(y.dtype).view(y.shape)
         return self.dft.inverse(y)
 
 

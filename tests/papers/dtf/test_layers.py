@@ -295,6 +295,29 @@ def test_autocast_agrees_with_float32(preset: str) -> None:
     assert (half - expected).abs().mean() < 0.05 * scale
 
 
+@pytest.mark.parametrize("preset", ["paper", "author"])
+def test_a_block_in_half_precision(preset: str) -> None:
+    torch.manual_seed(0)
+    block = DTFBlock(32, 4, preset=preset).eval()
+    nn.init.constant_(block.alpha, 0.05)
+    x = torch.randn(2, 32, 4, 6, 6)
+    expected = block(x)
+    found = block.bfloat16()(x.bfloat16())
+    assert found.dtype == torch.bfloat16
+    assert (found - expected).abs().mean() < 0.05 * (expected - x).abs().mean()
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("preset", ["paper", "author"])
+def test_compiled_and_traced_blocks_are_equal(preset: str) -> None:
+    torch.manual_seed(0)
+    block = trained(DTFBlock(32, 5, preset=preset)).eval()
+    x = torch.randn(1, 32, 5, 4, 3, dtype=torch.float64)
+    expected = block(x)
+    torch.testing.assert_close(torch.compile(block, backend="aot_eager", fullgraph=True)(x), expected)
+    torch.testing.assert_close(torch.jit.trace(block, x)(x), expected)
+
+
 def test_memory_order_does_not_matter() -> None:
     block = trained(DTFBlock(8, 4, share=4))
     x = torch.randn(2, 8, 4, 5, 3, dtype=torch.float64)
