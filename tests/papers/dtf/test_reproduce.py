@@ -64,7 +64,7 @@ def test_figure_2_shows_equal_curves() -> None:
 
 def test_figure_7_shows_the_network_of_the_demo(tmp_path: Path) -> None:
     data = tmp_path / "clips"
-    generate_motion(data, size=36, frames=8, train=1, val=1, test=1)
+    generate_motion(data, size=32, frames=8, train=1, val=1, test=1)
     recipe = ROOT / "papers/dtf/recipes/demo.yaml"
     places = ["--data.root", str(data), "--data.manifest", str(data / "manifest.csv")]
     small = ["--trainer.max_epochs", "1", "--trainer.default_root_dir", str(tmp_path), "--trainer.logger", "false"]
