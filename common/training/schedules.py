@@ -10,9 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 
-def cosine_with_warmup(
-    optimizer: Optimizer, steps: int, warmup_steps: int = 0, warmup_start: float = 0.01
-) -> LambdaLR:
+def cosine_with_warmup(optimizer: Optimizer, steps: int, warmup_steps: int = 0, warmup_start: float = 0.01) -> LambdaLR:
     """A cosine from the optimiser's learning rate to zero after `steps` steps, behind a linear warm-up.
 
     One closed form of the step, so that a training may go on with another length or warm-up.
