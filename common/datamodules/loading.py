@@ -1,4 +1,4 @@
-"""Datasets of videos, and the batch samplers, loader and base of every data module of labelled videos or images.
+"""Datasets of videos, and the batch samplers, loader and base of every data module.
 
 Nothing here depends on the number of loader workers: what a training sample is follows from (seed, epoch, video), what
 an evaluation batch holds from its number.
@@ -337,8 +337,8 @@ class ResumableLoader(DataLoader):
         }
 
 
-class LabelledDataModule(L.LightningDataModule):
-    """Loaders of labelled videos or images; a subclass makes the four datasets in ``setup``.
+class LoadingDataModule(L.LightningDataModule):
+    """Loaders of videos, images, persons, volumes; a subclass makes the four datasets in ``setup``.
 
     The trainer must be made with ``use_distributed_sampler=False``; the samplers share the files out themselves.
 
@@ -383,25 +383,6 @@ class LabelledDataModule(L.LightningDataModule):
         self.val_dataset: Any = None
         self.test_dataset: Any = None
         self.predict_dataset: Any = None
-
-    def _loaded(self) -> Any:
-        """The class names and the hash of the data, as `class_names` and `hash`; read on the first call."""
-        raise NotImplementedError
-
-    @property
-    def class_names(self) -> list[str]:
-        """Names by label."""
-        return list(self._loaded().class_names)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes in the class list."""
-        return len(self._loaded().class_names)
-
-    @property
-    def manifest_hash(self) -> str:
-        """SHA-256 of the class list and of the entries, or of the images of an archive."""
-        return self._loaded().hash
 
     def train_dataloader(self) -> DataLoader:
         """Random views in random order, resumable in the middle of an epoch."""
@@ -456,3 +437,26 @@ class LabelledDataModule(L.LightningDataModule):
             "pin_memory": torch.cuda.is_available(),
             "persistent_workers": self.num_workers > 0,
         }
+
+
+class LabelledDataModule(LoadingDataModule):
+    """Loaders of labelled videos or images. The arguments are those of :class:`LoadingDataModule`."""
+
+    def _loaded(self) -> Any:
+        """The class names and the hash of the data, as `class_names` and `hash`; read on the first call."""
+        raise NotImplementedError
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names by label."""
+        return list(self._loaded().class_names)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes in the class list."""
+        return len(self._loaded().class_names)
+
+    @property
+    def manifest_hash(self) -> str:
+        """SHA-256 of the class list and of the entries, or of the images of an archive."""
+        return self._loaded().hash
