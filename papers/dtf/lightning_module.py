@@ -34,11 +34,11 @@ class DTFModule(VideoClassificationModule):
         dropout: probability before the classifier.
         early_stride: frames that a step of the first convolution takes in.
         width, layers: of a ResNet other than the paper's: channels times `width`, residual blocks of the four stages.
-        image_weights: weights of the image network to start from: a file, `torchvision/<network>` or `timm/<network>`.
+        imagenet: weights of the image network to start from: a file, `torchvision/<network>` or `timm/<network>`.
         learning_rate: the highest; the paper's 0.04 is for DTF-Net, DTF-Transformer has 0.01.
         warmup_epochs: epochs in which the learning rate rises to it, from a hundredth.
         momentum, nesterov, weight_decay: of SGD.
-        pretrained: checkpoint to start from, in place of `image_weights`; the classifier is replaced when the classes
+        pretrained: checkpoint to start from, in place of `imagenet`; the classifier is replaced when the classes
             differ.
         views_per_forward: views passed through the network at once in evaluation; bounds the memory.
         average: views of a video are averaged as probabilities (the paper's scores) or logits.
@@ -62,7 +62,7 @@ class DTFModule(VideoClassificationModule):
         width: float = 1.0,
         layers: Sequence[int] | None = None,
         early_stride: int = 4,
-        image_weights: str | None = None,
+        imagenet: str | None = None,
         learning_rate: float = 0.04,
         warmup_epochs: float = 1.0,
         momentum: float = 0.9,
@@ -112,8 +112,8 @@ class DTFModule(VideoClassificationModule):
     def on_fit_start(self) -> None:
         """Load the weights of the image network before a training begins; one that goes on has its own."""
         hparams: Any = self.hparams
-        if hparams.image_weights and not hparams.pretrained and not self.restored:
-            rank_zero_info(load_imagenet(self.network, hparams.image_weights))
+        if hparams.imagenet and not hparams.pretrained and not self.restored:
+            rank_zero_info(load_imagenet(self.network, hparams.imagenet))
 
     def batch_figures(self, batch: Mapping[str, Any], outputs: Mapping[str, Tensor]) -> dict[str, Figure]:
         """Adds the mean response of the filters of every stage, on the first clips of the batch."""

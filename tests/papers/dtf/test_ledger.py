@@ -109,7 +109,7 @@ def test_the_counted_network_is_the_one_that_the_recipe_trains(ledger: Ledger) -
             assert own == counted, row.id
             if not swin:
                 assert network.arguments.get("depth", 50) == int(model["backbone"].split("-")[1])
-                assert f"resnet{model['backbone'].split('-')[1]}" in model["image_weights"]
+                assert f"resnet{model['backbone'].split('-')[1]}" in model["imagenet"]
 
 
 def test_demos_have_a_control_and_several_seeds(ledger: Ledger) -> None:

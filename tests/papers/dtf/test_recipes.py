@@ -40,7 +40,7 @@ def parts(recipe: Path) -> tuple[str, str, int, str]:
 
 
 def small(recipe: Path, frames: int = 4) -> list[str]:
-    options = [*DATA, *SMALL[parts(recipe)[0]], "--model.image_weights", "null"]
+    options = [*DATA, *SMALL[parts(recipe)[0]], "--model.imagenet", "null"]
     return [*options, "--data.num_frames", str(frames), "--model.num_frames", str(frames)]
 
 
@@ -123,10 +123,11 @@ def test_a_run_from_image_weights_shows_filters_and_goes_on(
     datasets: Callable[[str], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = tmp_path / "image.pt"
+    torch.manual_seed(0)
     image_network = dtf_net(1000, block="2d", width=0.25, layers=[1, 1, 1, 1], early_stride=1)
     torch.save(awaken(image_network, moving_picture(8, 96)[None]).state_dict(), weights)
     arguments = ["--config", str(KINETICS), *small(KINETICS, 8), *datasets("kinetics400")]
-    arguments += ["--model.image_weights", str(weights), "--trainer.default_root_dir", str(tmp_path / "runs")]
+    arguments += ["--model.imagenet", str(weights), "--trainer.default_root_dir", str(tmp_path / "runs")]
     arguments += ["--data.num_clips", "1", "--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "1"]
     first = run(["fit", *arguments, "--trainer.max_epochs", "1"])
     assert first.run_dir is not None
@@ -143,7 +144,7 @@ def test_a_run_from_image_weights_shows_filters_and_goes_on(
 
 def test_image_weights_that_cannot_be_had(datasets: Callable[[str], list[str]], capsys: pytest.CaptureFixture) -> None:
     arguments = ["fit", "--config", str(KINETICS), *small(KINETICS), *datasets("kinetics400")]
-    assert main([*arguments, "--model.image_weights", "nowhere.pt", "--trainer.fast_dev_run", "true"]) == 1
+    assert main([*arguments, "--model.imagenet", "nowhere.pt", "--trainer.fast_dev_run", "true"]) == 1
     assert "nowhere.pt" in capsys.readouterr().err
 
 

@@ -142,10 +142,10 @@ def test_command(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert out.read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     assert "a.mp4: " in printed
-    assert "of 1 x 1" in printed
+    assert "of 4 x 4" in printed
     assert visualise.main([*videos, *arguments]) == 2
     assert "--force" in capsys.readouterr().err
-    more = ["--force", "--target", "sit", "--block", "layer4.0.mid", "--layer", "layer1", "--position", "0", "0"]
+    more = ["--force", "--target", "sit", "--block", "layer2.0.mid", "--layer", "layer1", "--position", "0", "0"]
     assert visualise.main([videos[0], *arguments, *more]) == 0
 
 
