@@ -41,15 +41,26 @@ def unfold_frames(x: Tensor, batch: int) -> Tensor:
 
 
 class TemporalStem(nn.Conv3d):
-    """Convolution with temporal kernel = stride: (B,3,T,H,W) -> (B,out,T//stride,H/2,W/2), at most stride-1 frames at
-    the end are left out. Runs as a 2D convolution over groups of frames.
+    """The first convolution, with temporal kernel = stride: (B,3,T,H,W) -> (B,out,T//frames,H',W').
+
+    At most frames-1 frames at the end are left out. Runs as a 2D convolution over groups of frames.
+
+    Args:
+        out_channels: of the output.
+        frames: kernel and stride in time.
+        size, step, margin: kernel, stride and padding in space.
+        bias: whether it has one.
 
     Raises:
-        ValueError: the clip is shorter than `stride`.
+        ValueError: the clip is shorter than `frames`.
     """
 
-    def __init__(self, out_channels: int, stride: int) -> None:
-        super().__init__(3, out_channels, (stride, 7, 7), (stride, 2, 2), (0, 3, 3), bias=False)
+    def __init__(
+        self, out_channels: int, frames: int, size: int = 7, step: int = 2, margin: int = 3, bias: bool = False
+    ) -> None:
+        kernel, stride = (frames, size, size), (frames, step, step)
+        super().__init__(3, out_channels, kernel, stride, (0, margin, margin), bias=bias)
+        self.margin = margin
 
     def forward(self, x: Tensor) -> Tensor:
         step = self.stride[0]
@@ -57,7 +68,9 @@ class TemporalStem(nn.Conv3d):
             raise ValueError(f"the first convolution takes at least {step} frames, but the clip has {x.shape[2]}")
         time = x.shape[2] // step
         groups = x[:, :, : time * step].unflatten(2, (time, step)).movedim(3, 2)
-        y = F.conv2d(fold_frames(groups.flatten(1, 2)), self.weight.flatten(1, 2), None, (2, 2), (3, 3))
+        y = F.conv2d(
+            fold_frames(groups.flatten(1, 2)), self.weight.flatten(1, 2), self.bias, self.stride[1:], self.margin
+        )
         return unfold_frames(y, x.shape[0])
 
 

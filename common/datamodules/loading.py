@@ -112,8 +112,10 @@ class TrainDataset(VideoDataset):
         replace_unreadable: bool,
         expected: int | None = None,
         cache_decoded: bool = False,
+        resize_range: tuple[int, int] | None = None,
     ) -> None:
         super().__init__(items, expected, cache_decoded)
+        self.resize_range = resize_range
         self.spec, self.scales, self.horizontal_flip, self.seed = spec, tuple(scales), horizontal_flip, seed
         self.replace_unreadable = replace_unreadable
         self._errors = multiprocessing.Value("q", 0)
@@ -146,7 +148,9 @@ class TrainDataset(VideoDataset):
         else:
             indices = dense_indices(num_frames, spec.num_frames, spec.stride, generator)
         clip = get_frames(indices.tolist())
-        crop = random_multi_scale_crop(clip, spec.crop_size, generator, self.scales, self.horizontal_flip)
+        crop = random_multi_scale_crop(
+            clip, spec.crop_size, generator, self.scales, self.horizontal_flip, self.resize_range
+        )
         return normalise(crop, spec.mean, spec.std)
 
 

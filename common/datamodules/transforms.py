@@ -19,9 +19,18 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def random_multi_scale_crop(
-    clip: Tensor, size: int, generator: Generator, scales: Sequence[float] = SCALES, flip: bool = False
+    clip: Tensor,
+    size: int,
+    generator: Generator,
+    scales: Sequence[float] = SCALES,
+    flip: bool = False,
+    resize_range: tuple[int, int] | None = None,
 ) -> Tensor:
     """A square crop at a random place, its side a random scale times the short side, resized to ``size``.
+
+    With ``resize_range`` the crop is that of side ``size`` from frames whose short side was resized to a random whole
+    number of pixels in this range (the protocol of the residual networks for video). It is cut out first and resized
+    then, which is the same but for the rounding of its place and side, and never enlarges what is thrown away.
 
     Args:
         clip: uint8 (T, H, W, 3).
@@ -29,12 +38,16 @@ def random_multi_scale_crop(
         generator: source of scale, place and flip.
         scales: fractions of the short side, each in (0, 1].
         flip: mirror left and right with probability 1/2.
+        resize_range: smallest and largest short side in pixels, at least ``size``; takes the place of ``scales``.
 
     Returns:
         uint8 (T, 3, size, size).
     """
     height, width = clip.shape[1:3]
-    scale = scales[int(torch.randint(len(scales), (), generator=generator))]
+    if resize_range is None:
+        scale = scales[int(torch.randint(len(scales), (), generator=generator))]
+    else:
+        scale = size / int(torch.randint(resize_range[0], resize_range[1] + 1, (), generator=generator))
     side = min(height, width, max(1, round(scale * min(height, width))))
     top = int(torch.randint(height - side + 1, (), generator=generator))
     left = int(torch.randint(width - side + 1, (), generator=generator))

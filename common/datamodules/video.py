@@ -41,6 +41,9 @@ class VideoDataModule(LabelledDataModule):
         num_crops: test views in space, 1 or 3.
         horizontal_flip: mirror half of the training clips. Not for classes that differ by left and right.
         scales: multi-scale cropping in training, fractions of the short side.
+        resize_range: in training the short side is resized to a random number of pixels in this range before the crop,
+            in place of ``scales``; ``[256, 340]`` for example.
+        train_crop_size: side of a training clip in pixels; None: ``crop_size``.
         mean, std: normalisation per colour on the scale 0..1.
         num_workers: loader processes.
         eval_batch_size: videos per evaluation batch; None: as many as give about ``batch_size`` views.
@@ -74,6 +77,8 @@ class VideoDataModule(LabelledDataModule):
         num_crops: int = 1,
         horizontal_flip: bool = False,
         scales: tuple[float, ...] = SCALES,
+        resize_range: tuple[int, int] | None = None,
+        train_crop_size: int | None = None,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
         num_workers: int = 2,
@@ -90,12 +95,20 @@ class VideoDataModule(LabelledDataModule):
         super().__init__(batch_size, eval_batch_size, num_workers, seed, drop_last)
         if not scales or not all(0 < scale <= 1 for scale in scales):
             raise ValueError(f"scales is {tuple(scales)}; give fractions of the short side, above 0 and at most 1.")
+        if train_crop_size is not None and train_crop_size < 1:
+            raise ValueError(f"train_crop_size is {train_crop_size}; it must be at least 1.")
+        if resize_range is not None and not (train_crop_size or crop_size) <= resize_range[0] <= resize_range[1]:
+            raise ValueError(
+                f"resize_range is {tuple(resize_range)}; give the smallest and the largest short side, "
+                f"neither below the side of a training clip ({train_crop_size or crop_size})."
+            )
         if on_read_error not in ("raise", "replace"):
             raise ValueError(f"on_read_error is {on_read_error!r}; it must be raise or replace.")
         if on_missing not in ("raise", "drop"):
             raise ValueError(f"on_missing is {on_missing!r}; it must be raise or drop.")
         self.root, self.manifest_path = Path(root), manifest
         self.horizontal_flip, self.scales, self.cache_decoded = horizontal_flip, tuple(scales), cache_decoded
+        self.resize_range = None if resize_range is None else (int(resize_range[0]), int(resize_range[1]))
         self.on_read_error, self.on_missing, self.test_split = on_read_error, on_missing, test_split
         self.predict_paths = predict_paths
         self._given_names = class_names
@@ -103,6 +116,7 @@ class VideoDataModule(LabelledDataModule):
             num_frames, sampling, frame_stride, num_clips, num_crops, crop_size, resize, mean, std
         )
         self.val_spec = replace(self.clip_spec, num_clips=1, num_crops=1)
+        self.train_spec = replace(self.val_spec, crop_size=train_crop_size or crop_size, resize=None)
         self.manifest: Manifest | None = None
 
     # -- facts after setup ------------------------------------------------------------------------------------------
@@ -153,13 +167,14 @@ class VideoDataModule(LabelledDataModule):
                 warnings.warn(f"{len(empty)} classes have no training videos: {shown}.", stacklevel=2)
             self.train_dataset = TrainDataset(
                 manifest_items(part),
-                self.val_spec,
+                self.train_spec,
                 self.scales,
                 self.horizontal_flip,
                 self.seed,
                 self.on_read_error == "replace",
                 part.expected,
                 self.cache_decoded,
+                self.resize_range,
             )
         if stage in (None, "fit", "validate") and self.val_dataset is None and ("val" in have or stage == "validate"):
             self.val_dataset = self._eval_dataset("val", self.val_spec)

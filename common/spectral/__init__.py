@@ -1,5 +1,6 @@
 """Spectral filters and transforms, and the fast layers built on them. Depends on torch alone."""
 
+from common.spectral.dft import RealDFT, irdft_matrix, rdft_matrix
 from common.spectral.fused import STFTPointwise, checkpoint_once
 from common.spectral.stft import (
     S_FREQUENCIES,
@@ -33,15 +34,18 @@ __all__ = [
     "FixedTransform2d",
     "FourierTransform2d",
     "LearnableTransform2d",
+    "RealDFT",
     "STFTPointwise",
     "Transform2d",
     "checkpoint_once",
     "dct_matrix",
     "dft_matrix",
     "haar_matrix",
+    "irdft_matrix",
     "lowest_frequencies",
     "orthogonalized",
     "random_orthogonal",
+    "rdft_matrix",
     "reference_implementation",
     "slant_matrix",
     "stft_kernels",

@@ -7,5 +7,13 @@ from data.demo.digits import NAMES as DIGITS
 from data.demo.digits import generate_digits
 from data.demo.lamps import generate_lamps
 from data.demo.motion import MOTION_PAIRS, generate_motion
+from data.demo.temporal_order import generate_temporal_order
 
-__all__ = ["DIGITS", "MOTION_PAIRS", "generate_digits", "generate_lamps", "generate_motion"]
+__all__ = [
+    "DIGITS",
+    "MOTION_PAIRS",
+    "generate_digits",
+    "generate_lamps",
+    "generate_motion",
+    "generate_temporal_order",
+]

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import track
 
 from data.demo._folder import DemoError, make_folder
-from data.demo.motion import PICTURES, cut
+from data.demo._pictures import PICTURES, cut
 
 NAMES = (
     *("nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder"),

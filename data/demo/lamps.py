@@ -24,7 +24,8 @@ from rich.progress import track
 
 from common.datamodules.manifest import Entry, Manifest
 from data.demo._folder import DemoError, make_folder
-from data.demo.motion import MANIFEST, PICTURES, cut, relative_path, write_clip
+from data.demo._pictures import PICTURES, cut, write_clip
+from data.demo.motion import MANIFEST, relative_path
 
 CLASSES = ("rare_together", "rare_apart", "often_together", "often_apart")
 """The classes, in the order of their labels."""

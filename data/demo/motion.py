@@ -17,26 +17,22 @@ exactly 50 % within the pairs, on any split.
 from __future__ import annotations
 
 import argparse
-import importlib.resources
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from functools import cache
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from torch.nn import functional as F
 
 from common.datamodules.manifest import Entry, Manifest
 from data.demo._folder import DemoError, make_folder
+from data.demo._pictures import PICTURES, cut, outline, warp, write_clip
 
 MOTION_PAIRS = (
     ("move_left", "move_right"),
@@ -46,27 +42,8 @@ MOTION_PAIRS = (
 )
 """The classes, in the order of their labels; the second of a pair is the first played backwards."""
 
-PICTURES = {
-    "train": (
-        "astronaut.png",
-        "brick.png",
-        "camera.png",
-        "coffee.png",
-        "coins.png",
-        "grass.png",
-        "hubble_deep_field.jpg",
-        "motorcycle_left.png",
-        "page.png",
-        "retina.jpg",
-    ),
-    "val": ("cell.png", "chelsea.png", "clock_motion.png", "gravel.png"),
-    "test": ("ihc.png", "moon.png", "rocket.jpg", "text.png"),
-}
-"""Pictures of scikit-image's data folder that each split is made from; no picture is in two splits."""
-
 MANIFEST = "manifest.csv"
 VERSION = 1  # of what the generator draws; raise it when the same parameters give other clips
-QUANTISER = 26  # constant, for every frame: compression is visible, motion stays clear
 _OVERSAMPLING = 2
 _MARGIN = 0.1  # of the side; background beyond the frame that camera shake may show
 
@@ -220,107 +197,23 @@ def render(scene: Scene, size: int) -> NDArray[np.uint8]:
     contrast = rng.uniform(0.25, 0.4) * (1 if level < 0.5 else -1)
     backdrop = cut(scene.background_picture, math.ceil(fine * (1 + 2 * _MARGIN)), (0.4, 0.9), level, rng)
     piece = cut(scene.object_picture, math.ceil(fine * scene.diameter.max()), (0.2, 0.5), level + contrast, rng)
-    outline = _outline(piece.shape[-1], rng)
-    sprite = torch.from_numpy(np.concatenate([piece * outline, outline]).astype(np.float32))  # alpha premultiplied
+    alpha = outline(piece.shape[-1], rng)
+    sprite = torch.from_numpy(np.concatenate([piece * alpha, alpha]).astype(np.float32))  # alpha premultiplied
 
     centre = 2 * (scene.centre + scene.shake) - 1  # frame coordinates of grid_sample: -1 to 1
     cos, sin = np.cos(scene.angle), np.sin(scene.angle)
     # y points down, so that this rotation is clockwise as seen; a picture is sampled through the inverse motion.
     inverse = np.stack([np.stack([cos, sin], -1), np.stack([-sin, cos], -1)], -2) / scene.diameter[:, None, None]
     shift = -np.einsum("tij,tj->ti", inverse, centre)
-    objects = _warp(sprite, np.concatenate([inverse, shift[..., None]], -1), fine)
+    objects = warp(sprite, np.concatenate([inverse, shift[..., None]], -1), fine)
     visible = 1 / (1 + 2 * _MARGIN)
     still = np.tile(np.eye(2) * visible, (frames, 1, 1))
     camera = np.concatenate([still, -2 * visible * scene.shake[..., None]], -1)
-    video = _warp(torch.from_numpy(backdrop.astype(np.float32)), camera, fine)
+    video = warp(torch.from_numpy(backdrop.astype(np.float32)), camera, fine)
 
     video = objects[:, :3] + (1 - objects[:, 3:]) * video
     video = F.avg_pool2d(video, _OVERSAMPLING) * torch.from_numpy(scene.gain.astype(np.float32))[:, None, None, None]
     return (255 * video.clamp(0, 1)).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
-
-
-def _warp(picture: torch.Tensor, affine: NDArray[np.float64], side: int) -> torch.Tensor:
-    """Sample (C, H, W) through (T, 2, 3) maps from frame to picture coordinates: (T, C, side, side), 0 outside."""
-    count, channels = len(affine), picture.shape[0]
-    grid = F.affine_grid(torch.from_numpy(affine.astype(np.float32)), [count, channels, side, side], False)
-    return F.grid_sample(picture.expand(count, -1, -1, -1), grid, align_corners=False)
-
-
-@cache
-def _picture(name: str) -> Image.Image:
-    """A picture of the installed scikit-image; read as a file, so that nothing is ever downloaded."""
-    try:
-        with importlib.resources.files("skimage").joinpath("data", name).open("rb") as file:
-            return Image.open(file).convert("RGB")
-    except OSError as error:
-        raise DemoError(f"scikit-image carries no readable {name} ({error}): reinstall scikit-image") from None
-
-
-def cut(
-    name: str, side: int, extent: tuple[float, float], level: float, rng: np.random.Generator
-) -> NDArray[np.float64]:
-    """Cut a square out of a picture: (3, side, side) in 0..1 with mean `level`, equal contrast and a tint.
-
-    `extent` is the range of the square's side as a share of the picture's shorter side. Of four random cuts the one
-    with most contrast is taken, which keeps out empty sky.
-    """
-    picture = _picture(name)
-    boxes = []
-    for _ in range(4):
-        edge = rng.uniform(*extent) * min(picture.size)
-        x, y = rng.uniform(0, picture.width - edge), rng.uniform(0, picture.height - edge)
-        boxes.append((x, y, x + edge, y + edge))
-    samples = [np.asarray(picture.resize((16, 16), Image.Resampling.NEAREST, box)).mean(-1) for box in boxes]
-    box = boxes[int(np.argmax([sample.std() for sample in samples]))]
-    pixels = np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC, box), dtype=np.float64)
-    best = pixels.transpose(2, 0, 1) / 255
-    if rng.random() < 0.5:
-        best = best[:, :, ::-1]
-    best = level + (best - best.mean()) * 0.17 / max(float(best.mean(0).std()), 0.02)
-    tint = rng.uniform(0.6, 1.0, size=3)
-    return np.clip(best * (tint / tint.mean())[:, None, None], 0, 1)
-
-
-def _outline(side: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Irregular longish shape without symmetry, so that a turn shows: (1, side, side), 1 inside, 0 outside."""
-    axis = (np.arange(side) + 0.5) / side * 2 - 1
-    y, x = np.meshgrid(axis, axis, indexing="ij")
-
-    waves = np.arange(1, 5)[:, None]
-    size, phase = rng.uniform(0.02, 0.12, size=(4, 1)), rng.uniform(0, 2 * np.pi, size=(4, 1))
-    narrow = rng.uniform(0.5, 0.8)
-
-    def radius(angle: NDArray[np.float64]) -> NDArray[np.float64]:
-        ellipse = narrow / np.hypot(narrow * np.cos(angle), np.sin(angle))
-        flat = angle.reshape(1, -1)
-        return ellipse * (1 + (size * np.cos(waves * flat + phase)).sum(0).reshape(angle.shape))
-
-    largest = radius(np.linspace(0, 2 * np.pi, 360)).max()
-    inside = 0.97 * radius(np.arctan2(y, x)) / largest - np.hypot(x, y)
-    return np.clip(0.5 + inside * side / 2, 0, 1)[None]
-
-
-def write_clip(
-    path: Path, frames: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], fps: int, quantiser: int = QUANTISER
-) -> None:
-    """Write (T, H, W, 3) uint8 RGB frames as H.264 in which every frame is coded alone with the same quantiser.
-
-    With quantiser 0 nothing is lost, but for the colours at half resolution.
-    """
-    height, width = frames[0].shape[:2]
-    with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
-        # One thread and no look-ahead: what a frame looks like after coding depends on that frame alone.
-        options = {"qp": str(quantiser), "preset": "veryfast", "threads": "1", "x264-params": "keyint=1:scenecut=0"}
-        stream = container.add_stream("libx264", rate=Fraction(fps), options=options)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for packet in _packets(stream, frames):
-            container.mux(packet)
-
-
-def _packets(stream: av.VideoStream, frames: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> Iterator[av.Packet]:
-    for frame in frames:
-        yield from stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"))
-    yield from stream.encode()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -56,6 +56,32 @@ def test_crops_are_squares_of_the_scales_anywhere():
     assert min(row + column for row, column in corners) < 20
 
 
+def test_resize_range_crops_as_if_the_short_side_were_resized_first():
+    clip = coordinates(100, 200, 1)
+    sides, columns = [], []
+    for seed in range(200):
+        out = random_multi_scale_crop(clip, 80, sample_generator(seed), resize_range=(80, 160))[0].float()
+        sides.append(float(out[0, -1, 0] - out[0, 0, 0]) + 1)
+        columns.append(float(out[1, 0, 0]))
+    assert 48 <= min(sides) < 55  # 80 of 160 pixels of the short side
+    assert 95 < max(sides) <= 100  # all of it
+    # uniform in the size, so the side has a mean of 100 * log(2), not 75
+    assert abs(sum(sides) / len(sides) - 69.3) < 3
+    assert min(columns) < 10
+    assert max(columns) > 130
+
+
+def test_resize_range_is_a_resized_crop():
+    y, x = np.mgrid[0:120, 0:160]
+    grey = (128 + 60 * np.sin(x / 9) + 60 * np.cos(y / 11)).astype(np.uint8)
+    clip = torch.from_numpy(np.repeat(grey[None, ..., None], 3, axis=-1).copy())
+    # 240 pixels, twice as many: the crop of 240 is the square of the short side, anywhere along the long one
+    crop = random_multi_scale_crop(clip, 240, sample_generator(3), resize_range=(240, 240)).float()
+    whole = interpolate(clip.permute(0, 3, 1, 2).float(), size=(240, 320), mode="bilinear", antialias=True)
+    errors = [(whole[..., left : left + 240] - crop).abs().mean() for left in range(81)]
+    assert min(errors) < 1
+
+
 def test_flip_half_of_the_clips_and_only_if_enabled():
     clip = coordinates(32, 32, 1)
     mirrored = 0

@@ -435,6 +435,9 @@ def test_class_without_training_videos_is_warned_of(data, tmp_path):
         {"batch_size": 0},
         {"scales": ()},
         {"scales": (1.5,)},
+        {"resize_range": (100, 340)},  # below the crop of 112
+        {"resize_range": (340, 256)},
+        {"train_crop_size": 0},
         {"seed": -1},
         {"on_read_error": "skip"},
         {"on_missing": "skip"},
@@ -445,6 +448,18 @@ def test_class_without_training_videos_is_warned_of(data, tmp_path):
 def test_wrong_options_are_named(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         VideoDataModule(".", **options)
+
+
+def test_training_can_have_a_crop_and_a_resizing_of_its_own(data):
+    dm = module(data, resize_range=[20, 30], train_crop_size=12, resize=20)
+    dm.setup("fit")
+    batch = next(iter(dm.train_dataloader()))
+    assert batch["video"].shape == (3, 3, 4, 12, 12)
+    assert next(iter(dm.val_dataloader()))["video"].shape[-2:] == (16, 16)
+    assert "4 frames of 12 x 12" in dm.describe()
+    other = module(data, scales=[12 / 30, 12 / 20], train_crop_size=12)
+    other.setup("fit")
+    assert not torch.equal(next(iter(other.train_dataloader()))["video"], batch["video"])
 
 
 def test_drop_last_without_a_full_step(data):

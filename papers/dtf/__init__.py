@@ -1,0 +1,9 @@
+"""Dynamic Temporal Filtering in Video Models.
+
+Fuchen Long, Zhaofan Qiu, Yingwei Pan, Ting Yao, Chong-Wah Ngo, Tao Mei. ECCV, 2022.
+"""
+
+from papers.dtf.lightning_module import DTFModule
+from papers.dtf.networks import dtf_net, dtf_transformer
+
+__all__ = ["DTFModule", "dtf_net", "dtf_transformer"]

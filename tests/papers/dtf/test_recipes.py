@@ -1,0 +1,194 @@
+"""Every recipe runs through the real command on tiny data in the dataset's own format, and says what the paper says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
+
+from common.training.cli import main, run
+from data.annotations import BENCHMARKS
+from data.demo import generate_temporal_order
+from data.prepare import main as prepare
+from papers.dtf import DTFModule, dtf_net
+from papers.dtf.reproduce import awaken, moving_picture
+from tests.data import test_prepare as official
+
+RECIPES = sorted((Path(__file__).resolve().parents[3] / "papers/dtf/recipes").glob("dtf-*.yaml"))
+DEMOS = sorted((Path(__file__).resolve().parents[3] / "papers/dtf/recipes").glob("demo*.yaml"))
+WRITERS: dict[str, Callable] = {
+    "something-v1": official.something_v1,
+    "something-v2": official.something_v2,
+    "kinetics400": official.kinetics400,
+}
+DATA = ["--data.crop_size", "32", "--data.train_crop_size", "24", "--data.resize_range", "[32, 40]"]
+DATA += ["--data.resize", "32", "--data.batch_size", "2", "--data.num_workers", "0"]
+SMALL = {
+    "dtf-net": ["--model.width", "0.25", "--model.layers", "[1, 1, 1, 1]"],
+    "dtf-transformer": ["--model.backbone", "swin-t"],
+}
+
+
+def parts(recipe: Path) -> tuple[str, str, int, str]:
+    method, backbone, frames, dataset = recipe.stem.split("_")
+    return method, backbone, int(frames.removesuffix("f")), dataset
+
+
+def small(recipe: Path, frames: int = 4) -> list[str]:
+    options = [*DATA, *SMALL[parts(recipe)[0]], "--model.imagenet", "null"]
+    return [*options, "--data.num_frames", str(frames), "--model.num_frames", str(frames)]
+
+
+@pytest.fixture(scope="session")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
+    """A function from a dataset's name to the arguments that point a recipe at a tiny copy of it."""
+    made: dict[str, list[str]] = {}
+
+    def make(name: str) -> list[str]:
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            case = WRITERS[name](folder / "videos", folder / "annotations")
+            manifest = folder / "manifest.csv"
+            places = ["--root", str(folder / "videos"), "--annotations", str(folder / "annotations")]
+            assert prepare([name, *places, "--out", str(manifest), "--workers", "0", *case.options]) == 0
+            made[name] = ["--data.root", str(folder / "videos"), "--data.manifest", str(manifest)]
+            made[name] += ["--model.num_classes", str(len(case.classes))]
+        return made[name]
+
+    return make
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_says_what_the_paper_says(recipe: Path) -> None:
+    content = yaml.safe_load(recipe.read_text())
+    model, data, trainer = content["model"]["init_args"], content["data"]["init_args"], content["trainer"]
+    method, backbone, frames, name = parts(recipe)
+    kinetics, swin = name == "kinetics400", method == "dtf-transformer"
+    assert model["backbone"] == backbone
+    assert model["num_frames"] == data["num_frames"] == frames
+    assert model["num_classes"] == BENCHMARKS[name].published["classes"]
+    assert model["learning_rate"] == (0.01 if swin else 0.04)
+    assert data["horizontal_flip"] == kinetics
+    assert data["resize_range"] == [256, 340]
+    assert data.get("train_crop_size", data["crop_size"]) == 224
+    assert data["crop_size"] == data["resize"] == (224 if swin else 256)
+    assert data.get("num_clips", 1) == (1 if not kinetics else 4 if swin else 10)
+    assert data["num_crops"] == 3
+    assert data["batch_size"] * trainer["accumulate_grad_batches"] == 256
+    assert trainer["max_epochs"] == (128 if kinetics else 64)
+    defaults = DTFModule(num_classes=2, width=0.25, backbone="resnet-18").hparams
+    assert (defaults["weight_decay"], defaults["dropout"]) == (1e-4, 0.5)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_runs(recipe: Path, datasets: Callable[[str], list[str]]) -> None:
+    arguments = ["--config", str(recipe), *small(recipe), *datasets(parts(recipe)[3]), "--trainer.fast_dev_run", "true"]
+    assert main(["fit", *arguments]) == 0
+    assert main(["test", *arguments]) == 0
+
+
+KINETICS = next(recipe for recipe in RECIPES if recipe.stem == "dtf-net_resnet-50_16f_kinetics400")
+
+
+@pytest.mark.parametrize("block", ["2d", "dtf-1d", "dtf-1d+", "dtf-f", "temporal-conv", "correlation"])
+def test_every_block_trains(block: str, datasets: Callable[[str], list[str]]) -> None:
+    arguments = ["--config", str(KINETICS), *small(KINETICS), *datasets("kinetics400"), "--model.block", block]
+    assert main(["fit", *arguments, "--trainer.fast_dev_run", "true"]) == 0
+
+
+TRAINING_OPTIONS = {
+    "author": ["--model.preset", "author", "--model.num_blocks", "2"],
+    "stages": ["--model.stages", "[4, 5]", "--model.aggregation", "false"],
+    "bf16": ["--trainer.precision", "bf16-mixed"],
+    "compile": ["--model.compile", "true"],
+    "ddp": ["--trainer.devices", "2", "--trainer.strategy", "ddp_spawn"],
+}
+
+
+@pytest.mark.parametrize(
+    "option", [pytest.param(o, marks=pytest.mark.slow if o in ("compile", "ddp") else ()) for o in TRAINING_OPTIONS]
+)
+def test_recipe_runs_with_options(option: str, datasets: Callable[[str], list[str]]) -> None:
+    arguments = ["--config", str(KINETICS), *small(KINETICS, 8), *datasets("kinetics400")]
+    arguments += ["--trainer.accelerator", "cpu", "--trainer.fast_dev_run", "1", *TRAINING_OPTIONS[option]]
+    assert main(["fit", *arguments]) == 0
+
+
+def test_a_run_from_image_weights_shows_filters_and_goes_on(
+    datasets: Callable[[str], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "image.pt"
+    torch.manual_seed(0)
+    image_network = dtf_net(1000, block="2d", width=0.25, layers=[1, 1, 1, 1], early_stride=1)
+    torch.save(awaken(image_network, moving_picture(8, 96)[None]).state_dict(), weights)
+    arguments = ["--config", str(KINETICS), *small(KINETICS, 8), *datasets("kinetics400")]
+    arguments += ["--model.imagenet", str(weights), "--trainer.default_root_dir", str(tmp_path / "runs")]
+    arguments += ["--data.num_clips", "1", "--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "1"]
+    first = run(["fit", *arguments, "--trainer.max_epochs", "1"])
+    assert first.run_dir is not None
+    events = EventAccumulator(str(first.run_dir), size_guidance={IMAGES: 0}).Reload()
+    assert "filter response" in events.Tags()["images"]
+    assert "lr-SGD" in events.Tags()["scalars"]
+    weights.unlink()  # neither going on nor predicting needs it
+    more = run(["fit", *arguments, "--trainer.max_epochs", "2", "--ckpt_path", "last"])
+    assert more.trainer.current_epoch == 2
+    video = next((Path(datasets("kinetics400")[1])).rglob("*.mp4"))
+    assert more.run_dir is not None
+    assert main(["predict", "--checkpoint", str(more.run_dir / "last.ckpt"), str(video)]) == 0
+
+
+def test_image_weights_that_cannot_be_had(datasets: Callable[[str], list[str]], capsys: pytest.CaptureFixture) -> None:
+    arguments = ["fit", "--config", str(KINETICS), *small(KINETICS), *datasets("kinetics400")]
+    assert main([*arguments, "--model.imagenet", "nowhere.pt", "--trainer.fast_dev_run", "true"]) == 1
+    assert "nowhere.pt" in capsys.readouterr().err
+
+
+def test_wrong_choices_are_named(datasets: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["fit", "--config", str(KINETICS), *small(KINETICS), *datasets("kinetics400")]
+    assert main([*arguments, "--data.num_frames", "8", "--trainer.fast_dev_run", "true"]) == 1
+    assert "the clips have 8 frames, the filters are made for 4" in capsys.readouterr().err
+    assert main([*arguments, "--model.block", "dft"]) == 2
+    assert "dtf" in capsys.readouterr().err
+    assert main([*arguments, "--model.backbone", "swin-t"]) == 1
+    assert "width and layers are for ResNets, not swin-t" in capsys.readouterr().err
+
+
+def test_optimiser_of_section_4_1() -> None:
+    module = DTFModule(num_classes=3, backbone="resnet-18", width=0.25)
+
+    class Trainer:
+        estimated_stepping_batches, max_epochs = 1280, 128
+
+    module._trainer = Trainer()  # type: ignore[assignment]
+    config: Any = module.configure_optimizers()
+    group = config["optimizer"].param_groups[0]
+    assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 1e-4, True)
+    assert len(group["params"]) == len(list(module.network.parameters()))
+    rates = []
+    for _ in range(1280):
+        rates.append(group["lr"])
+        config["optimizer"].step()
+        config["lr_scheduler"]["scheduler"].step()
+    assert rates[0] == pytest.approx(0.0004)  # one epoch of ten steps from a hundredth
+    assert rates[10] == max(rates) == pytest.approx(0.04)
+    assert rates[10 + 635] == pytest.approx(0.02)
+    assert rates[-1] < 1e-6
+
+
+@pytest.mark.parametrize("recipe", DEMOS, ids=lambda path: path.stem)
+def test_demo_recipes_run(recipe: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load(recipe.read_text())
+    if config["model"]["init_args"]["num_classes"] == 2:
+        generate_temporal_order(tmp_path / "clips", size=32, train=4, val=1, test=1)
+    else:
+        from data.demo import generate_motion
+
+        generate_motion(tmp_path / "clips", size=32, frames=8, train=1, val=1, test=1)
+    arguments = ["--config", str(recipe), "--data.root", str(tmp_path / "clips")]
+    arguments += ["--data.manifest", str(tmp_path / "clips" / "manifest.csv"), "--trainer.fast_dev_run", "true"]
+    assert main(["fit", *arguments]) == 0

@@ -1,0 +1,78 @@
+"""`python -m papers.dtf.reproduce` as it is typed, and the paper's figures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from common.reporting.ledger import load
+from common.reporting.report import png
+from common.training.cli import run as spectral
+from data.demo import generate_motion
+from papers.dtf import reproduce
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def run(*arguments: str) -> str:
+    command = [sys.executable, "-m", "papers.dtf.reproduce", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_list_names_every_entry() -> None:
+    listing = run("--list")
+    ledger = load(ROOT / "papers" / "dtf" / "ledger.yaml")
+    assert all(f"  {name} " in listing for name in ledger.select([]))
+    assert "spectral fit --config papers/dtf/recipes/dtf-net_resnet-50_16f_kinetics400.yaml" in listing
+
+
+def test_complexity_meets_the_published_numbers(tmp_path: Path) -> None:
+    found = json.loads(run("table1a/dtf", "table1a/dtf-1d", "--complexity", "--json", "--out", str(tmp_path)))
+    records = {record["row"]: record for record in found}
+    for name, record in records.items():
+        assert record["macs_paper_convention"] == pytest.approx(record["paper_macs"], rel=0.03), name
+        assert record["macs_full"] > record["macs_paper_convention"]
+    author, text = (records["table1a/dtf"]["networks"][label] for label in ("author", "text"))
+    assert author["params"] - text["params"] == pytest.approx(3 * 2 * 512**2, rel=0.01)  # the complex mixing
+
+
+def test_figures_without_a_run() -> None:
+    for figure in (reproduce.figure2(), reproduce.figure6(), reproduce.figure7()):
+        assert png(figure).startswith(b"\x89PNG")
+
+
+def test_reach_in_time_is_what_the_kernels_allow() -> None:
+    found = reproduce.reaches((0, 1, 2, 4), frames=16)
+    assert found == {"DTF_1d-Net": [1, 3, 5, 9], "DTF-Net": [1, 16, 16, 16]}
+
+
+def test_figure_2_shows_equal_curves() -> None:
+    last = [axes for axes in reproduce.figure2().axes if axes.get_title().startswith("equal")]
+    for axes in last:
+        product, convolved = (torch.as_tensor(line.get_ydata()) for line in axes.get_lines())
+        torch.testing.assert_close(product, convolved)
+
+
+def test_figure_7_shows_the_network_of_the_demo(tmp_path: Path) -> None:
+    data = tmp_path / "clips"
+    generate_motion(data, size=32, frames=8, train=1, val=1, test=1)
+    recipe = ROOT / "papers/dtf/recipes/demo.yaml"
+    places = ["--data.root", str(data), "--data.manifest", str(data / "manifest.csv")]
+    small = ["--trainer.max_epochs", "1", "--trainer.default_root_dir", str(tmp_path), "--trainer.logger", "false"]
+    done = spectral(["fit", "--config", str(recipe), *places, *small])
+    assert done.run_dir is not None
+    checkpoint = done.run_dir / "last.ckpt"
+    trained: Any = SimpleNamespace(entry="demo/dtf", checkpoint=lambda: checkpoint)
+    job: Any = SimpleNamespace(trained=lambda: [trained], data=lambda: data)
+    figure = reproduce.figure7(job)
+    titles = [axes.get_title(loc="left") for axes in figure.axes if axes.get_title(loc="left")]
+    assert [title.split(",")[0] for title in titles] == ["move_left", "move_down", "turn_clockwise", "grow"]
