@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from common.datamodules.manifest import Entry, Manifest
 from data.demo._folder import DemoError, make_folder
 from data.demo._pictures import PICTURES, cut, outline, warp, write_clip
+from data.demo.motion import MANIFEST, relative_path
 
 CLASSES = ("warm_first", "cold_first")
 """The classes, in the order of their labels; the second is the first played backwards."""
@@ -35,7 +36,6 @@ CLASSES = ("warm_first", "cold_first")
 TINTS = ((1.0, 0.45, 0.1), (0.1, 0.45, 1.0))
 """Colours (RGB) of the warm and the cold cue."""
 
-MANIFEST = "manifest.csv"
 VERSION = 1  # of what the generator draws; raise it when the same parameters give other clips
 _OVERSAMPLING = 2
 _MARGIN = 0.1  # of the side; background beyond the frame that camera shake may show
@@ -86,11 +86,11 @@ def generate_temporal_order(
         for split, number in track(jobs, "clips", console=console, disable=not progress, transient=True):
             clip = render(draw_scene(seed, split, number, frames), size)
             for name, ordered in zip(CLASSES, (clip, clip[::-1]), strict=True):
-                path = folder / _relative_path(split, name, number)
+                path = folder / relative_path(split, name, number)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_clip(path, ordered, fps)
         entries = tuple(
-            Entry(_relative_path(split, name, number), label, name, split, frames, float(fps), round(frames / fps, 6))
+            Entry(relative_path(split, name, number), label, name, split, frames, float(fps), round(frames / fps, 6))
             for split, count in counts.items()
             for label, name in enumerate(CLASSES)
             for number in range(count)
@@ -100,10 +100,6 @@ def generate_temporal_order(
 
     parameters = {"demo": "temporal_order", "version": VERSION, "seed": seed, "size": size, "frames": frames}
     return make_folder(Path(out), {**parameters, "fps": fps, **counts}, fill) / MANIFEST
-
-
-def _relative_path(split: str, name: str, number: int) -> str:
-    return f"{split}/{name}/{number:04d}.mp4"
 
 
 @dataclass(frozen=True)
