@@ -2,6 +2,7 @@
 
 from common.backbones.blocks import ACTIVATIONS, ConvUnit3d, activation_factory, initialize_orthogonal
 from common.backbones.bn_inception import BNInception3d, InceptionModule, InceptionWidths, scale_width
+from common.backbones.resnet3d import ResNet3d, resnet3d_from_state_dict
 
 __all__ = [
     "ACTIVATIONS",
@@ -9,7 +10,9 @@ __all__ = [
     "ConvUnit3d",
     "InceptionModule",
     "InceptionWidths",
+    "ResNet3d",
     "activation_factory",
     "initialize_orthogonal",
+    "resnet3d_from_state_dict",
     "scale_width",
 ]
