@@ -3,6 +3,7 @@
 from common.backbones.blocks import ACTIVATIONS, ConvUnit3d, activation_factory, initialize_orthogonal
 from common.backbones.bn_inception import BNInception3d, InceptionModule, InceptionWidths, scale_width
 from common.backbones.resnet3d import ResNet3d, resnet3d_from_state_dict
+from common.backbones.unet3d import ResidualUNet3d
 
 __all__ = [
     "ACTIVATIONS",
@@ -11,6 +12,7 @@ __all__ = [
     "InceptionModule",
     "InceptionWidths",
     "ResNet3d",
+    "ResidualUNet3d",
     "activation_factory",
     "initialize_orthogonal",
     "resnet3d_from_state_dict",
