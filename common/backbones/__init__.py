@@ -2,12 +2,16 @@
 
 from common.backbones.blocks import ACTIVATIONS, ConvUnit3d, activation_factory, initialize_orthogonal
 from common.backbones.bn_inception import BNInception3d, InceptionModule, InceptionWidths, scale_width
+from common.backbones.c2d_resnet import C2DBody, C2DResNet
+from common.backbones.imagenet import load_imagenet
 from common.backbones.resnet3d import ResNet3d, resnet3d_from_state_dict
 from common.backbones.unet3d import ResidualUNet3d
 
 __all__ = [
     "ACTIVATIONS",
     "BNInception3d",
+    "C2DBody",
+    "C2DResNet",
     "ConvUnit3d",
     "InceptionModule",
     "InceptionWidths",
@@ -15,6 +19,7 @@ __all__ = [
     "ResidualUNet3d",
     "activation_factory",
     "initialize_orthogonal",
+    "load_imagenet",
     "resnet3d_from_state_dict",
     "scale_width",
 ]

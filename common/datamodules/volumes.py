@@ -86,7 +86,9 @@ class Case:
     label: Path | None
 
 
-def find_cases(paths: Iterable[str | Path], modalities: Sequence[str] = MODALITIES, labelled: bool = False) -> list[Case]:
+def find_cases(
+    paths: Iterable[str | Path], modalities: Sequence[str] = MODALITIES, labelled: bool = False
+) -> list[Case]:
     """The cases in folders: a folder ``<case>`` with ``<case>_<modality>.nii.gz``, directly or at any depth below.
 
     Sorted by name. Raises VolumeReadError with the name of a missing file (``labelled``: also of labels), of a folder
@@ -126,7 +128,7 @@ def _case(folder: Path, modalities: Sequence[str], labelled: bool) -> Case:
 
 def _load(path: Path, read: Callable[[SpatialImage], Any]) -> Any:
     try:
-        return read(nib.load(path))  # type: ignore[attr-defined, arg-type]
+        return read(nib.load(path))  # type: ignore[arg-type]
     except FileNotFoundError as error:
         raise VolumeReadError(path, "there is no such file.") from error
     except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
@@ -217,8 +219,8 @@ def save_label(label: Tensor, like: Path, out: Path) -> None:
     header = _load(like, lambda image: (image.affine, image.header.copy()))
     header[1].set_data_dtype(np.uint8)
     header[1]["scl_slope"], header[1]["scl_inter"] = 1, 0
-    image = nib.Nifti1Image(label.cpu().numpy().transpose(2, 1, 0), *header)  # type: ignore[attr-defined]
-    nib.save(image, out)  # type: ignore[attr-defined]
+    image = nib.Nifti1Image(label.cpu().numpy().transpose(2, 1, 0), *header)
+    nib.save(image, out)
 
 
 @dataclass(frozen=True)
@@ -262,9 +264,7 @@ class VolumeDataset(Dataset):
             return self._cache[index]
         case = self.items[index].case
         volume = load_volume(case)
-        label = (
-            torch.full(volume.shape[1:], -1, dtype=torch.int16) if case.label is None else read_label(case.label)
-        )
+        label = torch.full(volume.shape[1:], -1, dtype=torch.int16) if case.label is None else read_label(case.label)
         if self._cache is not None:
             self._cache[index] = volume, label
         return volume, label
@@ -460,7 +460,9 @@ class VolumeDataModule(LabelledDataModule):
             split[row["case"]] = row["split"]
         names = {case.name for case in cases}
         if missing := sorted(names - set(split)):
-            raise ManifestError(f"{path}: {len(missing)} cases of {self.root} are not in it, the first is {missing[0]}.")
+            raise ManifestError(
+                f"{path}: {len(missing)} cases of {self.root} are not in it, the first is {missing[0]}."
+            )
         if unknown := sorted(set(split) - names):
             raise ManifestError(f"{path}: {len(unknown)} cases are not in {self.root}, the first is {unknown[0]}.")
         return split

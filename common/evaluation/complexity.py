@@ -27,6 +27,7 @@ counts one too. Two columns:
   FFT                         2.5 N log2 N for N complex points, half of it for real signals: half of the
                               usual 5 N log2 N operations, since a multiply-add is two operations; for
                               several dimensions N is the product of their lengths
+  linear system               n^3 / 3, and n^2 per right-hand side
   copies, views, indexing     0; so do integer arithmetic and sign changes
   ==========================  =========================================================================
 
@@ -420,6 +421,12 @@ def _function(complex_cost: int | None = None) -> Handle:
     return handle
 
 
+def _solve(inputs: Sequence[Any], outputs: Sequence[Any]) -> Cost:
+    """LU decomposition, n^3 / 3, and two triangular systems, n^2 / 2 each, for every right-hand side."""
+    n = _shape(inputs[0])[-1]
+    return Cost(full=math.prod(_shape(inputs[0])[:-2]) * n**3 // 3 + n * _numel(outputs[0]))
+
+
 def _grid_sample(inputs: Sequence[Any], outputs: Sequence[Any]) -> Cost:
     corners = {0: 2 ** (len(_shape(inputs[0])) - 2), 1: 0, 2: 16}[_constant(inputs[2])]
     out = _shape(outputs[0])
@@ -483,6 +490,7 @@ _FREE = str.split("""
     upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d view view_as
     view_as_complex view_as_real where zero_ zeros zeros_like sign fft_fftshift fft_ifftshift fft_fftfreq
     fft_rfftfreq channel_shuffle hann_window hamming_window
+    mH mT
 """)
 
 _ACTIVATIONS = str.split(
@@ -535,6 +543,7 @@ HANDLES: dict[str, Handle] = {
     "upsample_trilinear3d": _per_output(8),
     "upsample_bicubic2d": _per_output(16),
     "grid_sampler": _grid_sample,
+    "linalg_solve": _solve,
     **{name: _per_input(1, 3) for name in ("scatter_add", "scatter_add_", "index_add", "index_add_")},
     "index_put": _index_put,
     "index_put_": _index_put,

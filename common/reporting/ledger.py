@@ -13,11 +13,16 @@
   compared by; `recipes` maps data sets to `{file, overrides, runs}`, where `runs` lists the overrides of runs whose
   results are averaged and `{root}` stands for the folder of the data.
 - `figures`: `{id, title, statuses, function, where}`, `function` being one of the paper's `reproduce.py`;
-- `demo`: `{title, text, data, recipe, seeds, rows, curves}`: `data` are the arguments of `python -m data.demo`, a row
-  is `{id, name, of, overrides}`, `of` being the table row that it stands for. Every training runs with `seeds` seeds
-  (1 by default), of which mean and deviation are shown. A curve is `{id, title, x, option, values, rows}`: the rows
-  (ids, all by default) are trained once more for every value of the command-line option, `x` being the name of the
-  axis, such as `training images per class` for `--data.train_per_class`.
+- `demos`: a list of `{id, title, text, data, folder, recipe, seeds, score, beside, columns, rows, curves}`: `data` are
+  the arguments of `python -m data.demo`, `folder` the name of the folder that they are written to (their first word by
+  default). Every training runs with `seeds` seeds (1 by default), of which mean and deviation are shown. `score` is the
+  key of `result.json` that networks are compared by (`top1` by default), `columns` are what the table shows of
+  `result.json` (as the columns of a paper's table; all metrics by default), `beside` the key of a column of the paper's
+  table that is shown beside. A row is `{id, name, of, overrides, after}`: the id begins with that of the demo, `of` is
+  the table row that it stands for, and `after` a row of the same demo that is trained before, whose run folder replaces
+  `{after}` in the overrides. A curve is `{id, title, x, option, values, rows}`: the rows (ids, all by default) are
+  trained once more for every value of the command-line option, `x` being the name of the axis, such as `training images
+  per class` for `--data.train_per_class`.
 
 Statuses: `computed`, `demo`, `recipe`, `literature`, and for figures `diagram`.
 """
@@ -30,7 +35,7 @@ import importlib
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -186,6 +191,7 @@ class DemoRow:
     name: str
     of: str
     overrides: list[str] = field(default_factory=list)
+    after: str | None = None
     line: int = 0
 
 
@@ -205,20 +211,35 @@ class Curve:
         """The training of a row with one of the values."""
         name = f"{of.name}, {value} {self.x}"
         row_id = f"{self.id}/{of.id.rpartition('/')[2]}/{value}"
-        return DemoRow(row_id, name, of.of, [*of.overrides, self.option, value], of.line)
+        return DemoRow(row_id, name, of.of, [*of.overrides, self.option, value], of.after, of.line)
 
 
 @dataclass
 class Demo:
     """What is trained and tested here, now."""
 
+    id: str
     title: str
     text: str
     data: list[str]
     recipe: str
     rows: list[DemoRow]
+    folder: str | None = None
     seeds: int = 1
+    score: str = "top1"
+    beside: str | None = None
+    columns: list[Column] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
+    line: int = 0
+
+    @property
+    def data_folder(self) -> str:
+        """Name of the folder of the data."""
+        return self.folder or self.data[0]
+
+    def row(self, row_id: str) -> DemoRow:
+        """The row of that id."""
+        return next(row for row in self.rows if row.id == row_id)
 
     def rows_of(self, curve: Curve) -> list[DemoRow]:
         """The rows that a curve shows."""
@@ -235,7 +256,7 @@ class Ledger:
     networks: dict[str, Network]
     tables: list[Table]
     figures: list[Figure]
-    demo: Demo | None = None
+    demos: list[Demo] = field(default_factory=list)
     labels: dict[str, str] = field(default_factory=dict)
     path: Path = Path()
 
@@ -249,12 +270,14 @@ class Ledger:
         return ((table, row) for table in self.tables for row in table.rows)
 
     def select(self, names: list[str]) -> list[str]:
-        """Ids of all entries that are named, or lie below a named table or `demo`; every entry if nothing is named.
+        """Ids of all entries that are named, or lie below a named table or demo; every entry if nothing is named.
 
         Raises LedgerError for a name that selects nothing, with the nearest one that does.
         """
         ids = [row.id for _, row in self.rows()] + [figure.id for figure in self.figures]
-        ids += [row.id for row in self.demo.rows] + [curve.id for curve in self.demo.curves] if self.demo else []
+        ids += [
+            i for demo in self.demos for i in [*(row.id for row in demo.rows), *(curve.id for curve in demo.curves)]
+        ]
         chosen: dict[str, None] = {}
         for name in names or ids:
             found = [i for i in ids if i == name or i.startswith(f"{name}/")]
@@ -375,10 +398,9 @@ def _check(ledger: Ledger) -> None:
     def fail(entry: Any, message: str) -> typing.NoReturn:
         raise LedgerError(f"{ledger.path}:{entry.line}: {entry.id}: {message}")
 
-    demo_rows = ledger.demo.rows if ledger.demo else []
-    curves = ledger.demo.curves if ledger.demo else []
-    shown_by_demo = {row.of for row in demo_rows}
-    entries: list[Any] = [*ledger.tables, *(row for _, row in ledger.rows()), *ledger.figures, *demo_rows, *curves]
+    shown_by_demo = {row.of for demo in ledger.demos for row in demo.rows}
+    entries: list[Any] = [*ledger.tables, *(row for _, row in ledger.rows()), *ledger.figures, *ledger.demos]
+    entries += [entry for demo in ledger.demos for entry in (*demo.rows, *demo.curves)]
     for entry in entries:
         if entry.id in seen:
             fail(entry, f"the id is taken by line {seen[entry.id]}")
@@ -415,15 +437,34 @@ def _check(ledger: Ledger) -> None:
     for figure in ledger.figures:
         if ("computed" in figure.statuses) != (figure.function is not None):
             fail(figure, "status computed and a function must go together")
-    for demo in demo_rows:
-        if demo.of not in seen:
-            fail(demo, f"there is no row {demo.of}")
-    for curve in curves:
-        if unknown := [row for row in curve.rows if row not in {demo.id for demo in demo_rows}]:
+    for demo in ledger.demos:
+        _check_demo(ledger, demo, fail)
+
+
+def _check_demo(ledger: Ledger, demo: Demo, fail: Callable[[Any, str], typing.NoReturn]) -> None:
+    of = {row.id: table for table, row in ledger.rows()} | dict.fromkeys(figure.id for figure in ledger.figures)
+    before: list[str] = []
+    entries: list[DemoRow | Curve] = [*demo.rows, *demo.curves]
+    for entry in entries:
+        if not entry.id.startswith(f"{demo.id}/"):
+            fail(entry, f"the id must begin with {demo.id}/")
+    for row in demo.rows:
+        if row.of not in of:
+            fail(row, f"there is no row {row.of}")
+        if row.after is not None and row.after not in before:
+            fail(row, f"there is no demo row {row.after} before this one")
+        if (row.after is not None) != any("{after}" in word for word in row.overrides):
+            fail(row, "`after` and {after} in the overrides must go together")
+        before.append(row.id)
+    tables = {table.id: table for row in demo.rows if (table := of[row.of]) is not None}
+    if demo.beside and not any(c.key == demo.beside for table in tables.values() for c in table.columns):
+        fail(demo, f"no table of its rows has a column {demo.beside}")
+    for curve in demo.curves:
+        if unknown := [row for row in curve.rows if row not in before]:
             fail(curve, f"there is no demo row {unknown[0]}")
         if wrong := [value for value in curve.values if not re.fullmatch(r"\d+(\.\d+)?", value)]:
             fail(curve, f"values are numbers; {wrong[0]!r} is none")
-    if ledger.demo and ledger.demo.seeds < 1:
-        raise LedgerError(f"{ledger.path}: demo: seeds is {ledger.demo.seeds}; it must be at least 1")
-    if ledger.demo and not (ledger.folder / "recipes" / ledger.demo.recipe).is_file():
-        raise LedgerError(f"{ledger.path}: demo: no recipe {ledger.demo.recipe} in {ledger.folder / 'recipes'}")
+    if demo.seeds < 1:
+        fail(demo, f"seeds is {demo.seeds}; it must be at least 1")
+    if not (ledger.folder / "recipes" / demo.recipe).is_file():
+        fail(demo, f"no recipe {demo.recipe} in {ledger.folder / 'recipes'}")

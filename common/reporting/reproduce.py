@@ -6,26 +6,18 @@
     python -m papers.<paper>.reproduce table2 --complexity   parameters and multiply-adds of some rows
     python -m papers.<paper>.reproduce ROW --data DIR        train and test a row's recipe on the real data
 
-What is finished is not done again. A demo network is trained anew when its recipe file, its overrides, the seed, the
-data (manifest and parameters), or the sources of the paper or of `common` (but for this package) have changed.
-An interrupted run leaves nothing half-written and goes on at the network that was not finished.
+What is finished is not done again (see :mod:`common.reporting.demo`). An interrupted run leaves nothing half-written
+and goes on at the network that was not finished.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
-import hashlib
 import json
-import logging
 import os
 import shlex
-import shutil
-import signal
-import subprocess
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,36 +26,37 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from common.evaluation.complexity import Complexity, count
+from common.evaluation.complexity import Complexity
 from common.reporting import plots, tables
-from common.reporting.ledger import (
-    DASH,
-    Curve,
-    Demo,
-    DemoRow,
-    Ledger,
-    LedgerError,
-    Recipe,
-    Row,
-    RowNetwork,
-    load,
+from common.reporting.demo import (
+    ROOT,
+    DemoRuns,
+    ReproduceError,
+    Trained,
+    by_entry,
+    curve_points,
+    demo_tables,
+    make_demo_data,
+    score_name,
+    source_hash,
+    train_demo,
+    train_row,
 )
+from common.reporting.ledger import DASH, Ledger, LedgerError, RowNetwork, load
 from common.reporting.report import Report, png
-from common.reporting.results import Result, ResultError, append, from_json, read, written_whole
+from common.reporting.results import Result, ResultError, append, read, written_whole
 from common.reporting.tables import Head, Shown
 
-#: makes a figure of the paper; the argument is the root of the demo data, or None where there is none
-FigureFunction = Callable[[Path | None], Figure]
+#: makes a figure of the paper; the argument is what the main job found so far, or None where it did not run
+FigureFunction = Callable[["Job | None"], Figure]
 
-ROOT = Path(__file__).resolve().parents[2]
 EXPLANATION = (
     "The columns called **paper** repeat what the paper prints; **ours** was counted or measured by the programs of "
     "this repository; Δ is ours against the paper's; a dash means that there is no number. Multiply-adds follow the "
@@ -73,22 +66,7 @@ EXPLANATION = (
 )
 
 
-class ReproduceError(Exception):
-    """A row could not be computed, trained or tested."""
-
-
 # Complexity
-
-
-def source_hash(*folders: Path, but: Path | None = None) -> str:
-    """Hash of all Python sources below the folders, except those below `but`."""
-    digest = hashlib.sha256()
-    for folder in folders:
-        for path in sorted(folder.rglob("*.py")):
-            if but is None or but not in path.parents:
-                digest.update(str(path.relative_to(ROOT) if ROOT in path.parents else path).encode())
-                digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 class Counter:
@@ -176,306 +154,6 @@ def _whole(value: float | None) -> int | None:
     return None if value is None else round(value)
 
 
-# Training and testing
-
-
-class StepProgress(L.Callback):
-    """Moves the bar of the command that runs now; see `_training_bar`."""
-
-    bar: tuple[Progress, TaskID] | None = None
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.bar:  # one step more, for the test
-            self.bar[0].update(self.bar[1], total=int(trainer.estimated_stepping_batches) + 1)
-
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        if self.bar:
-            self.bar[0].update(self.bar[1], completed=trainer.global_step)
-
-
-@contextlib.contextmanager
-def _training_bar(progress: Progress, name: str) -> Iterator[None]:
-    task = progress.add_task(f"  {name}", total=None)
-    StepProgress.bar = (progress, task)
-    try:
-        yield
-        progress.update(task, total=1, completed=1)
-    finally:
-        StepProgress.bar = None
-
-
-@dataclass
-class Trained:
-    """A finished run: its folder with `result.json`, `predictions.csv`, and what else `run_recipe` writes."""
-
-    entry: str
-    name: str
-    result: Result
-    folder: Path
-    reused: bool = False
-
-    def seconds(self) -> float:
-        """What training and testing took, whenever that was."""
-        return float(json.loads((self.folder / "seconds.json").read_text(encoding="utf-8")))
-
-    def complexity(self) -> Complexity:
-        return Complexity(**json.loads((self.folder / "complexity.json").read_text(encoding="utf-8")))
-
-    def curve(self, tag: str) -> list[tuple[float, float]]:
-        """`(epoch, value)` of a logged value."""
-        curves = json.loads((self.folder / "curves.json").read_text(encoding="utf-8"))
-        return [(epoch, value) for epoch, value in curves.get(tag, [])]
-
-    def class_names(self) -> list[str]:
-        names: list[str] = json.loads((self.folder / "classes.json").read_text(encoding="utf-8"))
-        return names
-
-    def confusion(self) -> np.ndarray:
-        """Counts (true class, predicted class) in the order of `class_names`."""
-        place = {name: i for i, name in enumerate(self.class_names())}
-        matrix = np.zeros((len(place), len(place)), dtype=int)
-        with (self.folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                matrix[place[row["label"]], place[row["top1"]]] += 1
-        return matrix
-
-
-def run_recipe(arguments: Sequence[str], folder: Path, seed: int, bar: bool = True) -> None:
-    """Train and test through the command line `spectral`, in this process; its output goes to `folder/log.txt`.
-
-    A training that was interrupted in `folder` is resumed. Afterwards `folder` holds `result.json`,
-    `predictions.csv`, `complexity.json` (of one clip or image), `curves.json`, `classes.json` and
-    `seconds.json`, beside the run folders of `spectral`.
-    The last checkpoint is tested, not the best, which would be chosen by the scores that are reported.
-    """
-    from common.training import cli
-
-    began = time.monotonic()
-    folder.mkdir(parents=True, exist_ok=True)
-    common = [*arguments, "--seed_everything", str(seed), "--trainer.default_root_dir", str(folder)]
-    common += ["--trainer.enable_progress_bar", "false"]
-    fit = ["fit", *common, "--name", "fit"]
-    if bar:
-        fit += [f"--trainer.callbacks+={StepProgress.__module__}.{StepProgress.__name__}"]
-    if list(folder.glob("fit/*/last.ckpt")):
-        fit += ["--ckpt_path", "last"]
-    with (folder / "log.txt").open("a", encoding="utf-8") as log, _output_to(log):
-        try:
-            trained = cli.run(fit)
-        except SystemExit as stop:  # Lightning's way of passing an interruption on
-            raise KeyboardInterrupt from stop
-        assert trained.run_dir is not None
-        tested = cli.run(["test", *common, "--name", "test", "--ckpt_path", str(trained.run_dir / "last.ckpt")])
-    assert tested.run_dir is not None
-    spec = getattr(tested.datamodule, tested.model.spec_name)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        complexity = count(tested.model.network, spec.input_shape)
-    extra = {
-        "complexity.json": complexity.to_dict() | {"by_module": {}},
-        "curves.json": read_curves(folder / "fit"),
-        "classes.json": tested.datamodule.class_names,
-        "seconds.json": time.monotonic() - began,
-    }
-    for name, content in extra.items():
-        with written_whole(folder / name) as file:
-            json.dump(content, file)
-    for name in ("predictions.csv", "result.json"):  # the result last: a folder with it is finished
-        with written_whole(folder / name) as file:
-            file.write((tested.run_dir / name).read_text(encoding="utf-8"))
-
-
-@contextlib.contextmanager
-def _output_to(log: Any) -> Iterator[None]:
-    """Send everything that is printed or logged to a file."""
-    loggers = [logging.root, *(x for x in logging.root.manager.loggerDict.values() if isinstance(x, logging.Logger))]
-    streams = {h for logger in loggers for h in logger.handlers if type(h) is logging.StreamHandler}
-    before = [h.setStream(log) for h in streams]
-    try:
-        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-            yield
-    finally:
-        for handler, stream in zip(streams, before, strict=True):
-            if stream is not None:
-                handler.setStream(stream)
-
-
-def read_curves(runs: Path) -> dict[str, list[tuple[float, float]]]:
-    """Values that were logged every epoch, as `(epoch, value)`, from the TensorBoard files below a folder."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    logged: dict[str, dict[int, float]] = {}
-    for path in sorted({file.parent for file in runs.rglob("events.out.tfevents.*")}):
-        events = EventAccumulator(str(path)).Reload()
-        for tag in events.Tags()["scalars"]:
-            logged.setdefault(tag, {}).update({event.step: event.value for event in events.Scalars(tag)})
-    epochs = {step: round(value) for step, value in logged.get("epoch", {}).items()}
-    return {
-        tag: sorted((epochs[step] + 1, value) for step, value in values.items() if step in epochs)
-        for tag, values in logged.items()
-        if tag != "epoch" and not tag.endswith("_step")
-    }
-
-
-def make_demo_data(arguments: Sequence[str], out: Path) -> None:
-    """Make the embedded data as `python -m data.demo` does; it reuses what it made before."""
-    command = [sys.executable, "-m", "data.demo", arguments[0], "--out", str(out), *arguments[1:]]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode in (130, -signal.SIGINT):
-        raise KeyboardInterrupt
-    if done.returncode:
-        raise ReproduceError(f"{shlex.join(command)}\n{done.stderr.strip()}")
-
-
-def data_arguments(data: Path) -> list[str]:
-    """The command line's name for the data in a folder; data of known files (CIFAR, image folders) has no manifest."""
-    manifest = data / "manifest.csv"
-    return ["--data.root", str(data), *(["--data.manifest", str(manifest)] if manifest.is_file() else [])]
-
-
-def demo_key(ledger: Ledger, row: DemoRow, data: Path, seed: int, epochs: int | None) -> str:
-    """Everything that a demo result depends on, as a hash."""
-    assert ledger.demo is not None
-    digest = hashlib.sha256()
-    digest.update((ledger.folder / "recipes" / ledger.demo.recipe).read_bytes())
-    digest.update(json.dumps([row.overrides, seed, epochs, torch.__version__]).encode())
-    for file in sorted(path for path in data.iterdir() if path.is_file()):
-        digest.update(file.name.encode() + file.read_bytes())
-    digest.update(source_hash(ROOT / "common", ledger.folder, but=ROOT / "common" / "reporting").encode())
-    return digest.hexdigest()[:12]
-
-
-def train_demo(
-    ledger: Ledger, row: DemoRow, data: Path, out: Path, seed: int, epochs: int | None, progress: Progress
-) -> Trained:
-    """Train and test a demo network, or find it finished."""
-    assert ledger.demo is not None
-    place = out / "demo" / row.id.removeprefix("demo/")
-    folder = place / demo_key(ledger, row, data, seed, epochs)
-    reused = (folder / "result.json").is_file()
-    if not reused:
-        arguments = Recipe(ledger.demo.recipe, row.overrides).commands(ledger.folder)[0]
-        arguments += data_arguments(data)
-        if epochs is not None:
-            arguments += ["--trainer.max_epochs", str(epochs)]
-        place.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=place))
-        try:
-            with _training_bar(progress, row.name + (f", seed {seed}" if ledger.demo.seeds > 1 else "")):
-                run_recipe(arguments, partial, seed)
-            os.replace(partial, folder)
-        except BaseException as error:
-            if isinstance(error, Exception):  # keep the log of a failure, nothing of an interruption
-                shutil.copy(partial / "log.txt", place / "failed.txt")
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-    result = from_json(folder / "result.json", row.id)
-    return Trained(row.id, row.name, result, folder, reused)
-
-
-def train_row(
-    ledger: Ledger, row: Row, dataset: str, data: Path, out: Path, seed: int, epochs: int | None, progress: Progress
-) -> list[Trained]:
-    """Train and test the recipe of a row on real data; interrupted runs are resumed."""
-    finished = []
-    for i, arguments in enumerate(row.recipes[dataset].commands(ledger.folder, str(data))):
-        arguments[2:2] = data_arguments(data)
-        if epochs is not None:
-            arguments += ["--trainer.max_epochs", str(epochs)]
-        recipe = (ledger.folder / "recipes" / row.recipes[dataset].file).read_bytes()
-        key = hashlib.sha256(recipe + json.dumps([arguments, seed]).encode()).hexdigest()[:12]
-        folder = out / "recipes" / row.id / dataset / f"{i + 1}-{key}"
-        reused = (folder / "result.json").is_file()
-        if not reused:
-            with _training_bar(progress, f"{row.id} {dataset}"):
-                run_recipe(arguments, folder, seed)
-        result = from_json(folder / "result.json", row.id, dataset)
-        finished.append(Trained(row.id, row.name, result, folder, reused))
-    return finished
-
-
-# What is shown
-
-
-def demo_table(ledger: Ledger, runs: Sequence[Trained]) -> Shown:
-    """What was measured on the embedded data; no number of the paper is comparable, so none is shown.
-
-    Several seeds of one network are one row: mean and standard deviation (n - 1).
-    """
-    assert ledger.demo is not None
-    metrics = list(dict.fromkeys(k for run in runs for k in run.result.metrics if k != "loss"))
-    heads = [
-        Head("Network"),
-        *(Head(m.replace("top", "top ").replace("_", " "), "accuracy (%)", "ours") for m in metrics),
-        Head("loss", "", "text"),
-    ]
-    heads += [Head("Params"), Head("MACs"), Head("Tested on"), Head("Seed"), Head("Time")]
-    cells = []
-    for group in by_entry(runs).values():
-        run = group[0]
-        c = run.complexity()
-        cells.append(
-            [
-                run.name,
-                *(mean_text([r.result.metrics[m] for r in group if m in r.result.metrics], 100, 2) for m in metrics),
-                mean_text([r.result.metrics["loss"] for r in group if "loss" in r.result.metrics], 1, 3),
-                f"{c.params:,}",
-                f"{c.macs_paper / 1e6:,.1f} M",
-                run.result.videos,
-                ", ".join(str(r.result.facts["seed"]) for r in group),
-                f"{sum(r.seconds() for r in group):.0f} s",
-            ]
-        )
-    return Shown(f"Demo. {ledger.demo.title}", heads, cells, [], "demo")
-
-
-def by_entry(runs: Sequence[Trained]) -> dict[str, list[Trained]]:
-    """Runs by their ledger entry: the seeds of one training."""
-    groups: dict[str, list[Trained]] = {}
-    for run in runs:
-        groups.setdefault(run.entry, []).append(run)
-    return groups
-
-
-def mean_text(values: Sequence[float], scale: float, digits: int) -> str:
-    """The mean of some numbers times `scale`, with the standard deviation if there are several; a dash for none."""
-    if not values:
-        return DASH
-    mean = f"{scale * float(np.mean(values)):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {scale * plots.deviation(values):.{digits}f}"
-
-
-def curve_points(curve: Curve, demo: Demo, runs: Sequence[Trained]) -> dict[str, dict[float, list[float]]]:
-    """Network -> value of the option -> accuracy (top-1) for every seed, as far as trained."""
-    groups = by_entry(runs)
-    points = {
-        row.name: {
-            float(value): [run.result.metrics["top1"] for run in groups[curve.row(row, value).id]]
-            for value in curve.values
-            if curve.row(row, value).id in groups
-        }
-        for row in demo.rows_of(curve)
-    }
-    return {name: own for name, own in points.items() if own}
-
-
-def curve_table(curve: Curve, demo: Demo, runs: Sequence[Trained]) -> Shown:
-    """One row for every network, one column for every value of the option; accuracy (top-1) in per cent."""
-    heads = [Head(curve.x), *(Head(value, "accuracy", "ours") for value in curve.values)]
-    cells = [
-        [name, *(mean_text(own.get(float(value), []), 100, 2) for value in curve.values)]
-        for name, own in curve_points(curve, demo, runs).items()
-    ]
-    return Shown(f"Demo. {curve.title}", heads, cells, [], curve.id.replace("/", "-"))
-
-
-def demo_tables(ledger: Ledger, runs: Sequence[Trained], curve_runs: Sequence[Trained]) -> list[Shown]:
-    """The demo's table and one for every curve, as far as trained."""
-    shown = [demo_table(ledger, runs)] if runs else []
-    curves = [curve_table(curve, ledger.demo, curve_runs) for curve in ledger.demo.curves] if ledger.demo else []
-    return shown + [table for table in curves if table.cells]
-
-
 def paper_points(ledger: Ledger, table_id: str, measure: str = "top1") -> list[plots.Point]:
     """The paper's accuracies and multiply-adds of a table, by network name."""
     table = next(t for t in ledger.tables if t.id == table_id)
@@ -497,11 +175,18 @@ class Job:
 
     ledger: Ledger
     counts: dict[str, dict[str, Complexity]] = field(default_factory=dict)
-    demo: list[Trained] = field(default_factory=list)
-    curves: list[Trained] = field(default_factory=list)
+    demos: list[DemoRuns] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
     figures: dict[str, bytes] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+
+    def data(self, demo: str = "demo") -> Path | None:
+        """The folder of a demo's data; None if it was not made."""
+        return next((d.data for d in self.demos if d.demo.id == demo and d.data.is_dir()), None)
+
+    def trained(self) -> list[Trained]:
+        """Every demo training."""
+        return [run for runs in self.demos for run in runs.all]
 
 
 def status_table(ledger: Ledger) -> Shown:
@@ -525,54 +210,9 @@ def write_report(job: Job, folder: Path, facts: Mapping[str, str], command: str,
         report.section("Failures")
         for failure in job.failures:
             report.text(failure)
-    if job.demo or job.curves:
-        assert ledger.demo is not None
-        report.section("Demo, measured here")
-        report.text(ledger.demo.text)
-        if epochs is not None:
-            report.text(f"**Trained for {epochs} epochs instead of the recipe's, to try things out.**")
-        for shown_table in demo_tables(ledger, job.demo, job.curves):
-            report.table(shown_table)
-        for curve in ledger.demo.curves:
-            if lines := curve_points(curve, ledger.demo, job.curves):
-                report.picture(
-                    plots.mean_curves(lines, curve.title, curve.x, "top-1 accuracy (%)"),
-                    curve.id.replace("/", "-"),
-                    f"{curve.title}. Mean and standard deviation of {ledger.demo.seeds} seeds.",
-                )
-    if job.demo:
-        first = [group[0] for group in by_entry(job.demo).values()]
-        several, seed = len(job.demo) > len(first), first[0].result.facts["seed"]
-        curves = {run.name: run.curve("train_loss") for run in first}
-        if any(len(points) > 1 for points in curves.values()):
-            shown = {name: points for name, points in curves.items() if points}
-            report.picture(
-                plots.learning_curves(shown, "Training loss on the demo", "cross-entropy"),
-                "demo-curves",
-                "Mean training loss of every epoch on the demo data" + (f", seed {seed}." if several else "."),
-            )
-        points = [
-            plots.Point(
-                group[0].name,
-                group[0].complexity().macs_paper,
-                float(np.mean([r.result.metrics["top1"] for r in group])),
-                size=group[0].complexity().params,
-            )
-            for group in by_entry(job.demo).values()
-            if all("top1" in r.result.metrics for r in group)
-        ]
-        if points:
-            report.picture(
-                plots.accuracy_against_cost(points, "Demo: accuracy against cost"),
-                "demo-cost",
-                "Measured here, on the demo data: accuracy against multiply-adds; areas are parameters.",
-            )
-        report.picture(
-            plots.confusion_matrices({run.name: run.confusion() for run in first}, first[0].class_names()),
-            "demo-confusion",
-            "Measured here: what the networks take the test data for "
-            f"({first[0].result.videos}{f', seed {seed}' if several else ''}).",
-        )
+    for runs in job.demos:
+        if runs.all:
+            _report_demo(report, ledger, runs, epochs)
     report.section("Tables of the paper")
     report.text(EXPLANATION)
     for table in ledger.tables:
@@ -601,6 +241,62 @@ def write_report(job: Job, folder: Path, facts: Mapping[str, str], command: str,
     return report.write(folder)
 
 
+def _report_demo(report: Report, ledger: Ledger, runs: DemoRuns, epochs: int | None) -> None:
+    """Tables, curves, cost and confusion of one demo."""
+    demo = runs.demo
+    report.section("Demo, measured here" if len(ledger.demos) == 1 else f"Demo, measured here: {demo.title}")
+    report.text(demo.text)
+    if epochs is not None:
+        report.text(f"**Trained for {epochs} epochs instead of the recipe's, to try things out.**")
+    for shown_table in demo_tables(ledger, runs):
+        report.table(shown_table)
+    for curve in demo.curves:
+        if lines := curve_points(curve, demo, runs.curves):
+            name = "top-1 accuracy (%)" if demo.score == "top1" else f"{score_name(demo)} (%)"
+            report.picture(
+                plots.mean_curves(lines, curve.title, curve.x, name),
+                curve.id.replace("/", "-"),
+                f"{curve.title}. Mean and standard deviation of {demo.seeds} seeds.",
+            )
+    if not runs.rows:
+        return
+    groups = by_entry(runs.rows)
+    first = [group[0] for group in groups.values()]
+    several, seed = len(runs.rows) > len(first), first[0].result.facts["seed"]
+    curves = {run.name: run.curve("train_loss") for run in first}
+    if any(len(points) > 1 for points in curves.values()):
+        shown = {name: points for name, points in curves.items() if points}
+        report.picture(
+            plots.learning_curves(shown, "Training loss on the demo", "loss"),
+            f"{demo.id}-curves",
+            "Mean training loss of every epoch on the demo data" + (f", seed {seed}." if several else "."),
+        )
+    points = [
+        plots.Point(
+            group[0].name,
+            group[0].complexity().macs_paper,
+            float(np.mean([r.result.metrics[demo.score] for r in group])),
+            size=group[0].complexity().params,
+        )
+        for group in groups.values()
+        if all(demo.score in r.result.metrics for r in group)
+    ]
+    if points:
+        name = "top-1 accuracy (%)" if demo.score == "top1" else f"{score_name(demo)} (%)"
+        report.picture(
+            plots.accuracy_against_cost(points, f"Demo: {score_name(demo)} against cost", name),
+            f"{demo.id}-cost",
+            f"Measured here, on the demo data: {score_name(demo)} against multiply-adds; areas are parameters.",
+        )
+    if names := first[0].class_names():
+        report.picture(
+            plots.confusion_matrices({run.name: run.confusion() for run in first}, names),
+            f"{demo.id}-confusion",
+            "Measured here: what the networks take the test data for "
+            f"({first[0].result.videos}{f', seed {seed}' if several else ''}).",
+        )
+
+
 def run_facts(job: Job, seconds: float) -> dict[str, str]:
     """When, where and with what the report was made."""
     from common.training.cli import git_state, package_versions
@@ -615,8 +311,7 @@ def run_facts(job: Job, seconds: float) -> dict[str, str]:
         "Versions": ", ".join(f"{name} {number}" for name, number in versions.items() if name != "gpu"),
         "Duration": f"{seconds / 60:.1f} min",
     }
-    if job.demo or job.curves:
-        runs = [*job.demo, *job.curves]
+    if runs := job.trained():
         trained = [run for run in runs if not run.reused]
         videos = sum(run.result.facts["videos"] or 0 for run in runs)
         expected = sum(run.result.facts["videos_expected"] or 0 for run in runs)
@@ -729,7 +424,7 @@ def list_records(ledger: Ledger, ids: Sequence[str], module: str) -> list[dict[s
             name = getattr(entry, "name", None) or entry.title
             records.append({"id": entry.id, "name": name, "statuses": statuses, "commands": commands, "remark": remark})
 
-    shown_by = {row.of: row.id for row in ledger.demo.rows} if ledger.demo else {}
+    shown_by = {row.of: row.id for demo in ledger.demos for row in demo.rows}
     for _, row in ledger.rows():
         commands = [f"python -m {module} {row.id} --complexity"] if row.networks else []
         commands += [f"python -m {module} {shown_by[row.id]}"] if row.id in shown_by else []
@@ -738,10 +433,11 @@ def list_records(ledger: Ledger, ids: Sequence[str], module: str) -> list[dict[s
         add(row, commands, None if commands else "quoted; nothing to run")
     for figure in ledger.figures:
         add(figure, [f"python -m {module} {figure.id}"] if figure.function else [], figure.where)
-    for demo in ledger.demo.rows if ledger.demo else []:
-        add(demo, [f"python -m {module} {demo.id}"])
-    for curve in ledger.demo.curves if ledger.demo else []:
-        add(curve, [f"python -m {module} {curve.id}"])
+    for demo in ledger.demos:
+        for own in demo.rows:
+            add(own, [f"python -m {module} {own.id}"])
+        for curve in demo.curves:
+            add(curve, [f"python -m {module} {curve.id}"])
     return records
 
 
@@ -753,9 +449,10 @@ def _listing(ledger: Ledger, ids: Sequence[str], module: str) -> str:
     lines = []
     group = None
     titles = {t.id: f"{t.number}. {t.title}" for t in ledger.tables}
+    titles |= {demo.id: f"Demo. {demo.title}" for demo in ledger.demos}
     for record in list_records(ledger, ids, module):
         prefix = record["id"].partition("/")[0]
-        title = titles.get(prefix, "Demo" if prefix == "demo" else "Figures")
+        title = titles.get(prefix, "Figures")
         if title != group:
             lines += ["", title] if group else [title]
             group = title
@@ -793,28 +490,29 @@ def _work(
     """Count, train, test and draw what was chosen; a failure is noted and the rest goes on."""
     job = Job(ledger)
     job.counts = count_rows(ledger, ids, progress, args.out / "complexity.json")
-    wanted = {row.id for row in ledger.demo.rows} & set(ids) if ledger.demo else set()
-    if ledger.demo and args.demo:
-        wanted |= {row.id for row in ledger.demo.rows if row.of in ids}
-    curves = [curve for curve in ledger.demo.curves if curve.id in ids] if ledger.demo else []
-    demo_data = args.out.parent / "demo" / ledger.demo.data[0] if ledger.demo else None
-    if ledger.demo and demo_data and (wanted or curves):
+    for demo in ledger.demos:
+        runs = DemoRuns(demo, args.out.parent / "demo" / demo.data_folder)
+        job.demos.append(runs)
+        wanted = [row for row in demo.rows if row.id in ids or (args.demo and row.of in ids)]
+        curves = [curve for curve in demo.curves if curve.id in ids]
+        if not wanted and not curves:
+            continue
         task = progress.add_task("Making the demo data", total=1)
-        make_demo_data(ledger.demo.data, demo_data)
+        make_demo_data(demo.data, runs.data)
         progress.advance(task)
-        plan = [(job.demo, row) for row in ledger.demo.rows if row.id in wanted]
+        plan = [(runs.rows, row) for row in wanted]
         plan += [
-            (job.curves, curve.row(row, value))
+            (runs.curves, curve.row(row, value))
             for curve in curves
-            for row in ledger.demo.rows_of(curve)
+            for row in demo.rows_of(curve)
             for value in curve.values
         ]
-        seeds = range(args.seed, args.seed + ledger.demo.seeds)
+        seeds = range(args.seed, args.seed + demo.seeds)
         task = progress.add_task("Training the demo networks", total=len(plan) * len(seeds))
-        for runs, demo in plan:
+        for finished, entry in plan:
             for seed in seeds:
-                with _noting_failure(job, f"{demo.id}, seed {seed}" if len(seeds) > 1 else demo.id):
-                    runs.append(train_demo(ledger, demo, demo_data, args.out, seed, args.epochs, progress))
+                with _noting_failure(job, f"{entry.id}, seed {seed}" if len(seeds) > 1 else entry.id):
+                    finished.append(train_demo(ledger, demo, entry, runs.data, args.out, seed, args.epochs, progress))
                 progress.advance(task)
     for _, row in ledger.rows() if data else ():
         if row.id in ids and row.recipes:
@@ -823,8 +521,8 @@ def _work(
                 if root is None:
                     continue
                 with _noting_failure(job, f"{row.id} on {dataset}"):
-                    runs = train_row(ledger, row, dataset, root, args.out, args.seed, args.epochs, progress)
-                    append(ledger.folder / "results.csv", [run.result for run in runs])
+                    real = train_row(ledger, row, dataset, root, args.out, args.seed, args.epochs, progress)
+                    append(ledger.folder / "results.csv", [run.result for run in real])
     for figure in ledger.figures:
         if figure.id in ids and figure.function:
             with _noting_failure(job, figure.id):
@@ -832,8 +530,7 @@ def _work(
                     function = figures[figure.function]
                 except KeyError:
                     raise LedgerError(f"{ledger.path}:{figure.line}: no figure function {figure.function}") from None
-                drawn = function(demo_data if demo_data and demo_data.is_dir() else None)
-                job.figures[figure.id] = png(drawn)
+                job.figures[figure.id] = png(function(job))
     job.results = read(ledger.folder / "results.csv")
     return job
 
@@ -857,10 +554,11 @@ def _finish(job: Job, ids: Sequence[str], args: argparse.Namespace, module: str)
     for table in ledger.tables:
         if rows := [row for row in table.rows if row.id in ids]:
             console.print(tables.to_terminal(tables.paper_table(ledger, table, job.counts, job.results, rows)))
-    for shown in demo_tables(ledger, job.demo, job.curves):
-        console.print(tables.to_terminal(shown))
-    if job.demo or job.curves:
-        append(args.out / "results.csv", [run.result for run in (*job.demo, *job.curves)])
+    for runs in job.demos:
+        for shown in demo_tables(ledger, runs):
+            console.print(tables.to_terminal(shown))
+    if trained := job.trained():
+        append(args.out / "results.csv", [run.result for run in trained])
     if args.rows:
         for record in list_records(ledger, ids, module):
             recipes = [c for c in record["commands"] if c.startswith("spectral")]
@@ -901,8 +599,8 @@ def write_readme(job: Job) -> None:
         raise ReproduceError(f"{path}: no lines '{_BEGIN} ... -->' and '{_END}'")
     shown = [tables.paper_table(job.ledger, table, job.counts, job.results) for table in job.ledger.tables]
     parts = [EXPLANATION, *(tables.to_markdown(table) for table in shown)]
-    if job.demo or job.curves:
-        parts[:0] = [tables.to_markdown(table) for table in demo_tables(job.ledger, job.demo, job.curves)]
-        append(job.ledger.folder / "results.csv", [run.result for run in (*job.demo, *job.curves)])
+    if trained := job.trained():
+        parts[:0] = [tables.to_markdown(table) for runs in job.demos for table in demo_tables(job.ledger, runs)]
+        append(job.ledger.folder / "results.csv", [run.result for run in trained])
     with written_whole(path) as file:
         file.write(before + begin + marker + "\n\n" + "\n\n".join(parts) + "\n\n" + end + after)

@@ -1,4 +1,4 @@
-"""Fixed spectral filters and the fast layers built on them. Depends on torch alone."""
+"""Spectral filters and transforms, and the fast layers built on them. Depends on torch alone."""
 
 from common.spectral.fused import STFTPointwise, checkpoint_once
 from common.spectral.stft import (
@@ -10,15 +10,41 @@ from common.spectral.stft import (
     reference_implementation,
     stft_kernels,
 )
+from common.spectral.transforms import (
+    FixedTransform2d,
+    FourierTransform2d,
+    LearnableTransform2d,
+    Transform2d,
+    dct_matrix,
+    dft_matrix,
+    haar_matrix,
+    orthogonalized,
+    random_orthogonal,
+    slant_matrix,
+    transform2d,
+    walsh_hadamard_matrix,
+)
 
 __all__ = [
     "ST_FREQUENCIES",
     "S_FREQUENCIES",
     "T_FREQUENCIES",
     "DepthwiseSTFT",
+    "FixedTransform2d",
+    "FourierTransform2d",
+    "LearnableTransform2d",
     "STFTPointwise",
+    "Transform2d",
     "checkpoint_once",
+    "dct_matrix",
+    "dft_matrix",
+    "haar_matrix",
     "lowest_frequencies",
+    "orthogonalized",
+    "random_orthogonal",
     "reference_implementation",
+    "slant_matrix",
     "stft_kernels",
+    "transform2d",
+    "walsh_hadamard_matrix",
 ]

@@ -13,14 +13,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from common.training.classification import ClassificationModule
+from common.training.task import TaskModule
 
 
-def checkpoint_callbacks(folder: Path, every_n_steps: int | None = None) -> list[Callback]:
-    """``last.ckpt`` after every epoch (and every n steps), and ``best.ckpt`` by validation top-1."""
+def checkpoint_callbacks(folder: Path, score: str, every_n_steps: int | None = None) -> list[Callback]:
+    """``last.ckpt`` after every epoch (and every n steps), and ``best.ckpt`` by a metric of the validation."""
     common: dict[str, Any] = {"dirpath": folder, "auto_insert_metric_name": False, "enable_version_counter": False}
     last = ModelCheckpoint(**common, filename="last", save_on_train_epoch_end=True)
-    best = _BestCheckpoint(**common, filename="best", monitor="val_top1", mode="max", save_on_train_epoch_end=False)
+    best = _BestCheckpoint(**common, filename="best", monitor=f"val_{score}", mode="max", save_on_train_epoch_end=False)
     if every_n_steps is None:
         return [last, best]
     return [ModelCheckpoint(**common, filename="last", every_n_train_steps=every_n_steps), last, best]
@@ -79,7 +79,7 @@ class Throughput(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._waited += time.perf_counter() - self._end_of_batch
-        self._clips += len(batch["label"])
+        self._clips += len(batch[f"{pl_module.kind}_index"])
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -94,12 +94,8 @@ class Throughput(Callback):
 
 
 class Pictures(Callback):
-    """TensorBoard pictures: fixed filters once, and of every validation the first clips with their predictions and
-    the confusion matrix."""
-
-    CLIPS = 4
-    FRAMES = 8
-    NAMED_CLASSES = 60  # above, the names on the axes of the confusion matrix would overlap
+    """TensorBoard pictures: fixed filters once, and of every validation what the module draws of its first batch and
+    of its result."""
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         drawn: set[tuple[int, ...]] = set()
@@ -118,21 +114,14 @@ class Pictures(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if batch_idx or trainer.sanity_checking or not isinstance(pl_module, ClassificationModule):
-            return
-        first = outputs["first"][: self.CLIPS]
-        probability, prediction = outputs["scores"].softmax(dim=1).max(dim=1)
-        names = pl_module.class_names or [str(k) for k in range(pl_module.num_classes)]
-        captions = [
-            f"{names[int(batch['label'][k])]}: predicted {names[int(prediction[i])]} ({probability[i]:.2f})"
-            for i, k in enumerate(first)
-        ]
-        self._add(trainer, "clips", clip_figure(batch[pl_module.kind][first], captions, self.FRAMES))
+        if not batch_idx and not trainer.sanity_checking and isinstance(pl_module, TaskModule):
+            for tag, figure in pl_module.batch_figures(batch, outputs).items():
+                self._add(trainer, tag, figure)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if isinstance(pl_module, ClassificationModule) and pl_module.result and not trainer.sanity_checking:
-            names = pl_module.class_names if pl_module.num_classes <= self.NAMED_CLASSES else None
-            self._add(trainer, "confusion matrix", confusion_figure(pl_module.result.confusion, names))
+        if isinstance(pl_module, TaskModule) and not trainer.sanity_checking:
+            for tag, figure in pl_module.result_figures().items():
+                self._add(trainer, tag, figure)
 
     @staticmethod
     def _add(trainer: L.Trainer, tag: str, figure: Figure) -> None:

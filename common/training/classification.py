@@ -1,44 +1,47 @@
-"""The base of every classification module: steps, metrics, multi-view testing, checkpoints.
+"""The base of every classification module: loss, metrics, multi-view testing, tables of predictions.
 
 What is classified, and how a file of it is read, is said by the two subclasses for
 :mod:`videos <common.training.video_classification>` and :mod:`images <common.training.image_classification>`.
 A paper's module subclasses one of them and implements ``build_network`` and ``configure_optimizers``.
 """
 
-import importlib
-import time
-from collections.abc import Iterable, Mapping
+import argparse
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
-import lightning as L
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch import Tensor, nn
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Column, Table
+from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from common.evaluation.scores import VideoResult, VideoScores, combine_views
-from common.training.checkpoints import CheckpointError, compare_state_dicts, read_checkpoint
-
-#: end of the name of the checkpoint entry with what the weights alone do not tell: class path and names, spec, manifest
-CHECKPOINT_KEY = "_classification"
+from common.evaluation.scores import VideoResult, VideoScores, combine_views, prediction_table
+from common.training.callbacks import clip_figure, confusion_figure
+from common.training.task import TaskModule
 
 
-class NonFiniteError(ValueError):
-    """A loss or a score is NaN or infinite."""
+@dataclass(frozen=True)
+class Prediction:
+    """``probabilities`` (classes,) of one video or image, or None with the reason in ``error``."""
+
+    path: str
+    probabilities: Tensor | None = None
+    error: str = ""
 
 
-class ClassificationModule(L.LightningModule):
+class ClassificationModule(TaskModule):
     """Trains and tests a network on labelled videos or images.
 
     A batch is a dict, here for a subclass with ``kind = "video"``: ``video`` (N, ...) float, ``label`` (N,) int64,
     ``video_index`` (N,) int64 and, in evaluation, ``path`` (N strings). In evaluation N counts views; all views of a
-    video lie in one batch.
+    video lie in one batch. ``build_network`` makes a network (B, ...) -> logits (B, num_classes).
 
-    A subclass sets ``kind`` and ``spec_name``, the attribute of the data module that says how a file becomes the
-    network's input, and implements ``find_files`` and ``load_views``.
+    A subclass sets ``kind`` and ``spec_name`` and implements ``find_files`` and ``load_views``.
 
     Args:
         num_classes: number of classes, the length of the network's output.
@@ -49,8 +52,15 @@ class ClassificationModule(L.LightningModule):
         compile: run the network through ``torch.compile``. The keys of the state dict do not change.
     """
 
-    kind: ClassVar[str]
-    spec_name: ClassVar[str]
+    task = "classification"
+    output = "class"
+    names_source = "classes.txt beside the manifest"
+    score = "top1"
+    result: VideoResult | None
+
+    PICTURED_CLIPS = 4
+    PICTURED_FRAMES = 8
+    NAMED_CLASSES = 60  # above, the names on the axes of the confusion matrix would overlap
 
     def __init__(
         self,
@@ -61,61 +71,21 @@ class ClassificationModule(L.LightningModule):
         average: Literal["probabilities", "logits"] = "probabilities",
         compile: bool = False,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters()  # also the arguments of the subclass, so `build_network` reads `self.hparams`
+        super().__init__(pretrained=pretrained, compile=compile)
         self.num_classes = num_classes
         self.views_per_forward = views_per_forward
         self.average = average
-        self.class_names: list[str] | None = None
-        self.spec: dict[str, Any] | None = None  # how a file becomes views, as plain values
-        self.manifest_hash: str | None = None
-        self.result: VideoResult | None = None  # of the last evaluation
-        self.paths: dict[int, str] = {}  # of the videos of the last evaluation, by index
-        self.views_per_video = 0
-        self.evaluation_seconds = 0.0
-        self.network = self.build_network()
-        self.train_loss = MeanMetric()
         self.train_top1 = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.scores = VideoScores(num_classes)
-        if pretrained is not None:
-            rank_zero_info(load_pretrained(self.network, pretrained))
-        if compile:
-            self.network.compile()  # in place: no wrapper, so no `_orig_mod` in the keys
 
-    def build_network(self) -> nn.Module:
-        """The network: a batch (B, ...) -> logits (B, num_classes). Reads its options from ``self.hparams``."""
-        raise NotImplementedError(f"{type(self).__name__} must implement build_network")
-
-    def forward(self, batch: Tensor) -> Tensor:
-        """(B, ...) -> logits (B, num_classes)."""
-        return self.network(batch)
-
-    # -- data ----------------------------------------------------------------------------------------------------
-
-    @staticmethod
-    def find_files(paths: Iterable[str | Path]) -> list[Path]:
-        """Expand files, folders and lists of them into the files to predict."""
-        raise NotImplementedError
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names by label; None before the data or a checkpoint gave them."""
+        return self.output_names
 
     def load_views(self, path: str | Path) -> Tensor:
         """The views (V, ...) of one file, made as ``spec`` says. Raises VideoReadError if it cannot be read."""
         raise NotImplementedError
-
-    def setup(self, stage: str) -> None:
-        """Take the class names and the spec from the data module, and check that they fit the network."""
-        data = getattr(self.trainer, "datamodule", None)
-        names = getattr(data, "class_names", None)
-        if names is None:
-            return
-        if len(names) != self.num_classes:
-            raise ValueError(
-                f"the data has {len(names)} classes, the network {self.num_classes}; "
-                f"set model.init_args.num_classes to {len(names)}"
-            )
-        self.class_names = list(names)
-        self.manifest_hash = getattr(data, "manifest_hash", None)
-        spec = getattr(data, self.spec_name, None)
-        self.spec = spec if spec is None or isinstance(spec, dict) else spec.to_dict()
 
     # -- training ------------------------------------------------------------------------------------------------
 
@@ -123,31 +93,11 @@ class ClassificationModule(L.LightningModule):
         """Mean cross-entropy of the batch."""
         logits = self(batch[self.kind])
         loss = F.cross_entropy(logits, batch["label"])
-        if not torch.isfinite(loss):
-            raise NonFiniteError(
-                f"the training loss is {loss.item()} in epoch {self.current_epoch}, step {self.global_step}, "
-                f"batch {batch_idx} ({self._name_files(batch)}). Lower the learning rate, add "
-                f"trainer.gradient_clip_val, or look at these {self.kind}s. The last checkpoint is untouched."
-            )
+        self.log_loss(loss, batch, batch_idx)
         size = len(batch["label"])
-        self.train_loss.update(loss.detach(), weight=size)
         self.train_top1.update(logits.detach().float(), batch["label"])
-        self.log("train_loss_step", loss.detach(), prog_bar=True, batch_size=size)
-        self.log("train_loss", self.train_loss, on_step=False, on_epoch=True, batch_size=size)
         self.log("train_top1", self.train_top1, on_step=False, on_epoch=True, prog_bar=True, batch_size=size)
         return loss
-
-    def _name_files(self, batch: Mapping[str, Any], positions: Tensor | None = None) -> str:
-        index = batch[f"{self.kind}_index"]
-        chosen = range(len(index)) if positions is None else positions.tolist()
-        if "path" in batch:
-            return f"{self.kind}s: " + ", ".join(dict.fromkeys(str(batch["path"][i]) for i in chosen))
-        indices = list(dict.fromkeys(int(index[i]) for i in chosen))
-        # training batches carry no paths; our datasets know them
-        items = getattr(getattr(self.trainer.train_dataloader, "dataset", None), "items", None)
-        if items is None:
-            return f"{self.kind} indices: {', '.join(map(str, indices))}"
-        return f"{self.kind}s: " + ", ".join(f"{items[i].name} (index {i})" for i in indices)
 
     # -- evaluation ----------------------------------------------------------------------------------------------
 
@@ -162,12 +112,7 @@ class ClassificationModule(L.LightningModule):
             ``scores`` (videos, classes) and ``first`` (videos,), see :func:`common.evaluation.scores.combine_views`.
         """
         logits = self.forward_views(batch[self.kind])
-        bad = ~torch.isfinite(logits).all(dim=1)
-        if bad.any():
-            raise NonFiniteError(
-                f"the network's output is NaN or infinite ({self._name_files(batch, bad.nonzero().flatten())}); "
-                "the weights are damaged, or the precision is too low"
-            )
+        self.check_finite(logits, batch)
         scores, index, first = combine_views(logits, batch[f"{self.kind}_index"], self.average)
         self.scores.update(scores, batch["label"][first], index)
         self.views_per_video = len(logits) // len(index)
@@ -175,36 +120,43 @@ class ClassificationModule(L.LightningModule):
             self.paths.update({int(i): str(batch["path"][k]) for i, k in zip(index, first, strict=True)})
         return {"scores": scores, "first": first}
 
-    def finish_evaluation(self, prefix: str) -> None:
-        """Compute over all processes; the numbers are the same on each of them."""
-        self.result = self.scores.compute()
-        if self.trainer.world_size > 1 and not self.trainer.sanity_checking:
-            every: list[dict[int, str]] = [{} for _ in range(self.trainer.world_size)]
-            torch.distributed.all_gather_object(every, self.paths)
-            self.paths = {index: path for paths in every for index, path in paths.items()}
-        for name, value in self.result.metrics().items():
-            self.log(f"{prefix}_{name}", value, prog_bar=name == "top1")
+    def compute_result(self) -> VideoResult:
+        result = self.scores.compute()
         self.scores.reset()
-        self.evaluation_seconds = time.perf_counter() - self._started
+        return result
 
-    def on_validation_epoch_start(self) -> None:
-        self.paths = {}
-        self._started = time.perf_counter()
+    def result_facts(self) -> dict[str, Any]:
+        return {"average": self.average}
 
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        return self.evaluate_batch(batch)
+    def write_predictions(self, folder: Path) -> Path:
+        result = self.result
+        assert result is not None
+        paths = [self.paths.get(int(i), str(int(i))) for i in result.video_index]
+        path = folder / "predictions.csv"
+        write_rows(path, prediction_table(result.probabilities, self._names(), paths, result.label))
+        return path
 
-    def on_validation_epoch_end(self) -> None:
-        self.finish_evaluation("val")
+    def _names(self) -> list[str]:
+        return self.class_names or [str(k) for k in range(self.num_classes)]
 
-    def on_test_epoch_start(self) -> None:
-        self.on_validation_epoch_start()
+    def batch_figures(self, batch: Mapping[str, Any], outputs: Mapping[str, Tensor]) -> dict[str, Figure]:
+        """The first clips with their predictions."""
+        first, names = outputs["first"][: self.PICTURED_CLIPS], self._names()
+        probability, prediction = outputs["scores"].softmax(dim=1).max(dim=1)
+        captions = [
+            f"{names[int(batch['label'][k])]}: predicted {names[int(prediction[i])]} ({probability[i]:.2f})"
+            for i, k in enumerate(first)
+        ]
+        return {"clips": clip_figure(batch[self.kind][first], captions, self.PICTURED_FRAMES)}
 
-    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        return self.evaluate_batch(batch)
+    def result_figures(self) -> dict[str, Figure]:
+        """The confusion matrix."""
+        if self.result is None:
+            return {}
+        names = self.class_names if self.num_classes <= self.NAMED_CLASSES else None
+        return {"confusion matrix": confusion_figure(self.result.confusion, names)}
 
-    def on_test_epoch_end(self) -> None:
-        self.finish_evaluation("test")
+    # -- prediction ----------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def predict_views(self, views: Tensor) -> Tensor:
@@ -213,116 +165,61 @@ class ClassificationModule(L.LightningModule):
         index = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
         return combine_views(logits, index, self.average)[0][0].softmax(dim=0)
 
-    # -- checkpoints ---------------------------------------------------------------------------------------------
+    @classmethod
+    def add_predict_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--csv", type=Path, help="also write the predictions to this file")
+        parser.add_argument("--top", type=int, default=5, help="number of classes to show (default 5)")
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store what is needed to predict from the checkpoint alone; plain values only."""
-        checkpoint[self.kind + CHECKPOINT_KEY] = {
-            "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
-            "class_names": self.class_names,
-            self.spec_name: self.spec,
-            "manifest_hash": self.manifest_hash,
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint belongs to this network and these classes.
-
-        Raises:
-            CheckpointError: naming the first keys, or the first class, that differ.
-        """
-        differences = compare_state_dicts(self.state_dict(), checkpoint["state_dict"])
-        if differences:
-            stored = _facts(checkpoint).get("class_path", "unknown")
-            raise CheckpointError(
-                f"the checkpoint belongs to another network (module {stored}, this is {type(self).__module__}."
-                f"{type(self).__qualname__}):\n{differences}\nUse the recipe it was trained with, or, to start from "
-                "its weights with another number of classes, --model.init_args.pretrained instead of --ckpt_path."
-            )
-        stored = _facts(checkpoint)
-        names = stored.get("class_names")
-        if self.class_names is None:
-            self.class_names, self.spec = names, stored.get(self.spec_name)
-            self.manifest_hash = stored.get("manifest_hash")
-        elif names is not None and names != self.class_names:
-            k = next(k for k, pair in enumerate(zip(names, self.class_names, strict=True)) if pair[0] != pair[1])
-            raise CheckpointError(
-                f"class {k} is {names[k]!r} in the checkpoint and {self.class_names[k]!r} in the data; "
-                "use the class list that the network was trained with (classes.txt beside the manifest)"
-            )
+    def predict(self, options: argparse.Namespace) -> int:
+        """A table of the most probable classes of every file, with the clips and crops of the test."""
+        if options.top < 1:
+            raise ValueError(f"--top is {options.top}; it is at least 1")
+        if options.csv and options.csv.exists() and not options.force:
+            raise FileExistsError(f"{options.csv} exists; give another name, or --force to overwrite it")
+        predictions = [
+            Prediction(path, None if views is None else self.predict_views(views).cpu(), error)
+            for path, views, error in self.read_files(options.paths, self.load_views)
+        ]
+        rows = prediction_rows(predictions, self.class_names or [], options.top)
+        print_rows(rows, self.kind)
+        if options.csv:
+            write_rows(options.csv, rows, overwrite=options.force)
+        return int(any(p.error for p in predictions))
 
 
-def load_pretrained(network: nn.Module, path: str | Path) -> str:
-    """Load weights into a network; class-dependent tensors are left alone where the number of classes differs.
+def prediction_rows(predictions: Sequence[Prediction], class_names: list[str], top: int = 5) -> list[dict[str, Any]]:
+    """One plain row per file: ``path``, ``top1``, ``p1``, ..., ``error``."""
+    good = [p for p in predictions if p.probabilities is not None]
+    rows: dict[int, dict[str, Any]] = {}
+    if good:
+        probabilities = torch.stack([p.probabilities for p in good if p.probabilities is not None])
+        table = prediction_table(probabilities, class_names, [p.path for p in good], top=top)
+        rows = {id(p): row for p, row in zip(good, table, strict=True)}
+    return [{**rows.get(id(p), {"path": p.path}), "error": p.error} for p in predictions]
 
-    A tensor counts as class-dependent when only its first dimension differs. The file is a checkpoint of this project
-    or a plain state dict of the network.
 
-    Returns:
-        A sentence that says what was loaded and what not.
+def write_rows(path: Path, rows: Sequence[dict[str, Any]], overwrite: bool = False) -> None:
+    """Write rows as CSV; the columns are those of all rows.
 
     Raises:
-        CheckpointError: other keys or shapes differ.
+        FileExistsError: the file exists and ``overwrite`` is False.
     """
-    checkpoint = read_checkpoint(path)
-    theirs = checkpoint.get("state_dict", checkpoint)
-    if "state_dict" in checkpoint:
-        theirs = {k.removeprefix("network."): v for k, v in theirs.items() if k.startswith("network.")}
-    ours = network.state_dict()
-    swapped = [
-        k for k in ours if k in theirs and ours[k].shape != theirs[k].shape and ours[k].shape[1:] == theirs[k].shape[1:]
-    ]
-    classes = {(theirs[k].shape[0], ours[k].shape[0]) for k in swapped}
-    kept = {k: v for k, v in theirs.items() if k not in swapped}
-    differences = compare_state_dicts({k: v for k, v in ours.items() if k not in swapped}, kept)
-    if differences or len(classes) > 1:
-        differences = differences or compare_state_dicts(ours, theirs)
-        raise CheckpointError(f"{path}: weights of another network:\n{differences}")
-    network.load_state_dict(kept, strict=False)
-    if not swapped:
-        return f"{path}: loaded all {len(kept)} tensors"
-    old, new = classes.pop()
-    return f"{path}: loaded {len(kept)} tensors; {old} classes there, {new} here, so not loaded: {', '.join(swapped)}"
+    columns = list(dict.fromkeys(key for row in sorted(rows, key=len, reverse=True) for key in row))
+    with path.open("w" if overwrite else "x", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
-def _facts(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """What :meth:`ClassificationModule.on_save_checkpoint` stored, of whatever kind; empty if nothing."""
-    found = [value for key, value in checkpoint.items() if key.endswith(CHECKPOINT_KEY) and isinstance(value, dict)]
-    return found[0] if found else {}
-
-
-def load_module(path: str | Path, trusted_packages: tuple[str, ...] = ("papers", "common")) -> ClassificationModule:
-    """Rebuild a module from its checkpoint alone, on the CPU, in evaluation mode.
-
-    Args:
-        path: checkpoint written during training.
-        trusted_packages: top-level packages whose modules a checkpoint may name. Nothing else is imported.
-
-    Raises:
-        CheckpointError: the file cannot be read safely, is not of this project, names a class outside of
-            ``trusted_packages``, or does not fit the class it names.
-    """
-    checkpoint = read_checkpoint(path)
-    info = _facts(checkpoint)
-    if not isinstance(info.get("class_path"), str) or "state_dict" not in checkpoint:
-        raise CheckpointError(
-            f"{path}: not a checkpoint of a video classification module of this project, nor of one for images"
+def print_rows(rows: Sequence[dict[str, Any]], kind: str = "video") -> None:
+    """Print predictions as a table in the terminal."""
+    table = Table(Column(kind, overflow="fold"), Column("prediction", overflow="fold"), "probability")
+    for row in rows:
+        if row["error"]:
+            table.add_row(row["path"], f"error: {row['error']}", "")
+            continue
+        ranks = range(1, 1 + sum(key.startswith("top") for key in row))
+        table.add_row(
+            row["path"], "\n".join(row[f"top{k}"] for k in ranks), "\n".join(f"{row[f'p{k}']:.4f}" for k in ranks)
         )
-    module_name, _, class_name = info["class_path"].rpartition(".")
-    if module_name.split(".")[0] not in trusted_packages:
-        raise CheckpointError(
-            f"{path}: names {info['class_path']}, which lies outside of {', '.join(trusted_packages)}"
-        )
-    try:
-        module_class = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise CheckpointError(f"{path}: {info['class_path']} does not exist here ({error})") from error
-    if not (isinstance(module_class, type) and issubclass(module_class, ClassificationModule)):
-        raise CheckpointError(f"{path}: {info['class_path']} is not a video classification module, nor one for images")
-    arguments = {**checkpoint.get("hyper_parameters", {}), "pretrained": None, "compile": False}
-    try:
-        module = module_class(**arguments)
-    except TypeError as error:
-        raise CheckpointError(f"{path}: {info['class_path']} has other arguments now ({error})") from error
-    module.on_load_checkpoint(checkpoint)
-    module.load_state_dict(checkpoint["state_dict"])
-    return module.eval()
+    Console().print(table)

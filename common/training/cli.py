@@ -2,7 +2,7 @@
 
 Every run gets a folder ``<trainer.default_root_dir>/<recipe name>/version_<n>`` of its own with the resolved recipe
 (``config.yaml``), where it came from (``run.json``), the logs, ``last.ckpt`` and ``best.ckpt``; ``validate`` and
-``test`` add ``result.json`` and ``predictions.csv``.
+``test`` add ``result.json`` and the predictions.
 """
 
 import ast
@@ -32,10 +32,9 @@ from rich.console import Console
 from rich.table import Table
 
 from common.datamodules.readers import ReadError
-from common.evaluation.scores import prediction_table
 from common.training import callbacks, predict
 from common.training.checkpoints import AtomicCheckpointIO, find_checkpoint
-from common.training.classification import ClassificationModule
+from common.training.task import TaskModule
 
 DEBUG_VARIABLE = "SPECTRAL_DEBUG"
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "pytorchvideo", "av", "spectral-video")
@@ -136,7 +135,7 @@ class SpectralCLI(LightningCLI):
 
     def _run(self, args: list[str]) -> None:
         super().__init__(
-            ClassificationModule,
+            TaskModule,
             L.LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -211,7 +210,7 @@ class SpectralCLI(LightningCLI):
             if kwargs.get("logger", settings.logger):
                 extra += [LearningRateMonitor(), callbacks.Pictures()]
             if self.subcommand == "fit" and settings.enable_checkpointing is not False:
-                extra += callbacks.checkpoint_callbacks(self.run_dir, config.checkpoint_every_n_steps)
+                extra += callbacks.checkpoint_callbacks(self.run_dir, self.model.score, config.checkpoint_every_n_steps)
         own = settings.callbacks or []
         kwargs["callbacks"] = [*(own if isinstance(own, list) else [own]), *extra]
         return super().instantiate_trainer(**kwargs)
@@ -241,11 +240,7 @@ class SpectralCLI(LightningCLI):
         dataset = getattr(loaders, "dataset", None)
         expected = getattr(dataset, "videos_expected", len(dataset) if dataset is not None else None)
         views = self.model.views_per_video
-        paths = [self.model.paths.get(int(i), str(int(i))) for i in scores.video_index]
-        names = self.model.class_names or [str(k) for k in range(self.model.num_classes)]
-        rows = prediction_table(scores.probabilities, names, paths, scores.label)
-        predictions = self.run_dir / "predictions.csv"
-        predict.write_rows(predictions, rows)
+        predictions = self.model.write_predictions(self.run_dir)
         self._dump_config()
         self.result = {
             **scores.metrics(),
@@ -253,7 +248,7 @@ class SpectralCLI(LightningCLI):
             "videos": scores.videos,
             "videos_expected": expected,
             "views": views,
-            "average": self.model.average,
+            **self.model.result_facts(),
             "params": sum(p.numel() for p in self.model.network.parameters()),
             "seed": self.config_dump["seed_everything"],
             **git_state(),
@@ -271,9 +266,8 @@ class SpectralCLI(LightningCLI):
         table = Table(
             f"{stage}: {scores.videos} of {self.result['videos_expected']} {self.model.kind}s x {views} views", ""
         )
-        for key in ("top1", "top5", "mean_class"):
-            table.add_row(key, f"{100 * self.result[key]:.2f} %")
-        table.add_row("loss", f"{scores.loss:.4f}")
+        for key, value in scores.metrics().items():
+            table.add_row(key, f"{value:.4f}" if key in self.model.plain_metrics else f"{100 * value:.2f} %")
         table.add_row("clips/s", f"{self.result['clips_per_s']:.1f}")
         console = Console()
         console.print(table)

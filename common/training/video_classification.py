@@ -8,12 +8,8 @@ from torch import Tensor
 
 from common.datamodules.clip_spec import ClipSpec, load_views
 from common.datamodules.manifest import find_files
-from common.training.classification import (
-    ClassificationModule,
-    NonFiniteError,
-    load_module,
-    load_pretrained,
-)
+from common.training.classification import ClassificationModule
+from common.training.task import NonFiniteError, load_module, load_pretrained
 
 __all__ = ["NonFiniteError", "VideoClassificationModule", "load_module", "load_pretrained"]
 

@@ -78,8 +78,8 @@ def generate_brain(
             place = folder / grade / name
             place.mkdir(parents=True)
             for modality, image in zip(MODALITIES, images, strict=True):
-                nib.save(nib.Nifti1Image(image, affine), place / f"{name}_{modality}.nii.gz")  # type: ignore[attr-defined]
-            nib.save(nib.Nifti1Image(label, affine), place / f"{name}_seg.nii.gz")  # type: ignore[attr-defined]
+                nib.save(nib.Nifti1Image(image, affine), place / f"{name}_{modality}.nii.gz")
+            nib.save(nib.Nifti1Image(label, affine), place / f"{name}_seg.nii.gz")
 
     parameters = {"demo": "brain", "version": VERSION, "seed": seed, "cases": cases, "size": size}
     return make_folder(Path(out), parameters, fill)
@@ -88,7 +88,7 @@ def generate_brain(
 def draw_case(
     seed: int, number: int, size: tuple[int, int, int]
 ) -> tuple[NDArray[np.int16], NDArray[np.uint8], NDArray[np.float64]]:
-    """One case: images (4, X, Y, Z) int16, zero outside of the brain, labels (X, Y, Z) in 0, 1, 2, 4, and the affine."""
+    """One case: images (4, X, Y, Z) int16, zero outside of the brain, labels (X, Y, Z), and the affine."""
     rng = np.random.default_rng([seed, number])
     maps, extent = _anatomy()
     grid = _deformed_grid(rng, size)
@@ -117,7 +117,7 @@ def draw_case(
 
 @cache
 def _anatomy() -> tuple[Tensor, tuple[float, ...]]:
-    """Grey matter, white matter and fluid (3, X, Y, Z) in 0..1 at 2 mm, tightly around the brain, and the side in mm."""
+    """Grey matter, white matter, fluid (3, X, Y, Z) in 0..1 at 2 mm, tightly around the brain; its sides in mm."""
     maps = []
     for kind in ("gm", "wm", "t1"):
         name = f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz"

@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from common.reporting.plots import style
-from common.reporting.reproduce import main
+from common.reporting.reproduce import Job, main
 from papers.stft2d.layers import DepthwiseSTFTSeparable
 
 SIZE = 7
 
 
-def figure2(data: Path | None = None) -> Figure:
+def figure2(job: Job | None = None) -> Figure:
     """The layer for one channel and n = 7: a picture, the eight filters, what they make of it, and one combination."""
     picture = torch.from_numpy(skimage.data.camera()[64:256, 160:352].copy()).float() / 255
     torch.manual_seed(0)

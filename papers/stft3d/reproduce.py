@@ -15,7 +15,7 @@ from torch import Tensor
 from common.datamodules.manifest import Manifest
 from common.datamodules.readers import open_video
 from common.reporting.plots import COLOURS, style
-from common.reporting.reproduce import main
+from common.reporting.reproduce import Job, main
 from common.spectral import ST_FREQUENCIES, DepthwiseSTFT, lowest_frequencies, stft_kernels
 
 KERNEL = (3, 3, 3)
@@ -31,9 +31,9 @@ def _clip(data: Path | None) -> Tensor:
     return video.get_frames(range(min(8, video.num_frames))).float().mean(dim=-1) / 255
 
 
-def figure2(data: Path | None = None) -> Figure:
+def figure2(job: Job | None = None) -> Figure:
     """The 26 filters as three 3x3 slices each, and the response of the middle frame of a clip to each of them."""
-    clip = _clip(data)
+    clip = _clip(job.data() if job else None)
     middle = len(clip) // 2
     responses = DepthwiseSTFT(1, KERNEL)(clip[None, None])[0, :, middle]
     kernels = stft_kernels(KERNEL)
@@ -61,7 +61,7 @@ def figure2(data: Path | None = None) -> Figure:
     return figure
 
 
-def figure3(data: Path | None = None) -> Figure:
+def figure3(job: Job | None = None) -> Figure:
     """The frequency variables as the table of the paper, from the code's own list."""
     signs = {0: "0", 1: "k", -1: "-k"}
     cells = [
@@ -80,7 +80,7 @@ def figure3(data: Path | None = None) -> Figure:
     return figure
 
 
-def figure4(data: Path | None = None) -> Figure:
+def figure4(job: Job | None = None) -> Figure:
     """All 27 frequency points: the selected ones red, their complex conjugates green, zero grey."""
     chosen = set(lowest_frequencies(KERNEL))
     conjugates = {tuple(-m for m in v) for v in chosen}

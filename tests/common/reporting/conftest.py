@@ -40,14 +40,15 @@ tables:
 figures:
   - {id: figure1, title: A drawing, statuses: [diagram], where: nowhere}
   - {id: figure2, title: A curve, statuses: [computed], where: here, function: curve}
-demo:
-  title: Two motions
-  text: Two networks.
-  data: [motion, --size, "32", --frames, "8", --train, "3", --val, "2", --test, "2", --classes, move_left, move_right]
-  recipe: demo.yaml
-  rows:
-    - {id: demo/one, name: One, of: table1/a}
-    - {id: demo/two, name: Two, of: table1/a, overrides: [--model.dropout, "0.5"]}
+demos:
+  - id: demo
+    title: Two motions
+    text: Two networks.
+    data: [motion, --size, "32", --frames, "8", --train, "3", --val, "2", --test, "2", --classes, move_left, move_right]
+    recipe: demo.yaml
+    rows:
+      - {id: demo/one, name: One, of: table1/a}
+      - {id: demo/two, name: Two, of: table1/a, overrides: [--model.dropout, "0.5"]}
 """
 
 RECIPE = """\

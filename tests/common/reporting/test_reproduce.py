@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from common.reporting import reproduce
+from common.reporting import demo, reproduce
 from common.reporting.ledger import load
 from common.reporting.reproduce import main
 from common.reporting.results import read
 
 
-def curve(data: Path | None) -> Figure:
+def curve(job: reproduce.Job | None) -> Figure:
     figure = Figure(figsize=(1, 1))
-    figure.subplots().plot([0, 1 if data is None else 2])
+    figure.subplots().plot([0, 1 if job is None or job.data() is None else 2])
     return figure
 
 
@@ -54,22 +54,26 @@ def test_the_whole_job_and_a_second_run(
     assert readme.endswith("<!-- tables: end -->\n\nMore.\n")
     assert [row.entry for row in read(paper / "results.csv")] == ["demo/one", "demo/two"]
 
-    monkeypatch.setattr(reproduce, "run_recipe", forbid)
+    monkeypatch.setattr(demo, "run_recipe", forbid)
     monkeypatch.setattr(reproduce.Ledger, "complexity", forbid)
     assert main(paper, FIGURES, ["--out", str(out)]) == 0
     assert len(read(out / "results.csv")) == 2
     assert "2 trainings, 0 of them in this run" in (out / "report" / "index.html").read_text()
 
-    key = reproduce.demo_key
+    key = demo.demo_key
     ledger = load(paper / "ledger.yaml")
-    assert ledger.demo is not None
-    one, two = ledger.demo.rows
+    own = ledger.demos[0]
+    one, two = own.rows
     data = out.parent / "demo" / "motion"
-    keys = [key(ledger, one, data, 0, None), key(ledger, two, data, 0, None), key(ledger, one, data, 1, None)]
+    keys = [
+        key(ledger, own, one, data, 0, None),
+        key(ledger, own, two, data, 0, None),
+        key(ledger, own, one, data, 1, None),
+    ]
     (paper / "recipes" / "demo.yaml").write_text((paper / "recipes" / "demo.yaml").read_text() + "# changed\n")
-    keys.append(key(ledger, one, data, 0, None))
+    keys.append(key(ledger, own, one, data, 0, None))
     (data / "manifest.csv").write_text((data / "manifest.csv").read_text() + "\n")
-    keys.append(key(ledger, one, data, 0, None))
+    keys.append(key(ledger, own, one, data, 0, None))
     assert len(set(keys)) == 5
 
 
@@ -90,7 +94,7 @@ def test_a_failure_is_told_and_the_rest_goes_on(paper: Path, out: Path, capsys: 
 def test_an_interruption_leaves_nothing_half_done(
     paper: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train = reproduce.run_recipe
+    train = demo.run_recipe
     trained = []
 
     def interrupted(arguments: list[str], folder: Path, *rest: object) -> None:
@@ -100,7 +104,7 @@ def test_an_interruption_leaves_nothing_half_done(
         trained.append(folder)
         train(arguments, folder, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(reproduce, "run_recipe", interrupted)
+    monkeypatch.setattr(demo, "run_recipe", interrupted)
     command = ["--out", str(out), "--epochs", "1"]
     assert main(paper, FIGURES, command) == 130
     assert "goes on from there" in capsys.readouterr().err
@@ -118,7 +122,7 @@ def test_lightnings_way_of_stopping_is_an_interruption(tmp_path: Path, monkeypat
 
     monkeypatch.setattr("common.training.cli.run", stop)
     with pytest.raises(KeyboardInterrupt):
-        reproduce.run_recipe(["--config", "x.yaml"], tmp_path / "run", 0)
+        demo.run_recipe(["--config", "x.yaml"], tmp_path / "run", 0)
 
 
 def test_a_recipe_on_real_data(paper: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,7 +140,7 @@ def test_a_recipe_on_real_data(paper: Path, out: Path, capsys: pytest.CaptureFix
 def test_a_row_without_data_says_how_to_run_it(
     paper: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reproduce, "run_recipe", forbid)
+    monkeypatch.setattr(demo, "run_recipe", forbid)
     assert main(paper, FIGURES, ["table1/a", "figure2", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert f"spectral fit --config {paper / 'recipes' / 'demo.yaml'} --data.batch_size 2" in printed

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from common.reporting import plots
+from common.reporting.demo import Trained, by_entry, curve_points, curve_table, mean_text
 from common.reporting.ledger import Ledger, LedgerError, load
-from common.reporting.reproduce import Trained, by_entry, curve_points, curve_table, mean_text
 from common.reporting.results import _FACTS, Result, append, read
 
 LEDGER = """
@@ -23,18 +23,19 @@ tables:
     columns: [{key: a, name: A}]
     rows: [{id: table1/x, name: X, statuses: [demo], paper: {a: "1"}}]
 figures: []
-demo:
-  title: D
-  text: D
-  data: [digits]
-  recipe: demo.yaml
-  seeds: 2
-  rows:
-    - {id: demo/x, name: X, of: table1/x, overrides: [--model.b, "2"]}
-    - {id: demo/y, name: Y, of: table1/x}
-  curves:
-    - {id: demo/few, title: Few, x: images per class, option: --data.train_per_class, values: ["5", "20"],
-       rows: [demo/x]}
+demos:
+  - id: demo
+    title: D
+    text: D
+    data: [digits]
+    recipe: demo.yaml
+    seeds: 2
+    rows:
+      - {id: demo/x, name: X, of: table1/x, overrides: [--model.b, "2"]}
+      - {id: demo/y, name: Y, of: table1/x}
+    curves:
+      - {id: demo/few, title: Few, x: images per class, option: --data.train_per_class, values: ["5", "20"],
+         rows: [demo/x]}
 """
 
 
@@ -51,8 +52,7 @@ def trained(entry: str, seed: int, top1: float) -> Trained:
 
 
 def test_a_curve_trains_its_rows_with_every_value(tmp_path):
-    demo = ledger(tmp_path).demo
-    assert demo is not None
+    (demo,) = ledger(tmp_path).demos
     [curve] = demo.curves
     assert [row.id for row in demo.rows_of(curve)] == ["demo/x"]
     row = curve.row(demo.rows[0], "20")
@@ -62,8 +62,7 @@ def test_a_curve_trains_its_rows_with_every_value(tmp_path):
 
 
 def test_mean_and_deviation(tmp_path):
-    demo = ledger(tmp_path).demo
-    assert demo is not None
+    (demo,) = ledger(tmp_path).demos
     runs = [trained("demo/few/x/5", seed, top1) for seed, top1 in ((0, 0.5), (1, 0.7))]
     runs += [trained("demo/few/x/20", 0, 0.9)]
     points = curve_points(demo.curves[0], demo, runs)

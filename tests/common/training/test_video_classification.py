@@ -169,7 +169,7 @@ def test_pretrained_swaps_the_classifier_and_says_so(tmp_path):
     network = TinyModule(num_classes=5).network
     before = network[1].weight.clone()
     message = load_pretrained(network, path)
-    assert "loaded 3 tensors; 3 classes there, 5 here, so not loaded: 1.weight, 1.bias" in message
+    assert "loaded 3 tensors; 3 outputs there, 5 here, so not loaded: 1.weight, 1.bias" in message
     assert torch.equal(network[0][0].weight, module.network[0][0].weight)
     assert torch.equal(network[1].weight, before)
     assert "loaded all 5 tensors" in load_pretrained(TinyModule().network, path)
@@ -178,6 +178,8 @@ def test_pretrained_swaps_the_classifier_and_says_so(tmp_path):
     with pytest.raises(CheckpointError, match="weights of another network"):
         load_pretrained(TinyModule(width=6).network, path)
     torch.save(module.network.state_dict(), path)  # a plain state dict will do
+    assert "loaded all 5 tensors" in load_pretrained(TinyModule().network, path)
+    torch.save({f"module.{key}": value for key, value in module.network.state_dict().items()}, path)
     assert "loaded all 5 tensors" in load_pretrained(TinyModule().network, path)
 
 

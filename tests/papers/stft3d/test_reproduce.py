@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.reporting.demo import DemoRuns
 from common.reporting.ledger import load
 from common.reporting.report import png
+from common.reporting.reproduce import Job
 from data.demo.motion import generate_motion
 from papers.stft3d import reproduce
 
@@ -59,7 +61,8 @@ def test_figures() -> None:
 
 def test_figure_2_shows_a_clip_of_the_demo(tmp_path: Path) -> None:
     generate_motion(tmp_path / "motion", size=32, frames=8, train=1, val=1, test=1, classes=["move_left", "move_right"])
-    figure = reproduce.figure2(tmp_path / "motion")
+    ledger = load(ROOT / "papers" / "stft3d" / "ledger.yaml")
+    figure = reproduce.figure2(Job(ledger, demos=[DemoRuns(ledger.demos[0], tmp_path / "motion")]))
     pictures = [axes.images[0].get_array() for part in figure.subfigs for axes in part.axes if axes.images]
     assert len(pictures) == 1 + 2 * 26
     assert pictures[0] is not None

@@ -1,0 +1,403 @@
+"""Training and testing for the reports: recipes on real data, and the demos on embedded data.
+
+A demo network is trained anew when its recipe file, its overrides, the seed, the data (manifest and parameters), the
+training that it goes on from, or the sources of the paper or of `common` (but for this package) have changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import json
+import logging
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from rich.progress import Progress, TaskID
+
+from common.evaluation.complexity import Complexity, count
+from common.reporting import plots
+from common.reporting.ledger import DASH, Column, Curve, Demo, DemoRow, Ledger, Recipe, Row
+from common.reporting.results import Result, from_json, written_whole
+from common.reporting.tables import Head, Shown
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class ReproduceError(Exception):
+    """A row could not be computed, trained or tested."""
+
+
+def source_hash(*folders: Path, but: Path | None = None) -> str:
+    """Hash of all Python sources below the folders, except those below `but`."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")):
+            if but is None or but not in path.parents:
+                digest.update(str(path.relative_to(ROOT) if ROOT in path.parents else path).encode())
+                digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+# Training and testing
+
+
+class StepProgress(L.Callback):
+    """Moves the bar of the command that runs now; see `_training_bar`."""
+
+    bar: tuple[Progress, TaskID] | None = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.bar:  # one step more, for the test
+            self.bar[0].update(self.bar[1], total=int(trainer.estimated_stepping_batches) + 1)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if self.bar:
+            self.bar[0].update(self.bar[1], completed=trainer.global_step)
+
+
+@contextlib.contextmanager
+def _training_bar(progress: Progress, name: str) -> Iterator[None]:
+    task = progress.add_task(f"  {name}", total=None)
+    StepProgress.bar = (progress, task)
+    try:
+        yield
+        progress.update(task, total=1, completed=1)
+    finally:
+        StepProgress.bar = None
+
+
+@dataclass
+class Trained:
+    """A finished run: its folder with `result.json`, and what else `run_recipe` writes."""
+
+    entry: str
+    name: str
+    result: Result
+    folder: Path
+    reused: bool = False
+
+    def seconds(self) -> float:
+        """What training and testing took, whenever that was."""
+        return float(json.loads((self.folder / "seconds.json").read_text(encoding="utf-8")))
+
+    def complexity(self) -> Complexity:
+        return Complexity(**json.loads((self.folder / "complexity.json").read_text(encoding="utf-8")))
+
+    def curve(self, tag: str) -> list[tuple[float, float]]:
+        """`(epoch, value)` of a logged value."""
+        curves = json.loads((self.folder / "curves.json").read_text(encoding="utf-8"))
+        return [(epoch, value) for epoch, value in curves.get(tag, [])]
+
+    def class_names(self) -> list[str] | None:
+        """Names by label; None where nothing is classified."""
+        names: list[str] | None = json.loads((self.folder / "classes.json").read_text(encoding="utf-8"))
+        return names
+
+    def checkpoint(self) -> Path:
+        """The last checkpoint."""
+        return max(self.folder.glob("fit/*/last.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+
+    def confusion(self) -> np.ndarray:
+        """Counts (true class, predicted class) in the order of `class_names`; none without classes."""
+        place = {name: i for i, name in enumerate(self.class_names() or [])}
+        matrix = np.zeros((len(place), len(place)), dtype=int)
+        with (self.folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                matrix[place[row["label"]], place[row["top1"]]] += 1
+        return matrix
+
+
+def run_recipe(arguments: Sequence[str], folder: Path, seed: int, bar: bool = True) -> None:
+    """Train and test through the command line `spectral`, in this process; its output goes to `folder/log.txt`.
+
+    A training that was interrupted in `folder` is resumed. Afterwards `folder` holds `result.json`, the predictions,
+    `complexity.json` (of one input), `curves.json`, `classes.json` (where there are classes) and `seconds.json`, beside
+    the run folders of `spectral`.
+    The last checkpoint is tested, not the best, which would be chosen by the scores that are reported.
+    """
+    from common.training import cli
+
+    began = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    common = [*arguments, "--seed_everything", str(seed), "--trainer.default_root_dir", str(folder)]
+    common += ["--trainer.enable_progress_bar", "false"]
+    fit = ["fit", *common, "--name", "fit"]
+    if bar:
+        fit += [f"--trainer.callbacks+={StepProgress.__module__}.{StepProgress.__name__}"]
+    if list(folder.glob("fit/*/last.ckpt")):
+        fit += ["--ckpt_path", "last"]
+    with (folder / "log.txt").open("a", encoding="utf-8") as log, _output_to(log):
+        try:
+            trained = cli.run(fit)
+        except SystemExit as stop:  # Lightning's way of passing an interruption on
+            raise KeyboardInterrupt from stop
+        assert trained.run_dir is not None
+        tested = cli.run(["test", *common, "--name", "test", "--ckpt_path", str(trained.run_dir / "last.ckpt")])
+    assert tested.run_dir is not None
+    spec = getattr(tested.datamodule, tested.model.spec_name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        complexity = count(tested.model.network, spec.input_shape)
+    extra = {
+        "complexity.json": complexity.to_dict() | {"by_module": {}},
+        "curves.json": read_curves(folder / "fit"),
+        "classes.json": getattr(tested.datamodule, "class_names", None),
+        "seconds.json": time.monotonic() - began,
+    }
+    for name, content in extra.items():
+        with written_whole(folder / name) as file:
+            json.dump(content, file)
+    for path in (
+        *tested.run_dir.glob("predictions.*"),
+        tested.run_dir / "result.json",
+    ):  # the result last: then all is there
+        with written_whole(folder / path.name) as file:
+            file.write(path.read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def _output_to(log: Any) -> Iterator[None]:
+    """Send everything that is printed or logged to a file."""
+    loggers = [logging.root, *(x for x in logging.root.manager.loggerDict.values() if isinstance(x, logging.Logger))]
+    streams = {h for logger in loggers for h in logger.handlers if type(h) is logging.StreamHandler}
+    before = [h.setStream(log) for h in streams]
+    try:
+        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            yield
+    finally:
+        for handler, stream in zip(streams, before, strict=True):
+            if stream is not None:
+                handler.setStream(stream)
+
+
+def read_curves(runs: Path) -> dict[str, list[tuple[float, float]]]:
+    """Values that were logged every epoch, as `(epoch, value)`, from the TensorBoard files below a folder."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logged: dict[str, dict[int, float]] = {}
+    for path in sorted({file.parent for file in runs.rglob("events.out.tfevents.*")}):
+        events = EventAccumulator(str(path)).Reload()
+        for tag in events.Tags()["scalars"]:
+            logged.setdefault(tag, {}).update({event.step: event.value for event in events.Scalars(tag)})
+    epochs = {step: round(value) for step, value in logged.get("epoch", {}).items()}
+    return {
+        tag: sorted((epochs[step] + 1, value) for step, value in values.items() if step in epochs)
+        for tag, values in logged.items()
+        if tag != "epoch" and not tag.endswith("_step")
+    }
+
+
+def make_demo_data(arguments: Sequence[str], out: Path) -> None:
+    """Make the embedded data as `python -m data.demo` does; it reuses what it made before."""
+    command = [sys.executable, "-m", "data.demo", arguments[0], "--out", str(out), *arguments[1:]]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode in (130, -signal.SIGINT):
+        raise KeyboardInterrupt
+    if done.returncode:
+        raise ReproduceError(f"{shlex.join(command)}\n{done.stderr.strip()}")
+
+
+def data_arguments(data: Path) -> list[str]:
+    """The command line's name for the data in a folder; data of known files (CIFAR, image folders) has no manifest."""
+    manifest = data / "manifest.csv"
+    return ["--data.root", str(data), *(["--data.manifest", str(manifest)] if manifest.is_file() else [])]
+
+
+def demo_key(
+    ledger: Ledger, demo: Demo, row: DemoRow, data: Path, seed: int, epochs: int | None, after: str | None = None
+) -> str:
+    """Everything that a demo result depends on, as a hash; `after` is the key of the training that it goes on from."""
+    digest = hashlib.sha256()
+    digest.update((ledger.folder / "recipes" / demo.recipe).read_bytes())
+    digest.update(json.dumps([row.overrides, seed, epochs, after, torch.__version__]).encode())
+    for file in sorted(path for path in data.iterdir() if path.is_file()):
+        digest.update(file.name.encode() + file.read_bytes())
+    digest.update(source_hash(ROOT / "common", ledger.folder, but=ROOT / "common" / "reporting").encode())
+    return digest.hexdigest()[:12]
+
+
+def train_demo(
+    ledger: Ledger,
+    demo: Demo,
+    row: DemoRow,
+    data: Path,
+    out: Path,
+    seed: int,
+    epochs: int | None,
+    progress: Progress,
+) -> Trained:
+    """Train and test a demo network, or find it finished; so too the one that it goes on from."""
+    before = None
+    if row.after is not None:
+        before = train_demo(ledger, demo, demo.row(row.after), data, out, seed, epochs, progress)
+    place = out / row.id
+    folder = place / demo_key(ledger, demo, row, data, seed, epochs, before.folder.name if before else None)
+    reused = (folder / "result.json").is_file()
+    if not reused:
+        start = str(before.checkpoint().parent) if before else ""
+        overrides = [word.replace("{after}", start) for word in row.overrides]
+        arguments = Recipe(demo.recipe, overrides).commands(ledger.folder)[0]
+        arguments += data_arguments(data)
+        if epochs is not None:
+            arguments += ["--trainer.max_epochs", str(epochs)]
+        place.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=place))
+        try:
+            with _training_bar(progress, row.name + (f", seed {seed}" if demo.seeds > 1 else "")):
+                run_recipe(arguments, partial, seed)
+            os.replace(partial, folder)
+        except BaseException as error:
+            if isinstance(error, Exception):  # keep the log of a failure, nothing of an interruption
+                shutil.copy(partial / "log.txt", place / "failed.txt")
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    result = from_json(folder / "result.json", row.id)
+    return Trained(row.id, row.name, result, folder, reused)
+
+
+def train_row(
+    ledger: Ledger, row: Row, dataset: str, data: Path, out: Path, seed: int, epochs: int | None, progress: Progress
+) -> list[Trained]:
+    """Train and test the recipe of a row on real data; interrupted runs are resumed."""
+    finished = []
+    for i, arguments in enumerate(row.recipes[dataset].commands(ledger.folder, str(data))):
+        arguments[2:2] = data_arguments(data)
+        if epochs is not None:
+            arguments += ["--trainer.max_epochs", str(epochs)]
+        recipe = (ledger.folder / "recipes" / row.recipes[dataset].file).read_bytes()
+        key = hashlib.sha256(recipe + json.dumps([arguments, seed]).encode()).hexdigest()[:12]
+        folder = out / "recipes" / row.id / dataset / f"{i + 1}-{key}"
+        reused = (folder / "result.json").is_file()
+        if not reused:
+            with _training_bar(progress, f"{row.id} {dataset}"):
+                run_recipe(arguments, folder, seed)
+        result = from_json(folder / "result.json", row.id, dataset)
+        finished.append(Trained(row.id, row.name, result, folder, reused))
+    return finished
+
+
+# What is shown
+
+
+@dataclass
+class DemoRuns:
+    """A demo with the folder of its data and its finished trainings: of the rows, and of the curves."""
+
+    demo: Demo
+    data: Path
+    rows: list[Trained] = field(default_factory=list)
+    curves: list[Trained] = field(default_factory=list)
+
+    @property
+    def all(self) -> list[Trained]:
+        """Every training."""
+        return [*self.rows, *self.curves]
+
+
+def demo_table(ledger: Ledger, demo: Demo, runs: Sequence[Trained]) -> Shown:
+    """What was measured on the embedded data; a number of the paper beside it is of other data, for the order only.
+
+    Several seeds of one network are one row: mean and standard deviation (n - 1).
+    """
+    names = dict.fromkeys(k for run in runs for k in run.result.metrics if k != "loss")
+    columns = demo.columns or [Column(k, k.replace("top", "top ").replace("_", " "), k, 0.01) for k in names]
+    printed = {row.id: row.paper.get(demo.beside) or DASH for _, row in ledger.rows()} if demo.beside else {}
+    group = "" if demo.columns else ("accuracy (%)" if demo.score == "top1" else "score (%)")
+    heads = [Head("Network"), *(Head(c.name, group, "ours" if group else "text") for c in columns)]
+    if printed:
+        heads.append(Head(f"paper, {next(c.name for t in ledger.tables for c in t.columns if c.key == demo.beside)}"))
+    heads += [Head("loss")] if not demo.columns else []
+    heads += [Head("Params"), Head("MACs"), Head("Tested on"), Head("Seed"), Head("Time")]
+    cells = []
+    for entry, trained in by_entry(runs).items():
+        run = trained[0]
+        c = run.complexity()
+        line = [run.name]
+        for column in columns:
+            values = [r.result.metrics[str(column.measure)] for r in trained if column.measure in r.result.metrics]
+            line.append(mean_text(values, 1 / column.scale, 2))
+        line += [printed.get(demo.row(entry).of, DASH)] if printed else []
+        losses = [r.result.metrics["loss"] for r in trained if "loss" in r.result.metrics]
+        line += [mean_text(losses, 1, 3)] if not demo.columns else []
+        line += [
+            f"{c.params:,}",
+            f"{c.macs_paper / 1e6:,.1f} M",
+            run.result.videos,
+            ", ".join(str(r.result.facts["seed"]) for r in trained),
+            f"{sum(r.seconds() for r in trained):.0f} s",
+        ]
+        cells.append(line)
+    notes = (
+        ["The paper's numbers are of other data and larger networks; only the order can be compared."]
+        if printed
+        else []
+    )
+    return Shown(f"Demo. {demo.title}", heads, cells, notes, demo.id)
+
+
+def by_entry(runs: Sequence[Trained]) -> dict[str, list[Trained]]:
+    """Runs by their ledger entry: the seeds of one training."""
+    groups: dict[str, list[Trained]] = {}
+    for run in runs:
+        groups.setdefault(run.entry, []).append(run)
+    return groups
+
+
+def mean_text(values: Sequence[float], scale: float, digits: int) -> str:
+    """The mean of some numbers times `scale`, with the standard deviation if there are several; a dash for none."""
+    if not values:
+        return DASH
+    mean = f"{scale * float(np.mean(values)):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {scale * plots.deviation(values):.{digits}f}"
+
+
+def curve_points(curve: Curve, demo: Demo, runs: Sequence[Trained]) -> dict[str, dict[float, list[float]]]:
+    """Network -> value of the option -> the demo's score for every seed, as far as trained."""
+    groups = by_entry(runs)
+    points = {
+        row.name: {
+            float(value): [run.result.metrics[demo.score] for run in groups[curve.row(row, value).id]]
+            for value in curve.values
+            if curve.row(row, value).id in groups
+        }
+        for row in demo.rows_of(curve)
+    }
+    return {name: own for name, own in points.items() if own}
+
+
+def score_name(demo: Demo) -> str:
+    """`accuracy` for `top1`."""
+    return "accuracy" if demo.score == "top1" else demo.score.replace("_", " ")
+
+
+def curve_table(curve: Curve, demo: Demo, runs: Sequence[Trained]) -> Shown:
+    """One row for every network, one column for every value of the option; the score in per cent."""
+    heads = [Head(curve.x), *(Head(value, score_name(demo), "ours") for value in curve.values)]
+    cells = [
+        [name, *(mean_text(own.get(float(value), []), 100, 2) for value in curve.values)]
+        for name, own in curve_points(curve, demo, runs).items()
+    ]
+    return Shown(f"Demo. {curve.title}", heads, cells, [], curve.id.replace("/", "-"))
+
+
+def demo_tables(ledger: Ledger, runs: DemoRuns) -> list[Shown]:
+    """The demo's table and one for every curve, as far as trained."""
+    shown = [demo_table(ledger, runs.demo, runs.rows)] if runs.rows else []
+    curves = [curve_table(curve, runs.demo, runs.curves) for curve in runs.demo.curves]
+    return shown + [table for table in curves if table.cells]

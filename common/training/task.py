@@ -1,0 +1,371 @@
+"""What the modules of all tasks share: the network, checkpoints that suffice to predict, the course of an evaluation.
+
+A task (classification, pose estimation, segmentation) subclasses :class:`TaskModule` with its loss, its evaluation and
+its predictions; a paper's module subclasses the task and implements ``build_network`` and ``configure_optimizers``.
+"""
+
+import argparse
+import importlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from common.datamodules.readers import ReadError
+from common.training.checkpoints import CheckpointError, compare_state_dicts, read_checkpoint
+
+T = TypeVar("T")
+
+
+class NonFiniteError(ValueError):
+    """A loss or a score is NaN or infinite."""
+
+
+class EvaluationResult(Protocol):
+    """Scores of a data set."""
+
+    @property
+    def videos(self) -> int:
+        """Number of videos, images, persons, volumes: what the module's ``kind`` says."""
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers by name, as they stand in ``result.json``."""
+
+
+class TaskModule(L.LightningModule):
+    """A network with its loss and its evaluation.
+
+    A batch is a dict with at least ``<kind>_index`` (N,) int64 and, in evaluation, ``path`` (N strings).
+
+    A task sets the class attributes and implements ``training_step``, ``evaluate_batch``, ``compute_result``,
+    ``write_predictions``, ``find_files``, ``add_predict_arguments`` and ``predict``.
+
+    Attributes:
+        kind: what is counted: ``video``, ``image``, ``person``, ``volume``.
+        task: its name, for messages and the checkpoint.
+        output: what one channel of the network's output stands for; the data module has its ``<output>_names``, the
+            module the argument ``num_<outputs>``, such as ``class_names`` and ``num_classes``.
+        names_source: where the user finds these names.
+        spec_name: attribute of the data module that says how a file becomes the network's input: an object with
+            ``to_dict()`` and ``input_shape``, the shape of one input with its batch axis.
+        score: the metric that decides which checkpoint is the best; the larger the better.
+        plain_metrics: metrics that are no fractions, so not shown in per cent.
+
+    Args:
+        pretrained: checkpoint to start from. Every weight must fit, except that the layers that depend on the number
+            of outputs keep their initial values when that number differs; what was loaded is printed.
+        compile: run the network through ``torch.compile``. The keys of the state dict do not change.
+    """
+
+    kind: ClassVar[str]
+    task: ClassVar[str]
+    output: ClassVar[str]
+    names_source: ClassVar[str]
+    spec_name: ClassVar[str]
+    score: ClassVar[str]
+    plain_metrics: ClassVar[frozenset[str]] = frozenset({"loss"})
+
+    def __init__(self, *, pretrained: str | None = None, compile: bool = False) -> None:
+        super().__init__()
+        self.save_hyperparameters()  # also the arguments of the subclass, so `build_network` reads `self.hparams`
+        self.output_names: list[str] | None = None
+        self.spec: dict[str, Any] | None = None  # how a file becomes the network's input, as plain values
+        self.manifest_hash: str | None = None
+        self.result: Any = None  # the EvaluationResult of the last evaluation
+        self.paths: dict[int, str] = {}  # of what was evaluated last, by index
+        self.views_per_video = 1
+        self.evaluation_seconds = 0.0
+        self.network = self.build_network()
+        self.train_loss = MeanMetric()
+        if pretrained is not None:
+            rank_zero_info(load_pretrained(self.network, pretrained))
+        if compile:
+            self.network.compile()  # in place: no wrapper, so no `_orig_mod` in the keys
+
+    def build_network(self) -> nn.Module:
+        """The network: a batch (B, ...) -> output. Reads its options from ``self.hparams``."""
+        raise NotImplementedError(f"{type(self).__name__} must implement build_network")
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """(B, ...) -> the network's output."""
+        return self.network(batch)
+
+    # -- data ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def outputs(cls) -> str:
+        """Plural of ``output``."""
+        return cls.output + ("es" if cls.output.endswith("s") else "s")
+
+    def setup(self, stage: str) -> None:
+        """Take the names and the spec from the data module, and check that they fit the network."""
+        data = getattr(self.trainer, "datamodule", None)
+        names = getattr(data, f"{self.output}_names", None)
+        if names is None:
+            return
+        argument = f"num_{self.outputs()}"
+        if len(names) != self.hparams[argument]:
+            raise ValueError(
+                f"the data has {len(names)} {self.outputs()}, the network {self.hparams[argument]}; "
+                f"set model.init_args.{argument} to {len(names)}"
+            )
+        self.output_names = list(names)
+        self.manifest_hash = getattr(data, "manifest_hash", None)
+        spec = getattr(data, self.spec_name, None)
+        self.spec = spec if spec is None or isinstance(spec, dict) else spec.to_dict()
+
+    def name_files(self, batch: Mapping[str, Any], positions: Tensor | None = None) -> str:
+        """The files of a batch, or of some positions in it, for a message."""
+        index = batch[f"{self.kind}_index"]
+        chosen = range(len(index)) if positions is None else positions.tolist()
+        if "path" in batch:
+            return f"{self.kind}s: " + ", ".join(dict.fromkeys(str(batch["path"][i]) for i in chosen))
+        indices = list(dict.fromkeys(int(index[i]) for i in chosen))
+        # training batches carry no paths; our datasets know them
+        items = getattr(getattr(self.trainer.train_dataloader, "dataset", None), "items", None)
+        if items is None:
+            return f"{self.kind} indices: {', '.join(map(str, indices))}"
+        return f"{self.kind}s: " + ", ".join(f"{items[i].name} (index {i})" for i in indices)
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def log_loss(self, loss: Tensor, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Log the training loss of a step, and its mean over the epoch.
+
+        Raises:
+            NonFiniteError: it is NaN or infinite; the message names the files of the batch.
+        """
+        if not torch.isfinite(loss):
+            raise NonFiniteError(
+                f"the training loss is {loss.item()} in epoch {self.current_epoch}, step {self.global_step}, "
+                f"batch {batch_idx} ({self.name_files(batch)}). Lower the learning rate, add "
+                f"trainer.gradient_clip_val, or look at these {self.kind}s. The last checkpoint is untouched."
+            )
+        size = len(batch[f"{self.kind}_index"])
+        self.train_loss.update(loss.detach(), weight=size)
+        self.log("train_loss_step", loss.detach(), prog_bar=True, batch_size=size)
+        self.log("train_loss", self.train_loss, on_step=False, on_epoch=True, batch_size=size)
+
+    # -- evaluation ----------------------------------------------------------------------------------------------
+
+    def evaluate_batch(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Collect the predictions of a batch; what it returns goes to :meth:`batch_figures`."""
+        raise NotImplementedError
+
+    def compute_result(self) -> EvaluationResult:
+        """The scores over all processes, the same numbers on each of them; what was collected is dropped."""
+        raise NotImplementedError
+
+    def check_finite(self, output: Tensor, batch: Mapping[str, Any]) -> None:
+        """Raise NonFiniteError, naming the files, where an output (N, ...) holds NaN or infinite values."""
+        bad = ~torch.isfinite(output).flatten(1).all(dim=1)
+        if bad.any():
+            raise NonFiniteError(
+                f"the network's output is NaN or infinite ({self.name_files(batch, bad.nonzero().flatten())}); "
+                "the weights are damaged, or the precision is too low"
+            )
+
+    def finish_evaluation(self, prefix: str) -> None:
+        """Compute and log the result."""
+        self.result = self.compute_result()
+        if self.trainer.world_size > 1 and not self.trainer.sanity_checking:
+            every: list[dict[int, str]] = [{} for _ in range(self.trainer.world_size)]
+            torch.distributed.all_gather_object(every, self.paths)
+            self.paths = {index: path for paths in every for index, path in paths.items()}
+        for name, value in self.result.metrics().items():
+            self.log(f"{prefix}_{name}", value, prog_bar=name == self.score)
+        self.evaluation_seconds = time.perf_counter() - self._started
+
+    def on_validation_epoch_start(self) -> None:
+        self.paths = {}
+        self._started = time.perf_counter()
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        return self.evaluate_batch(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self.finish_evaluation("val")
+
+    def on_test_epoch_start(self) -> None:
+        self.on_validation_epoch_start()
+
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        return self.evaluate_batch(batch)
+
+    def on_test_epoch_end(self) -> None:
+        self.finish_evaluation("test")
+
+    def result_facts(self) -> dict[str, Any]:
+        """Further entries of ``result.json``: how the result was obtained."""
+        return {}
+
+    def write_predictions(self, folder: Path) -> Path:
+        """Write the predictions of the last evaluation into ``folder`` as ``predictions.<extension>``; that path."""
+        raise NotImplementedError
+
+    def batch_figures(self, batch: Mapping[str, Any], outputs: Mapping[str, Tensor]) -> dict[str, Figure]:
+        """Pictures of a validation batch by name, for TensorBoard."""
+        return {}
+
+    def result_figures(self) -> dict[str, Figure]:
+        """Pictures of the last result by name, for TensorBoard."""
+        return {}
+
+    # -- prediction ----------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def find_files(paths: Iterable[str | Path]) -> list[Path]:
+        """Expand files, folders and lists of them into the files to predict. Raises FileNotFoundError."""
+        raise NotImplementedError
+
+    @classmethod
+    def add_predict_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Declare the options that ``spectral predict`` has for this task."""
+
+    def predict(self, options: argparse.Namespace) -> int:
+        """Predict ``options.paths``, show and write the result; returns 1 if a file could not be read, otherwise 0.
+
+        The checkpoint holds names and spec when this is called, and the module lies on its device.
+        """
+        raise NotImplementedError
+
+    def read_files(self, paths: Iterable[str | Path], read: Callable[[Path], T]) -> Iterator[tuple[str, T | None, str]]:
+        """``(path, what read makes of it, "")`` of every file; of one that cannot be read ``(path, None, reason)``."""
+        for path in paths:
+            try:
+                files = self.find_files([path])
+            except FileNotFoundError as error:
+                yield str(path), None, str(error)
+                continue
+            for file in files:
+                try:
+                    content = read(file)
+                except ReadError as error:
+                    yield str(file), None, error.reason or str(error)
+                else:
+                    yield str(file), content, ""
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store what is needed to predict from the checkpoint alone; plain values only."""
+        checkpoint[f"{self.kind}_{self.task.replace(' ', '_')}"] = {
+            "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
+            f"{self.output}_names": self.output_names,
+            self.spec_name: self.spec,
+            "manifest_hash": self.manifest_hash,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint belongs to this network and these outputs.
+
+        Raises:
+            CheckpointError: naming the first keys, or the first name, that differ.
+        """
+        differences = compare_state_dicts(self.state_dict(), checkpoint["state_dict"])
+        if differences:
+            stored = _facts(checkpoint).get("class_path", "unknown")
+            raise CheckpointError(
+                f"the checkpoint belongs to another network (module {stored}, this is {type(self).__module__}."
+                f"{type(self).__qualname__}):\n{differences}\nUse the recipe it was trained with, or, to start from "
+                f"its weights with another number of {self.outputs()}, --model.init_args.pretrained instead of "
+                "--ckpt_path."
+            )
+        stored = _facts(checkpoint)
+        names = stored.get(f"{self.output}_names")
+        if self.output_names is None:
+            self.output_names, self.spec = names, stored.get(self.spec_name)
+            self.manifest_hash = stored.get("manifest_hash")
+        elif names is not None and names != self.output_names:
+            k = next(k for k, pair in enumerate(zip(names, self.output_names, strict=True)) if pair[0] != pair[1])
+            raise CheckpointError(
+                f"{self.output} {k} is {names[k]!r} in the checkpoint and {self.output_names[k]!r} in the data; "
+                f"use the {self.output} list that the network was trained with ({self.names_source})"
+            )
+
+
+def load_pretrained(network: nn.Module, path: str | Path) -> str:
+    """Load weights into a network; tensors of the outputs are left alone where the number of outputs differs.
+
+    A tensor counts as one of these when only its first dimension differs. The file is a checkpoint of this project
+    or a plain state dict of the network, whose keys may all begin with ``module.`` (saved from ``DataParallel``).
+
+    Returns:
+        A sentence that says what was loaded and what not.
+
+    Raises:
+        CheckpointError: other keys or shapes differ.
+    """
+    checkpoint = read_checkpoint(path)
+    theirs = checkpoint.get("state_dict", checkpoint)
+    if "state_dict" in checkpoint:
+        theirs = {k.removeprefix("network."): v for k, v in theirs.items() if k.startswith("network.")}
+    elif all(str(key).startswith("module.") for key in theirs):
+        theirs = {key.removeprefix("module."): value for key, value in theirs.items()}
+    ours = network.state_dict()
+    swapped = [
+        k for k in ours if k in theirs and ours[k].shape != theirs[k].shape and ours[k].shape[1:] == theirs[k].shape[1:]
+    ]
+    outputs = {(theirs[k].shape[0], ours[k].shape[0]) for k in swapped}
+    kept = {k: v for k, v in theirs.items() if k not in swapped}
+    differences = compare_state_dicts({k: v for k, v in ours.items() if k not in swapped}, kept)
+    if differences or len(outputs) > 1:
+        differences = differences or compare_state_dicts(ours, theirs)
+        raise CheckpointError(f"{path}: weights of another network:\n{differences}")
+    network.load_state_dict(kept, strict=False)
+    if not swapped:
+        return f"{path}: loaded all {len(kept)} tensors"
+    old, new = outputs.pop()
+    return f"{path}: loaded {len(kept)} tensors; {old} outputs there, {new} here, so not loaded: {', '.join(swapped)}"
+
+
+def _facts(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """What :meth:`TaskModule.on_save_checkpoint` stored, of whatever task; empty if nothing."""
+    marks = {"class_path", "manifest_hash"}
+    found = [value for value in checkpoint.values() if isinstance(value, dict) and marks <= value.keys()]
+    return found[0] if found else {}
+
+
+def load_module(path: str | Path, trusted_packages: tuple[str, ...] = ("papers", "common")) -> TaskModule:
+    """Rebuild a module from its checkpoint alone, on the CPU, in evaluation mode.
+
+    Args:
+        path: checkpoint written during training.
+        trusted_packages: top-level packages whose modules a checkpoint may name. Nothing else is imported.
+
+    Raises:
+        CheckpointError: the file cannot be read safely, is not of this project, names a class outside of
+            ``trusted_packages``, or does not fit the class it names.
+    """
+    checkpoint = read_checkpoint(path)
+    info = _facts(checkpoint)
+    if not isinstance(info.get("class_path"), str) or "state_dict" not in checkpoint:
+        raise CheckpointError(
+            f"{path}: not a checkpoint of a video classification module of this project, nor of another task's"
+        )
+    module_name, _, class_name = info["class_path"].rpartition(".")
+    if module_name.split(".")[0] not in trusted_packages:
+        raise CheckpointError(
+            f"{path}: names {info['class_path']}, which lies outside of {', '.join(trusted_packages)}"
+        )
+    try:
+        module_class = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise CheckpointError(f"{path}: {info['class_path']} does not exist here ({error})") from error
+    if not (isinstance(module_class, type) and issubclass(module_class, TaskModule)):
+        raise CheckpointError(f"{path}: {info['class_path']} is not a video classification module, nor another task's")
+    arguments = {**checkpoint.get("hyper_parameters", {}), "pretrained": None, "compile": False}
+    try:
+        module = module_class(**arguments)
+    except TypeError as error:
+        raise CheckpointError(f"{path}: {info['class_path']} has other arguments now ({error})") from error
+    module.on_load_checkpoint(checkpoint)
+    module.load_state_dict(checkpoint["state_dict"])
+    return module.eval()
