@@ -333,8 +333,8 @@ class ResumableLoader(DataLoader):
         }
 
 
-class LabelledDataModule(L.LightningDataModule):
-    """Loaders of labelled videos or images; a subclass makes the four datasets in ``setup``.
+class SharedDataModule(L.LightningDataModule):
+    """Loaders of every kind of data; a subclass makes the four datasets in ``setup``.
 
     The trainer must be made with ``use_distributed_sampler=False``; the samplers share the files out themselves.
 
@@ -379,25 +379,6 @@ class LabelledDataModule(L.LightningDataModule):
         self.val_dataset: Any = None
         self.test_dataset: Any = None
         self.predict_dataset: Any = None
-
-    def _loaded(self) -> Any:
-        """The class names and the hash of the data, as `class_names` and `hash`; read on the first call."""
-        raise NotImplementedError
-
-    @property
-    def class_names(self) -> list[str]:
-        """Names by label."""
-        return list(self._loaded().class_names)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes in the class list."""
-        return len(self._loaded().class_names)
-
-    @property
-    def manifest_hash(self) -> str:
-        """SHA-256 of the class list and of the entries, or of the images of an archive."""
-        return self._loaded().hash
 
     def train_dataloader(self) -> DataLoader:
         """Random views in random order, resumable in the middle of an epoch."""
@@ -452,3 +433,26 @@ class LabelledDataModule(L.LightningDataModule):
             "pin_memory": torch.cuda.is_available(),
             "persistent_workers": self.num_workers > 0,
         }
+
+
+class LabelledDataModule(SharedDataModule):
+    """Loaders of videos or images with one label each."""
+
+    def _loaded(self) -> Any:
+        """The class names and the hash of the data, as `class_names` and `hash`; read on the first call."""
+        raise NotImplementedError
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names by label."""
+        return list(self._loaded().class_names)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes in the class list."""
+        return len(self._loaded().class_names)
+
+    @property
+    def manifest_hash(self) -> str:
+        """SHA-256 of the class list and of the entries, or of the images of an archive."""
+        return self._loaded().hash

@@ -7,8 +7,9 @@ import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -30,7 +31,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from common.datamodules.clip_spec import Spec
-from common.datamodules.loading import LabelledDataModule
+from common.datamodules.loading import SharedDataModule
 from common.datamodules.manifest import ManifestError
 from common.datamodules.readers import ReadError
 from common.datamodules.sampling import sample_generator
@@ -52,28 +53,31 @@ class VolumeSpec(Spec):
 
     Attributes:
         modalities: the channels, in order, by the end of their files' names.
-        patch_size: depth (slices), height and width of what the network sees at once, in voxels; None: whole volumes.
+        patch_size: depth (slices), height and width of what the network sees at once, in voxels.
         overlap: of neighbouring patches when a volume is covered, as a fraction of the side.
 
     Raises:
         ValueError: a value is out of its range; the message names it.
     """
 
+    patch_size: tuple[int, int, int]
     modalities: tuple[str, ...] = MODALITIES
-    patch_size: tuple[int, int, int] | None = None
     overlap: float = 0.5
-    num_views: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "modalities", tuple(self.modalities))
         if not self.modalities or len(set(self.modalities)) < len(self.modalities):
             raise ValueError(f"modalities is {self.modalities}; it must be one or more different names.")
-        if self.patch_size is not None:
-            object.__setattr__(self, "patch_size", tuple(self.patch_size))
-            if len(self.patch_size) != 3 or min(self.patch_size) < 1:
-                raise ValueError(f"patch_size is {self.patch_size}; it must be three numbers of at least 1.")
+        object.__setattr__(self, "patch_size", tuple(self.patch_size))
+        if len(self.patch_size) != 3 or min(self.patch_size) < 1:
+            raise ValueError(f"patch_size is {self.patch_size}; it must be three numbers of at least 1.")
         if not 0 <= self.overlap < 1:
             raise ValueError(f"overlap is {self.overlap}; it must be at least 0 and below 1.")
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one patch with its batch axis."""
+        return 1, len(self.modalities), *self.patch_size
 
 
 @dataclass(frozen=True)
@@ -86,30 +90,25 @@ class Case:
     label: Path | None
 
 
-def find_cases(
-    paths: Iterable[str | Path], modalities: Sequence[str] = MODALITIES, labelled: bool = False
-) -> list[Case]:
-    """The cases in folders: a folder ``<case>`` with ``<case>_<modality>.nii.gz``, directly or at any depth below.
+def find_case_folders(paths: Iterable[str | Path]) -> list[Path]:
+    """Folders with files ``<case>_<modality>.nii.gz`` or ``.nii``: those given, or at any depth below them; sorted.
 
-    Sorted by name. Raises VolumeReadError with the name of a missing file (``labelled``: also of labels), of a folder
-    without cases, and of a case found twice.
+    Raises:
+        FileNotFoundError: a path is no folder, or has no such files.
     """
-    cases: dict[str, Case] = {}
+    folders: list[Path] = []
     for path in map(Path, paths):
         if not path.is_dir():
-            raise VolumeReadError(path, "there is no such folder; a case is a folder with one file per modality.")
-        folders = sorted({file.parent for suffix in SUFFIXES for file in path.rglob(f"*_*{suffix}")})
-        if not folders:
-            raise VolumeReadError(path, f"no file named <case>_{modalities[0]}.nii.gz lies in it or below it.")
-        for folder in folders:
-            case = _case(folder, modalities, labelled)
-            if case.name in cases and cases[case.name] != case:
-                raise VolumeReadError(folder, f"the case is there twice, also in {cases[case.name].folder}.")
-            cases[case.name] = case
-    return [cases[name] for name in sorted(cases)]
+            raise FileNotFoundError(f"{path}: there is no such folder; a case is a folder with one file per modality.")
+        found = sorted({file.parent for suffix in SUFFIXES for file in path.rglob(f"*_*{suffix}")})
+        if not found:
+            raise FileNotFoundError(f"{path}: no file named <case>_<modality>.nii.gz lies in it or below it.")
+        folders += found
+    return folders
 
 
-def _case(folder: Path, modalities: Sequence[str], labelled: bool) -> Case:
+def find_case(folder: Path, modalities: Sequence[str] = MODALITIES, labelled: bool = False) -> Case:
+    """The files of one case. Raises VolumeReadError with the names of those missing (``labelled``: also of labels)."""
     name = folder.resolve().name
 
     def find(part: str) -> Path | None:
@@ -208,19 +207,23 @@ def regions_to_label(regions: Tensor) -> Tensor:
     return label
 
 
-def save_label(label: Tensor, like: Path, out: Path) -> None:
+def save_label(label: Tensor, like: Path, out: Path, overwrite: bool = False) -> None:
     """Write labels (D, H, W) as a NIfTI file with the shape, affine and space of the file ``like``.
 
     Raises:
-        FileExistsError: ``out`` exists; it is left as it is.
+        FileExistsError: ``out`` exists and ``overwrite`` is False; it is left as it is.
     """
-    if out.exists():
-        raise FileExistsError(f"{out} exists; nothing was written over it")
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"{out} exists; give another folder, or --force to overwrite it")
     header = _load(like, lambda image: (image.affine, image.header.copy()))
     header[1].set_data_dtype(np.uint8)
-    header[1]["scl_slope"], header[1]["scl_inter"] = 1, 0
     image = nib.Nifti1Image(label.cpu().numpy().transpose(2, 1, 0), *header)
     nib.save(image, out)
+
+
+def voxel_volume(path: Path) -> float:
+    """What one voxel of a NIfTI file takes up, in millilitres."""
+    return _load(path, lambda image: abs(float(np.linalg.det(image.affine[:3, :3])))) / 1000
 
 
 @dataclass(frozen=True)
@@ -281,7 +284,7 @@ class VolumeDataset(Dataset):
         return {"volume": volume, "label": label, "volume_index": index, "path": self.items[index].name}
 
 
-class VolumeDataModule(LabelledDataModule):
+class VolumeDataModule(SharedDataModule):
     """Brain scans of BraTS 2018: patches to train on, whole volumes to validate and test on.
 
     A batch is a dict: ``volume`` float32 (B, C, D, H, W), the axes being slices from the feet to the head, back to
@@ -296,7 +299,7 @@ class VolumeDataModule(LabelledDataModule):
     Args:
         root: folder that the cases lie in.
         patch_size: depth, height and width of a training patch, which is also what the network sees at once when whole
-            volumes are segmented; a smaller volume is padded with zeros. None: whole volumes, all of one shape.
+            volumes are segmented; a smaller volume is padded with zeros.
         tumour_patches: share of the training patches whose centre lies in the tumour; 0: anywhere, uniformly.
         flip: probability to mirror a training patch along each axis.
         intensity: a channel of a training patch is scaled by up to 1 +- this and shifted by up to this.
@@ -324,7 +327,7 @@ class VolumeDataModule(LabelledDataModule):
     def __init__(
         self,
         root: str,
-        patch_size: tuple[int, int, int] | None = None,
+        patch_size: tuple[int, int, int] = (128, 192, 160),
         tumour_patches: float = 0.0,
         flip: float = 0.5,
         intensity: float = 0.1,
@@ -349,43 +352,26 @@ class VolumeDataModule(LabelledDataModule):
         for name, value in (("intensity", intensity), ("val_share", val_share)):
             if not 0 <= value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 0 and below 1.")
-        if tumour_patches and patch_size is None:
-            raise ValueError("tumour_patches chooses where patches lie; give a patch_size, too.")
         self.root, self.splits_file = Path(root), splits
         self.tumour_patches, self.flip, self.intensity = tumour_patches, flip, intensity
         self.val_share, self.split_seed = val_share, split_seed
         self.cache_decoded, self.test_split, self.predict_paths = cache_decoded, test_split, predict_paths
-        self.volume_spec = VolumeSpec(modalities, patch_size, overlap)
+        self.volume_spec = VolumeSpec(patch_size, modalities, overlap)
         self._cases: dict[str, list[Case]] | None = None
         self._hash = ""
 
     # -- facts ------------------------------------------------------------------------------------------------------
 
     @property
-    def class_names(self) -> list[str]:
+    def region_names(self) -> list[str]:
         """The regions that are segmented."""
         return list(REGIONS)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of regions."""
-        return len(REGIONS)
 
     @property
     def manifest_hash(self) -> str:
         """SHA-256 of the names, splits, file sizes and shapes of the cases."""
         self._loaded()
         return self._hash
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of what the network sees at once, with its batch axis."""
-        size = self.volume_spec.patch_size
-        if size is None:
-            first = next(case for cases in self._loaded().values() for case in cases)
-            size = check_case(first)[::-1]  # type: ignore[assignment]
-        assert size is not None
-        return 1, len(self.volume_spec.modalities), *size
 
     def describe(self) -> str:
         """What was found, in lines for printing: cases per split, the hash."""
@@ -401,9 +387,9 @@ class VolumeDataModule(LabelledDataModule):
             VolumeReadError: a file is missing, broken or not aligned with the others of its case.
             ManifestError: a list of splits that does not fit the cases, or no case for the stage.
         """
-        modalities = self.volume_spec.modalities
         if stage == "predict" and self.predict_paths is not None:
-            self.predict_dataset = VolumeDataset(find_cases(self.predict_paths, modalities), self.volume_spec)
+            cases = [self._case(folder) for folder in find_case_folders(self.predict_paths)]
+            self.predict_dataset = VolumeDataset(cases, self.volume_spec)
             return
         have = self._loaded()
         test = self.test_split or ("test" if have.get("test") else "val")
@@ -418,16 +404,17 @@ class VolumeDataModule(LabelledDataModule):
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
+    def _case(self, folder: Path, labelled: bool = False) -> Case:
+        return find_case(folder, self.volume_spec.modalities, labelled)
+
     def _loaded(self) -> dict[str, list[Case]]:
         if self._cases is None:
-            cases = find_cases([self.root], self.volume_spec.modalities, labelled=True)
+            folders = find_case_folders([self.root])
+            cases = sorted((self._case(folder, labelled=True) for folder in folders), key=lambda case: case.name)
+            for one, other in pairwise(cases):
+                if one.name == other.name:
+                    raise ManifestError(f"the case {one.name} is there twice: {one.folder} and {other.folder}.")
             shapes = [check_case(case) for case in cases]
-            if self.volume_spec.patch_size is None and len(set(shapes)) > 1:
-                k = next(k for k, shape in enumerate(shapes) if shape != shapes[0])
-                raise ManifestError(
-                    f"{cases[0].name} has the shape {shapes[0]}, {cases[k].name} {shapes[k]}; set patch_size, "
-                    "and patches of one size are cut out of them."
-                )
             split = self._read_splits(cases) if self.splits_file else self._draw_splits(cases)
             found: dict[str, list[Case]] = {}
             digest = hashlib.sha256()
@@ -468,18 +455,12 @@ class VolumeDataModule(LabelledDataModule):
         return split
 
     def _augmentation(self) -> Compose:
-        both, size = ["volume", "label"], self.volume_spec.patch_size
-        steps: list[Any] = []
-        if size is not None:
-            steps.append(SpatialPadd(both, size))
-            if self.tumour_patches:
-                steps.append(
-                    RandCropByPosNegLabeld(
-                        both, "label", size, pos=self.tumour_patches, neg=1 - self.tumour_patches, num_samples=1
-                    )
-                )
-            else:
-                steps.append(RandSpatialCropd(both, size, random_size=False))
+        both, size, inside = ["volume", "label"], self.volume_spec.patch_size, self.tumour_patches
+        steps: list[Any] = [SpatialPadd(both, size)]
+        if inside:
+            steps.append(RandCropByPosNegLabeld(both, "label", size, pos=inside, neg=1 - inside, num_samples=1))
+        else:
+            steps.append(RandSpatialCropd(both, size, random_size=False))
         if self.flip:
             steps += [RandFlipd(both, self.flip, axis) for axis in range(3)]
         if self.intensity:
