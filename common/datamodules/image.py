@@ -71,14 +71,19 @@ class ImageSpec(Spec):
         return 1, 3, self.height, self.width
 
 
-def read_image(path: str | Path) -> Tensor:
-    """An image file as uint8 (3, H, W), RGB; grey is repeated. Raises ImageReadError if it cannot be read."""
+def open_image(path: str | Path) -> Image.Image:
+    """An image file as it is stored, in RGB; grey is repeated. Raises ImageReadError if it cannot be read."""
     try:
         with Image.open(path) as image:
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+            return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else f"no readable image ({error})"
         raise ImageReadError(path, f"{reason}.") from error
+
+
+def read_image(path: str | Path) -> Tensor:
+    """An image file as uint8 (3, H, W), RGB; grey is repeated. Raises ImageReadError if it cannot be read."""
+    return torch.from_numpy(np.array(open_image(path))).permute(2, 0, 1).contiguous()
 
 
 def fit_image(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Datasets of videos, and the batch samplers, loader and base of every data module of labelled videos or images.
+"""Datasets of videos, and the batch samplers, loader and base of every data module.
 
 Nothing here depends on the number of loader workers: what a training sample is follows from (seed, epoch, video), what
 an evaluation batch holds from its number.
@@ -333,8 +333,8 @@ class ResumableLoader(DataLoader):
         }
 
 
-class SharedDataModule(L.LightningDataModule):
-    """Loaders of every kind of data; a subclass makes the four datasets in ``setup``.
+class LoadingDataModule(L.LightningDataModule):
+    """Loaders of videos, images, persons, volumes; a subclass makes the four datasets in ``setup``.
 
     The trainer must be made with ``use_distributed_sampler=False``; the samplers share the files out themselves.
 
@@ -435,8 +435,8 @@ class SharedDataModule(L.LightningDataModule):
         }
 
 
-class LabelledDataModule(SharedDataModule):
-    """Loaders of videos or images with one label each."""
+class LabelledDataModule(LoadingDataModule):
+    """Loaders of labelled videos or images. The arguments are those of :class:`LoadingDataModule`."""
 
     def _loaded(self) -> Any:
         """The class names and the hash of the data, as `class_names` and `hash`; read on the first call."""

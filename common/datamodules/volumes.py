@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from common.datamodules.clip_spec import Spec
-from common.datamodules.loading import SharedDataModule
+from common.datamodules.loading import LoadingDataModule
 from common.datamodules.manifest import ManifestError
 from common.datamodules.readers import ReadError
 from common.datamodules.sampling import sample_generator
@@ -284,7 +284,7 @@ class VolumeDataset(Dataset):
         return {"volume": volume, "label": label, "volume_index": index, "path": self.items[index].name}
 
 
-class VolumeDataModule(SharedDataModule):
+class VolumeDataModule(LoadingDataModule):
     """Brain scans of BraTS 2018: patches to train on, whole volumes to validate and test on.
 
     A batch is a dict: ``volume`` float32 (B, C, D, H, W), the axes being slices from the feet to the head, back to
