@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from monai.inferers import sliding_window_inference
 from monai.losses import DiceLoss
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -164,26 +164,31 @@ class VolumeSegmentationModule(TaskModule):
         spec = VolumeSpec.from_dict(self.spec or {})
         read = partial(read_case, modalities=spec.modalities)
         options.out.mkdir(parents=True, exist_ok=True)
-        table = Table("case", *(f"{name} (ml)" for name in REGIONS), *(f"Dice {name}" for name in REGIONS), "written")
+        names = " / ".join(REGIONS)
+        table = Table(
+            Column("case", overflow="fold"), f"{names} (ml)", f"Dice {names}", Column("written", overflow="fold")
+        )
         failed = 0
         for path, content, error in self.read_files(options.paths, read):
             if content is None:
-                table.add_row(path, *[""] * 2 * len(REGIONS), f"error: {error}")
+                table.add_row(path, "", "", f"error: {error}")
                 failed = 1
                 continue
-            case, volume, true = content
-            out = options.out / f"{case.name}.nii.gz"
+            scan, volume, true = content
+            out = options.out / f"{scan.name}.nii.gz"
             with torch.inference_mode():
                 predicted = (self.segment(volume[None].to(self.device)) > 0)[0].cpu()
             label = regions_to_label(predicted)
-            save_label(label, case.images[0], out, options.force)
-            sizes = label_to_regions(label).flatten(1).sum(dim=1) * voxel_volume(case.images[0])
-            dice = [""] * len(REGIONS)
-            if true is not None:
-                dice = [f"{float(v):.4f}" for v in dice_per_case(predicted[None], label_to_regions(true)[None])[0]]
-            table.add_row(case.name, *(f"{float(size):.1f}" for size in sizes), *dice, str(out))
+            save_label(label, scan.images[0], out, options.force)
+            sizes = label_to_regions(label).flatten(1).sum(dim=1) * voxel_volume(scan.images[0])
+            dice = "" if true is None else _joined(dice_per_case(predicted[None], label_to_regions(true)[None])[0], 4)
+            table.add_row(scan.name, _joined(sizes, 1), dice, str(out))
         Console().print(table)
         return failed
+
+
+def _joined(values: Tensor, digits: int) -> str:
+    return " / ".join(f"{value:.{digits}f}" for value in values.tolist())
 
 
 def read_case(folder: Path, modalities: tuple[str, ...]) -> tuple[Case, Tensor, Tensor | None]:
