@@ -191,15 +191,24 @@ class Compressed:
 
 
 @dataclass
-class _Layer:
+class Layer:
+    """A convolution of a network as `find_layers` saw it run.
+
+    Attributes:
+        name, conv: of the module.
+        size, out: (T,H,W) of its input and its output, empty if it is not called.
+        fixed: why nothing of it can be pruned, or "".
+    """
+
     name: str
     conv: nn.Conv3d
-    size: tuple[int, ...]  # of the input, (T,H,W)
-    out: tuple[int, ...]  # of the output
-    fixed: str  # why nothing can be pruned, or ""
+    size: tuple[int, ...]
+    out: tuple[int, ...]
+    fixed: str
 
     @property
     def channels_note(self) -> str:
+        """Why its channels are kept, or ""."""
         if self.conv.groups > 1:
             return f"channels kept: {self.conv.groups} groups"
         return f"channels kept: reads {self.conv.in_channels}" if self.conv.in_channels <= FEW_CHANNELS else ""
@@ -245,7 +254,7 @@ def inputs_of(batch: Any, network: nn.Module) -> Tensor:
     return found if parameter is None else found.to(parameter.device)
 
 
-def _find_layers(network: nn.Module, x: Tensor) -> list[_Layer]:
+def find_layers(network: nn.Module, x: Tensor) -> list[Layer]:
     """Every Conv3d in the order in which it is first called; those not called come last."""
     names = {module: name for name, module in network.named_modules() if isinstance(module, nn.Conv3d)}
     seen: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
@@ -272,7 +281,7 @@ def _find_layers(network: nn.Module, x: Tensor) -> list[_Layer]:
             fixed = "left alone: not called"
         elif numeric_padding(conv) is None:
             fixed = f"left alone: padding {conv.padding!r}, mode {conv.padding_mode!r}"
-        layers.append(_Layer(name, conv, *seen.get(name, ((), ())), fixed))
+        layers.append(Layer(name, conv, *seen.get(name, ((), ())), fixed))
     if not layers:
         raise CompressionError(f"{type(network).__name__} has no torch.nn.Conv3d")
     return layers
@@ -293,7 +302,7 @@ def rates_of(rate: float, method: Method = "fdc3d") -> tuple[float, float]:
 
 
 def _rates_for_speedup(
-    layers: list[_Layer], total: int, speedup: float, method: Method, keep: str
+    layers: list[Layer], total: int, speedup: float, method: Method, keep: str
 ) -> tuple[float, float]:
     """The smallest common p_c at which the multiply-adds of the network fall by `speedup`."""
     temporal = 1 / 3 if method in TEMPORAL else 0.0
@@ -523,7 +532,7 @@ class _Settings:
 
 def _decide(
     network: nn.Module,
-    layer: _Layer,
+    layer: Layer,
     kept: tuple[int, int],
     batches: Iterable[Any],
     settings: _Settings,
@@ -607,7 +616,7 @@ def classification_loss(output: Any, batch: Any) -> Tensor:
 
 
 def _taylor_scores(
-    network: nn.Module, layers: list[_Layer], batches: Iterable[Any], loss: Loss, steps: int, tick: Callable[[], None]
+    network: nn.Module, layers: list[Layer], batches: Iterable[Any], loss: Loss, steps: int, tick: Callable[[], None]
 ) -> dict[str, Tensor]:
     """Mean over examples of |mean over positions of x dL/dx| for every input channel (Molchanov et al., Eq. 8)."""
     scores = {layer.name: torch.zeros(layer.conv.in_channels) for layer in layers}
@@ -777,7 +786,7 @@ def compress(
     source = getattr(network, SOURCE, None)
     network = copy.deepcopy(network).eval()
     first = inputs_of(next(_endless(batches)), network)
-    layers = _find_layers(network, first)
+    layers = find_layers(network, first)
     shape = (1, *first.shape[1:])
     dense = count(network, shape)
     if rate is not None:
@@ -864,7 +873,7 @@ def update_report(report: Report, network: nn.Module) -> None:
             layer.params_compact += module.transform.numel()
 
 
-def _layer_report(layer: _Layer, kept: tuple[int, int], decision: Decision | None) -> LayerReport:
+def _layer_report(layer: Layer, kept: tuple[int, int], decision: Decision | None) -> LayerReport:
     conv = layer.conv
     notes = [layer.fixed] if layer.fixed else [layer.channels_note] if layer.channels_note else []
     if not layer.fixed and conv.kernel_size[0] == 1:
@@ -885,7 +894,7 @@ def _layer_report(layer: _Layer, kept: tuple[int, int], decision: Decision | Non
     return report
 
 
-def _check_rates(layers: list[_Layer], *rates: Rate) -> None:
+def _check_rates(layers: list[Layer], *rates: Rate) -> None:
     names = {layer.name for layer in layers}
     for rate in rates:
         values = rate if isinstance(rate, Mapping) else {"": rate}

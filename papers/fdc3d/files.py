@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import re
 from collections.abc import Mapping
@@ -158,25 +159,23 @@ def load_facts(path: str | Path) -> dict[str, Any]:
 
 def resized_conv(conv: nn.Conv3d, outputs: Tensor) -> nn.Conv3d:
     """A convolution of one group with only these output channels."""
-    settings: list[Any] = [conv.kernel_size, conv.stride, conv.padding, conv.dilation]
-    new = nn.Conv3d(
-        conv.in_channels, len(outputs), *settings, bias=conv.bias is not None, padding_mode=conv.padding_mode
-    ).to(conv.weight)
-    with torch.no_grad():
-        new.weight.copy_(conv.weight[outputs])
-        if new.bias is not None and conv.bias is not None:
-            new.bias.copy_(conv.bias[outputs])
-    return new.train(conv.training)
+    new = copy.deepcopy(conv)
+    new.out_channels = len(outputs)
+    new.weight = nn.Parameter(conv.weight.detach()[outputs], conv.weight.requires_grad)
+    if conv.bias is not None:
+        new.bias = nn.Parameter(conv.bias.detach()[outputs], conv.bias.requires_grad)
+    return new
 
 
 def resized_norm(norm: nn.BatchNorm3d, channels: Tensor) -> nn.BatchNorm3d:
     """A batch normalisation of only these channels."""
-    new = nn.BatchNorm3d(len(channels), norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-    with torch.no_grad():
-        for name, value in norm.state_dict().items():
-            new.state_dict()[name].copy_(value[channels] if value.dim() else value)
-    reference = norm.weight if norm.affine else norm.running_mean
-    return (new if reference is None else new.to(reference)).train(norm.training)
+    new = copy.deepcopy(norm)
+    new.num_features = len(channels)
+    for name, value in norm.named_parameters(recurse=False):
+        setattr(new, name, nn.Parameter(value.detach()[channels], value.requires_grad))
+    for name, value in norm.named_buffers(recurse=False):
+        new.register_buffer(name, value[channels] if value.dim() else value.clone())
+    return new
 
 
 def _read(path: str | Path) -> dict[str, Any]:
