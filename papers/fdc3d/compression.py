@@ -350,50 +350,40 @@ def row_norms(transform: Tensor, products: Tensor) -> Tensor:
     return torch.einsum("it,tu,iu->i", transform, products, transform).clamp_min(0).sqrt()
 
 
-def learn_transform(
-    products: Tensor, start: Tensor, steps: int = 500, tolerance: float = 1e-12
-) -> tuple[Tensor, list[float]]:
-    """Minimise the l2,1 norm of S G over orthogonal S (Eq. 7) by gradient descent on the orthogonal matrices.
+def learn_transform(products: Tensor, start: Tensor, sweeps: int = 20) -> tuple[Tensor, list[float]]:
+    """Minimise the l2,1 norm of S G over orthogonal S (Eq. 7) by rotations of two rows at a time.
 
-    A step follows the gradient through Cayley's transform, so that S stays orthogonal, and is halved until the norm
-    falls: it is never above that of `start`. The least possible value is the sum of the singular values of G.
+    The norm of two rows is least where they are rotated so that their products with each other vanish; a sweep does
+    this for every pair. S is orthogonal throughout, and the norm never rises, so it is never above that of `start`. It
+    has no local minima but the global one, the sum of the singular values of G, to which the sweeps converge. Plain
+    gradient steps stall on the way, where the norm of a row nears 0.
 
     Args:
         products: G G^T, (t,t), see `temporal_products`.
         start: S to begin with, (t,t) orthogonal.
-        steps: at most.
-        tolerance: stop when the norm falls by less than this part of it.
+        sweeps: at most.
 
     Returns:
-        S in float64, and the norm before every step and at the end.
+        S in float64, and the norm at the start and after every sweep.
     """
-    a, s = products.double(), start.detach().to(products.device, torch.float64)
-    identity = torch.eye(len(s), dtype=s.dtype, device=s.device)
-    floor = 1e-12 * a.trace().clamp_min(1e-300).sqrt()
-    value = row_norms(s, a).sum()
-    values, rate = [float(value)], 1.0
-    for _ in range(steps):
-        gradient = (s @ a) / row_norms(s, a).clamp_min(floor).unsqueeze(1)
-        skew = gradient @ s.T - s @ gradient.T
-        slope = float(skew.square().sum()) / 2
-        if slope <= tolerance * float(value) ** 2:
-            break
-        rate = min(rate * 2, 1e6 / math.sqrt(slope))
-        while rate > 1e-15:
-            half = rate / 2 * skew
-            moved = torch.linalg.solve(identity + half, (identity - half) @ s)
-            after = row_norms(moved, a).sum()
-            if after <= value - 1e-4 * rate * slope:
-                break
-            rate /= 2
-        else:
-            break
-        # Rounding adds up over the steps; the nearest orthogonal matrix takes it out.
-        u, _, v = torch.linalg.svd(moved)
-        s = u @ v
-        value, before = row_norms(s, a).sum(), value
-        values.append(float(value))
-        if float(before - value) <= tolerance * float(before):
+    a, s = products.double(), start.detach().to(products.device, torch.float64).clone()
+    values = [float(row_norms(s, a).sum())]
+    for _ in range(sweeps):
+        before = s.clone()
+        for i, j in itertools.combinations(range(len(s)), 2):
+            pair = s[[i, j]]
+            b = pair @ a @ pair.T
+            # At most 45 degrees, so that rows keep their places, low frequencies first.
+            half = torch.atan2(2 * b[0, 1], (b[0, 0] - b[1, 1]).abs()) / 2 * (1 if b[0, 0] >= b[1, 1] else -1)
+            cos, sin = half.cos(), half.sin()
+            s[[i, j]] = torch.stack([torch.stack([cos, sin]), torch.stack([-sin, cos])]) @ pair
+        u, _, v = torch.linalg.svd(s)
+        s = u @ v  # the nearest orthogonal matrix: rounding would add up
+        value = float(row_norms(s, a).sum())
+        if value > values[-1]:  # nothing left but rounding
+            return before, values
+        values.append(value)
+        if values[-2] - value <= 1e-12 * value:
             break
     return s, values
 
@@ -562,7 +552,7 @@ def _decide(
             beta.add(*sample_contributions(conv, x, y, positions, generator))
             beta.step()
         if settings.method == "fdc3d" and rows < t:
-            transform, norms = learn_transform(products, transform)
+            transform, norms = learn_transform(products, transform, sweeps=1)
             norm = norms[-1]
         tick()
         if settings.method not in TEMPORAL and not learns_channels:
@@ -910,7 +900,7 @@ def _bar(progress: bool | None) -> Progress:
     console = Console(stderr=True)
     shown = console.is_terminal if progress is None else progress
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not shown)
+    return Progress(*columns, console=console, disable=not shown)
 
 
 class _State:

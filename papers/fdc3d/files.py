@@ -173,8 +173,8 @@ def resized_norm(norm: nn.BatchNorm3d, channels: Tensor) -> nn.BatchNorm3d:
     new.num_features = len(channels)
     for name, value in norm.named_parameters(recurse=False):
         setattr(new, name, nn.Parameter(value.detach()[channels], value.requires_grad))
-    for name, value in norm.named_buffers(recurse=False):
-        new.register_buffer(name, value[channels] if value.dim() else value.clone())
+    for name, buffer in norm.named_buffers(recurse=False):
+        new.register_buffer(name, buffer[channels] if buffer.dim() else buffer.clone())
     return new
 
 
