@@ -236,9 +236,12 @@ class STFTPointwise(nn.Module):
             scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
             shift = norm.bias - norm.running_mean * scale
             ones = [1] * (x.dim() - 1)
-            along_one_axis = stft._by_shift() is not None
-            if along_one_axis:
-                # The shifted additions, with the affine map in place, beat a convolution.
+            # With one thread the shifted additions of a window along one axis, with the affine map in place, beat a
+            # convolution, and a matrix product beats a 1x1 convolution of channels-last values. With more threads
+            # the convolutions, which share out their work better, are ahead in both (`make bench`).
+            one_thread = x.device.type == "cpu" and torch.get_num_threads() == 1
+            by_shift = stft._by_shift() is not None and (one_thread or x.device.type != "cpu")
+            if by_shift:
                 y = stft._forward(x).mul_(scale.view(-1, *ones[1:])).add_(shift.view(-1, *ones[1:]))
             else:
                 weight = stft.kernels.repeat(stft.in_channels, *ones) * scale.view(-1, *ones)
@@ -247,9 +250,8 @@ class STFTPointwise(nn.Module):
                 conv = _CONV[len(stft.kernel_size)]
                 y = conv(x, weight, shift, stft.stride, stft.padding, 1, stft.in_channels)
             y = self._activated(y)
-        if along_one_axis:
+        if by_shift or not one_thread:
             return self.pointwise(y)
-        # Channels are last in memory here; with one thread the 1x1 convolution would copy them back first.
         return F.linear(y.movedim(1, -1), self.pointwise.weight.flatten(1)).movedim(-1, 1)
 
     def _is_stock(self) -> bool:

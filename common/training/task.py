@@ -365,6 +365,8 @@ def load_module(path: str | Path, trusted_packages: tuple[str, ...] = ("papers",
     if not (isinstance(module_class, type) and issubclass(module_class, TaskModule)):
         raise CheckpointError(f"{path}: {info['class_path']} is not a video classification module, nor another task's")
     arguments = {**checkpoint.get("hyper_parameters", {}), "pretrained": None, "compile": False}
+    if "imagenet" in arguments:
+        arguments["imagenet"] = None  # other weights to start from; they need not be there any more
     try:
         module = module_class(**arguments)
     except TypeError as error:

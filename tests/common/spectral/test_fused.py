@@ -158,7 +158,9 @@ def test_unusual_normalisation_and_inputs(change):
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("kernel_size", [(3, 3, 3), (1, 3, 3), (3, 1, 1), (5, 5), (7,)])
 @pytest.mark.parametrize("activation", [nn.LeakyReLU, nn.ReLU, nn.SELU])
-def test_folded_evaluation_equals_plain(activation, kernel_size, autocast):
+@pytest.mark.parametrize("threads", [1, 2])  # other operators are the fastest with several
+def test_folded_evaluation_equals_plain(threads, activation, kernel_size, autocast, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     plain, _ = pair(activation, kernel_size=kernel_size)
     plain.eval()
     x = torch.randn(2, 11, *[5, 6, 7][: len(kernel_size)])
