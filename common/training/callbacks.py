@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -195,12 +196,18 @@ def slice_figure(image: Tensor, labels: dict[str, Tensor]) -> Figure:
     figure = Figure(figsize=(2.6 * (1 + len(labels)), 2.9), layout="constrained")
     axes = figure.subplots(1, 1 + len(labels))
     for ax, (title, label) in zip(axes, {"image": None, **labels}.items(), strict=True):
-        ax.imshow(image[middle].float().numpy(), cmap="gray", origin="lower")
-        if label is not None:
-            colours = np.zeros((*label.shape[1:], 4))
-            for value, colour in LABEL_COLOURS.items():
-                colours[(label[middle] == value).numpy()] = to_rgba(colour, 0.75)
-            ax.imshow(colours, origin="lower", interpolation="nearest")
+        overlay(ax, image[middle], None if label is None else label[middle])
         ax.set_title(title, fontsize=8)
-        ax.set_axis_off()
     return figure
+
+
+def overlay(axes: Axes, image: Tensor, label: Tensor | None) -> None:
+    """Draw a slice (H, W) in grey and labels (H, W) with 0, 1, 2 and 4 over it."""
+    axes.imshow(image.float().numpy(), cmap="gray", origin="lower")
+    if label is not None:
+        colours = np.zeros((*label.shape, 4))
+        for value, colour in LABEL_COLOURS.items():
+            colours[(label == value).numpy()] = to_rgba(colour, 0.75)
+        axes.imshow(colours, origin="lower", interpolation="nearest")
+    axes.grid(False)
+    axes.set_axis_off()

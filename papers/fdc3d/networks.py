@@ -13,7 +13,7 @@ from torch import nn
 
 from common.backbones.resnet3d import ResNet3d, Shortcut
 from common.backbones.unet3d import Layout, Norm, ResidualUNet3d
-from papers.fdc3d.compression import KeepTemporal, Method, _find_layers, rates_of
+from papers.fdc3d.compression import KeepTemporal, Method, find_layers, rates_of
 from papers.fdc3d.layers import CompactConv3d
 
 
@@ -66,7 +66,7 @@ def compressed(
     x = torch.zeros(tuple(shape), device=next(network.parameters()).device)
     channel_rate, temporal_rate = rates_of(rate, method)
     training = network.training
-    for layer in _find_layers(network.eval(), x):
+    for layer in find_layers(network.eval(), x):
         conv = layer.conv
         channels, rows = layer.kept(channel_rate, temporal_rate, keep_temporal)
         if (channels, rows) != (conv.in_channels, conv.kernel_size[0]):
