@@ -81,6 +81,7 @@ class TaskModule(L.LightningModule):
         self.result: Any = None  # the EvaluationResult of the last evaluation
         self.paths: dict[int, str] = {}  # of what was evaluated last, by index
         self.views_per_video = 1
+        self.resuming = False  # set by `spectral fit` with --ckpt_path, before `setup`
         self.evaluation_seconds = 0.0
         self.network = self.build_network()
         self.train_loss = MeanMetric()

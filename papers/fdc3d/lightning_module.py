@@ -22,6 +22,7 @@ from common.training.video_classification import VideoClassificationModule
 from common.training.volume_segmentation import Loss, VolumeSegmentationModule
 from papers.fdc3d import compression, networks
 from papers.fdc3d.files import describe, rebuild, set_source
+from papers.fdc3d.trimming import trim_producers
 
 STORED = "fdc3d"  # entry of a checkpoint with the compact architecture and the report
 
@@ -32,8 +33,9 @@ class Compression(TypedDict, total=False):
     `start` is its checkpoint (of this project, or a state dict of the public 3D-ResNets) or the folder of its run, and
     must be given with `rate`, or with `channel_rate` and `temporal_rate` (p_c and p_t). The others are those of
     `papers.fdc3d.compress`: `method` fdc3d, `importance` paper, `keep_temporal` figure3, `gamma` 0.2, `lambda_` 0.1,
-    `steps` 10. `batch_size` is that of the batches of X and Y, by default that of the data. `repeats` is how often both
-    networks are timed after a test, 0 for not at all.
+    `steps` 10. `trim` also removes the filters that no layer reads afterwards, beyond the paper. `batch_size` is that of
+    the batches of X and Y, by default that of the data. `repeats` is how often both networks are timed after a test
+    (10), 0 for not at all.
     """
 
     start: str
@@ -46,6 +48,7 @@ class Compression(TypedDict, total=False):
     gamma: float
     lambda_: float
     steps: int
+    trim: bool
     batch_size: int
     repeats: int
 
@@ -88,7 +91,7 @@ class CompressedModule(TaskModule):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         # A run that goes on has its compact network in the checkpoint.
-        if stage == "fit" and self._options() and self.report is None and not self.trainer.ckpt_path:
+        if stage == "fit" and self._options() and self.report is None and not self.resuming:
             self._compress()
 
     def _compress(self) -> None:
@@ -96,7 +99,7 @@ class CompressedModule(TaskModule):
         steps = options.setdefault("steps", 10)
         stream = _Batches(data, options.pop("batch_size", None) or data.batch_size)
         options.pop("repeats", None)
-        start = options.pop("start", None)
+        start, trim = options.pop("start", None), options.pop("trim", False)
         if start is None:
             raise ValueError("compression needs start: the checkpoint or the run folder of the trained network")
         rank_zero_info(load_pretrained(self.network, start))
@@ -104,7 +107,11 @@ class CompressedModule(TaskModule):
         # A method that trains sees new batches in every step; the others come back to the same few for every layer.
         batches = stream if options.get("method") == "regularisation" else list(itertools.islice(stream, steps))
         found = compression.compress(network, batches, loss=self.target_loss, seed=data.seed, **options)
-        self.network, self.report = found.network, found.report
+        if trim:
+            x = compression.inputs_of(next(iter(stream)), network)[:1]
+            rank_zero_info(str(trim_producers(found.network, x)))
+            compression.update_report(found.report, found.network)
+        self.network, self.report = found.network.train(), found.report
         rank_zero_info(str(found.report))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

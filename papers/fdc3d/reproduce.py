@@ -270,9 +270,8 @@ def _subject(
     if name == "motion":
         clips, labels = _clips(data, dense.checkpoint(), "test")
         train, _ = _clips(data, dense.checkpoint(), "train")
-        batches = list(
-            islice(train[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))].split(16), 3)
-        )
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+        batches = list(train[order[:48]].split(16))
         return module.network, batches, lambda network: 1 - _errors(network, clips, labels), (1, *clips.shape[1:])
     train_volumes = [volume for volume, _ in _volumes(data, module, dense, held_out=False)]
     tested = _volumes(data, module, dense, held_out=True)
