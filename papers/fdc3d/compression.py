@@ -436,9 +436,9 @@ class ChannelWeights:
         """
         if channels == len(self.beta):
             return torch.ones_like(self.beta)
-        size = self.products.diagonal().clamp_min(0).sqrt()
-        order = sorted(range(len(size)), key=lambda i: (-abs(float(self.beta[i])), -float(size[i]), i))
-        chosen = torch.tensor(sorted(order[:channels]), device=size.device)
+        weight, size = self.beta.abs().tolist(), self.products.diagonal().tolist()
+        order = sorted(range(len(size)), key=lambda i: (-weight[i], -size[i], i))
+        chosen = torch.tensor(sorted(order[:channels]), device=self.beta.device)
         beta = torch.zeros_like(self.beta)
         beta[chosen] = 1.0
         if self.energy > 0:

@@ -7,7 +7,8 @@ but what the masks keep: t' rows of S, c' input channels, and the kernels (N, t'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
@@ -27,6 +28,7 @@ _MEMORY_FORMAT_2D = {"contiguous": torch.contiguous_format, "channels_last": tor
 _MEMORY_FORMAT_3D = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last_3d}
 
 Triple = tuple[int, int, int]
+_PREPARED = 8  # matrices and kernels kept by a layer
 
 
 def _triple(value: int | Sequence[int], name: str) -> Triple:
@@ -47,6 +49,16 @@ def numeric_padding(conv: nn.Conv3d) -> Triple | None:
         return None if any(n % 2 for n in total) else _triple([n // 2 for n in total], "padding")
     assert not isinstance(conv.padding, str)
     return _triple(conv.padding, "padding")
+
+
+@contextmanager
+def _in_single(device_type: str) -> Iterator[bool]:
+    """Switches autocasting off; whether it was on, so that the transform must be taken in single precision."""
+    if autocast_dtype(device_type) is None:
+        yield False
+    else:
+        with without_autocast(device_type):
+            yield True
 
 
 class MaskedConv3d(nn.Module):
@@ -253,8 +265,9 @@ class CompactConv3d(nn.Module):
         }
 
     def set_layout(self, layout: Layout) -> None:
-        """Change the memory order, also that of the weight."""
+        """Change the memory order, also that of the weight, and forget the kernels put together so far."""
         self.layout = layout
+        self._prepared = {}
         self.weight.data = self.weight.data.contiguous(memory_format=_MEMORY_FORMAT_2D[layout])
 
     def executions(self) -> tuple[Execution, ...]:
@@ -292,9 +305,8 @@ class CompactConv3d(nn.Module):
     def _transform(self, x: Tensor) -> Tensor:
         b, c, t, h, w = x.shape
         g, rows = self.groups, self.kept_rows
-        with without_autocast(x.device.type):
-            if autocast_dtype(x.device.type) is not None:
-                x = x.float()
+        with _in_single(x.device.type) as single:
+            x = x.float() if single else x
             band = self._band(t).to(x.dtype)
             after = band.shape[1]
             if x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous():
@@ -310,9 +322,8 @@ class CompactConv3d(nn.Module):
 
     def _depthwise(self, x: Tensor) -> Tensor:
         c, g, rows, taps = x.shape[1], self.groups, self.kept_rows, self.kernel_size[0]
-        with without_autocast(x.device.type):
-            if autocast_dtype(x.device.type) is not None:
-                x = x.float()
+        with _in_single(x.device.type) as single:
+            x = x.float() if single else x
             transform = self.transform.to(x.dtype).repeat(c, 1).view(c * rows, 1, taps, 1, 1)
             z = F.conv3d(
                 x, transform, None, (self.stride[0], 1, 1), (self.padding[0], 0, 0), (self.dilation[0], 1, 1), c
@@ -329,9 +340,8 @@ class CompactConv3d(nn.Module):
         frames = x.transpose(1, 2).reshape(b * t, c, h, w).contiguous(memory_format=_MEMORY_FORMAT_2D[self.layout])
         u = F.conv2d(frames, weight, None, self.stride[1:], self.padding[1:], self.dilation[1:], g)
         h, w = u.shape[2:]
-        with without_autocast(x.device.type):
-            if autocast_dtype(x.device.type) is not None:
-                u = u.float()
+        with _in_single(x.device.type) as single:
+            u = u.float() if single else u
             u = u.view(b, t, g, rows, n // g, h, w)
             y = torch.einsum("koi,bigknhw->bgnohw", self._band(t).to(u.dtype), u).reshape(b, n, -1, h, w)
             y = y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1, 1)
@@ -372,6 +382,9 @@ class CompactConv3d(nn.Module):
 
     def _band(self, frames: int) -> Tensor:
         """S' as matrices from all frames to all positions of the kernel, zero where it overlaps padding: (t',T',T)."""
+        return self._reuse(f"band {frames}", lambda: self._make_band(frames))
+
+    def _make_band(self, frames: int) -> Tensor:
         after = self.size_after((frames, *self.kernel_size[1:]))[0]
         device = self.transform.device
         starts = torch.arange(after, device=device) * self.stride[0] - self.padding[0]
@@ -402,14 +415,19 @@ class CompactConv3d(nn.Module):
     def _reuse(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         """What `make` gives, kept as long as gradients are off and the values it is made of stay the same."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            self._prepared.clear()
+            if self._prepared:
+                self._prepared.clear()
             return make()
         sources = (self.weight, self.transform, self.kept)
         now = (*((s.data_ptr(), s.dtype, 0 if s.is_inference() else s._version) for s in sources), self.layout)
         if name not in self._prepared or self._prepared[name][0] != now:
+            if len(self._prepared) > _PREPARED:  # clips of many lengths
+                self._prepared.clear()
             value = make()
-            kind = _MEMORY_FORMAT_3D if value.dim() == 5 else _MEMORY_FORMAT_2D
-            self._prepared = {name: (now, value.contiguous(memory_format=kind[self.layout]))}
+            if value.dim() > 3:
+                kind = _MEMORY_FORMAT_3D if value.dim() == 5 else _MEMORY_FORMAT_2D
+                value = value.contiguous(memory_format=kind[self.layout])
+            self._prepared[name] = (now, value)
         return self._prepared[name][1]
 
     def __getstate__(self) -> dict[str, Any]:
