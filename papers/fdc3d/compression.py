@@ -258,12 +258,10 @@ def find_layers(network: nn.Module, x: Tensor) -> list[Layer]:
     """Every Conv3d in the order in which it is first called; those not called come last."""
     names = {module: name for name, module in network.named_modules() if isinstance(module, nn.Conv3d)}
     seen: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
-    calls: dict[str, int] = {}
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         name = names[module]  # type: ignore[index]
         seen.setdefault(name, (tuple(inputs[0].shape[2:]), tuple(output.shape[2:])))
-        calls[name] = calls.get(name, 0) + 1
 
     hooks = [module.register_forward_hook(note) for module in names]
     try:
@@ -502,6 +500,8 @@ def _capture(network: nn.Module, conv: nn.Conv3d, x: Tensor) -> tuple[Tensor, Te
         pass
     finally:
         handle.remove()
+    if not found:
+        raise CompressionError("a convolution that ran on the first batch does not run on every batch")
     return found[0], found[1]
 
 
@@ -537,7 +537,9 @@ def _decide(
     products = temporal_products(conv.weight, settings.importance).cpu()
     dct = dct_matrix(t).double()
     transform = torch.eye(t, dtype=torch.float64) if settings.method not in ("fdc3d", "dct") or rows == t else dct
-    scale_of_norm = settings.lambda_ / float(products.trace().sqrt().clamp_min(1e-30))
+    # Eq. 8, for `channels`, has no term with S.
+    weight_of_norm = settings.lambda_ if settings.method in TEMPORAL else 0.0
+    scale_of_norm = weight_of_norm / float(products.trace().sqrt().clamp_min(1e-30))
     norm_start = norm = float(row_norms(dct, products).sum())
     learns_channels = channels < c and scores is None
     beta = ChannelWeights(c, settings.gamma, device)
@@ -1047,7 +1049,7 @@ def measure(report: Report, dense: nn.Module, network: nn.Module, x: Tensor, rep
 
     Args:
         report: of `compress`; dense: the network before; network: the compact one; x: an input.
-        repeats: timed calls of each; medians count.
+        repeats: timed calls of each; the median of a network, and the fastest call of a layer, count.
 
     Returns:
         The same report.
@@ -1095,7 +1097,7 @@ def measure(report: Report, dense: nn.Module, network: nn.Module, x: Tensor, rep
     report.measured = median(whole[0]) / median(whole[1])
     for layer in report.layers:
         if (layer.name, 0) in times:
-            layer.seconds, layer.seconds_compact = (median(times[layer.name, i]) for i in (0, 1))
+            layer.seconds, layer.seconds_compact = (min(times[layer.name, i]) for i in (0, 1))
         module = network.get_submodule(layer.name)
         layer.execution = module.execution if isinstance(module, CompactConv3d) else "plain"
     return report
