@@ -33,9 +33,9 @@ class Compression(TypedDict, total=False):
     `start` is its checkpoint (of this project, or a state dict of the public 3D-ResNets) or the folder of its run, and
     must be given with `rate`, or with `channel_rate` and `temporal_rate` (p_c and p_t). The others are those of
     `papers.fdc3d.compress`: `method` fdc3d, `importance` paper, `keep_temporal` figure3, `gamma` 0.2, `lambda_` 0.1,
-    `steps` 10. `trim` also removes the filters that no layer reads afterwards, beyond the paper. `batch_size` is that of
-    the batches of X and Y, by default that of the data. `repeats` is how often both networks are timed after a test
-    (10), 0 for not at all.
+    `steps` 10. `trim` also removes the filters that no layer reads afterwards, beyond the paper. `batch_size` is that
+    of the batches of X and Y, by default that of the data. `repeats` is how often both networks are timed after a
+    test (10), 0 for not at all.
     """
 
     start: str

@@ -26,11 +26,12 @@ FOLDER = Path(__file__).resolve().parents[3] / "papers/fdc3d/recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
 VIDEO, VOLUME = "3d-resnet18_16f_ucf101", "unet_brats2018"
 QUICK = ["--data.num_workers", "0", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
-SMALL = {
-    VIDEO: ["--model.width", "0.0625", "--model.depth", "10", "--data.crop_size", "32", "--data.batch_size", "2"]
-    + ["--data.num_frames", "8", "--data.num_clips", "1"],
-    VOLUME: ["--model.width", "0.1", "--data.patch_size", "[8,16,16]"],
+SMALL_WORDS = {
+    VIDEO: "--model.width 0.0625 --model.depth 10 --data.crop_size 32 --data.batch_size 2 --data.num_frames 8 "
+    "--data.num_clips 1",
+    VOLUME: "--model.width 0.1 --data.patch_size [8,16,16]",
 }
+SMALL = {kind: words.split() for kind, words in SMALL_WORDS.items()}
 COMPRESS = ["--model.compression.steps", "2", "--model.compression.batch_size", "2", "--model.compression.repeats", "2"]
 
 
@@ -130,10 +131,8 @@ def test_dense_compressed_tested_and_predicted(
     score = "top1" if kind == VIDEO else "dice"
     facts = {key: tested.result[key] for key in (score, f"dense_{score}", f"lost_{score}")}
     assert facts[f"lost_{score}"] == pytest.approx(facts[f"dense_{score}"] - facts[score])
-    dense_alone = run(
-        ["test", "--config", str(FOLDER / f"dense_{kind}.yaml"), *arguments[kind], *SMALL[kind], *QUICK]
-        + ["--ckpt_path", str(start)]
-    )
+    config = ["--config", str(FOLDER / f"dense_{kind}.yaml"), *arguments[kind], *SMALL[kind], *QUICK]
+    dense_alone = run(["test", *config, "--ckpt_path", str(start)])
     assert dense_alone.result is not None
     assert dense_alone.result[score] == facts[f"dense_{score}"]
     for key in ("speedup_formula", "speedup_macs", "speedup_measured", "milliseconds", "dense_milliseconds"):
