@@ -33,7 +33,7 @@ from common.reporting.reproduce import Job, main
 from common.spectral.transforms import dct_matrix
 from common.training.callbacks import overlay
 from common.training.task import TaskModule, load_module
-from papers.fdc3d.compression import Method, compress, learn_transform, row_norms, temporal_products
+from papers.fdc3d.compression import Importance, Method, compress, learn_transform, row_norms, temporal_products
 from papers.fdc3d.layers import MaskedConv3d
 
 KEPT = 4  # of the 7 rows of the first layer, as in Figure 3
@@ -99,10 +99,11 @@ def first_layer_transforms(conv: nn.Conv3d) -> dict[str, Tensor]:
     return {"min l2": identity.float(), "DCT": dct.float(), "OT (learned)": learned.float()}
 
 
-def mask_rows(conv: nn.Conv3d, transform: Tensor, kept: int) -> MaskedConv3d:
+def mask_rows(conv: nn.Conv3d, transform: Tensor, kept: int, importance: Importance = "paper") -> MaskedConv3d:
     """The convolution with all rows of the transform but those of largest importance masked."""
     layer = MaskedConv3d(copy.deepcopy(conv), transform)
-    strongest = row_norms(transform.double(), temporal_products(conv.weight, "paper")).argsort(descending=True)[:kept]
+    norms = row_norms(transform.double(), temporal_products(conv.weight, importance))
+    strongest = norms.argsort(descending=True)[:kept]
     layer.rows.zero_()
     layer.rows[strongest] = True
     return layer
@@ -124,7 +125,8 @@ def figure2(job: Job | None = None) -> Figure:
         for i, (name, transform) in enumerate(first_layer_transforms(conv).items()):
             points = [(1.0, 0.0)]
             for kept in range(taps - 1, 0, -1):
-                network.conv1 = mask_rows(conv, transform, kept)
+                # The l2 norm of a slice is that of all its weights, not of their sum.
+                network.conv1 = mask_rows(conv, transform, kept, "energy" if name == "min l2" else "paper")
                 points.append((taps / kept, 100 * (_errors(network, clips, labels) - base)))
             axes.plot(*zip(*points, strict=True), color=COLOURS[i], marker=MARKERS[i], label=name)
         axes.set_xscale("log")
