@@ -6,7 +6,7 @@ from common.backbones.unet3d import ResidualUNet3d
 from common.evaluation.complexity import count
 from common.training.checkpoints import CheckpointError
 from common.training.library_network import build_library_network
-from papers.fdc3d.compress import export_onnx
+from papers.fdc3d.command_line import export_onnx
 from papers.fdc3d.compression import CompressionError, choose_executions, compress, update_report
 from papers.fdc3d.files import FORMAT, describe, load_compact, load_facts, rebuild, save_compact, set_source
 from papers.fdc3d.layers import CompactConv3d

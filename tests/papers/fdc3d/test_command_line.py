@@ -1,13 +1,16 @@
 import json
+import runpy
 
 import pytest
 import torch
 
+import papers.fdc3d
 from common.backbones.resnet3d import ResNet3d
 from common.datamodules.clip_spec import ClipSpec, load_views
-from papers.fdc3d import load_compact
-from papers.fdc3d.compress import ACTIVITYNET_MEAN, load_batches, load_network, main
-from papers.fdc3d.files import load_facts
+from common.training.task import load_module
+from papers.fdc3d import compress, load_compact, save_compact
+from papers.fdc3d.command_line import ACTIVITYNET_MEAN, load_batches, load_network, main
+from papers.fdc3d.files import load_facts, set_source
 from papers.fdc3d.lightning_module import FDC3DModule
 from tests.media import write_video
 
@@ -81,6 +84,17 @@ def test_a_checkpoint_of_this_project(videos, tmp_path, capsys):
     assert load_compact(tmp_path / "a.pt").layer1[0].conv2.kept_channels == 3
     assert main([*arguments, "--out", str(tmp_path / "b.pt"), "--size", "16", "--mean", "0", "0", "0"]) == 0
 
+    found = compress(set_source(module.network, *module.source()), [torch.randn(1, 3, 8, 32, 32)], rate=2, steps=1)
+    module.network, module.report = found.network, found.report
+    checkpoint["state_dict"] = module.state_dict()
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "best.ckpt")
+    assert main([*arguments, "--out", str(tmp_path / "c.pt")]) == 1
+    assert "compressed already" in capsys.readouterr().err
+    network = load_module(tmp_path / "best.ckpt").network
+    x = torch.randn(1, 3, 8, 32, 32)
+    assert torch.equal(load_compact(save_compact(network, tmp_path / "c.pt"))(x), found.network(x))
+
 
 def test_library_checkpoint(videos, tmp_path, capsys):
     path = tmp_path / "weights.pt"
@@ -110,8 +124,11 @@ def test_what_is_missing_is_named(public, tmp_path, capsys):
     assert not (tmp_path / "a.pt").exists()
 
 
-def test_help_names_the_three_ways_to_ask_for_a_rate(capsys):
-    with pytest.raises(SystemExit):
-        main(["--help"])
+def test_help_names_the_three_ways_to_ask_for_a_rate(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["compress", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module("papers.fdc3d.compress", run_name="__main__")
+    assert stopped.value.code == 0
+    assert callable(papers.fdc3d.compress)  # the function, not the module of the same name
     shown = capsys.readouterr().out
     assert all(option in shown for option in ("--rate", "--speedup", "--channel-rate"))
