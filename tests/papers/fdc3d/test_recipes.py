@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+from common.backbones import ResNet3d
 from common.training.cli import main, run
 from common.training.task import load_module
 from data.annotations import BENCHMARKS
@@ -107,6 +110,16 @@ def test_optimiser_and_schedule() -> None:
     for loss in (1.0, 0.5, 0.6):
         config["lr_scheduler"]["scheduler"].step(loss)
     assert group["lr"] == pytest.approx(0.0005)
+
+
+def test_a_public_state_dict_is_a_starting_point(tmp_path: Path) -> None:
+    """The form of the public files: a dict with the state dict of a `DataParallel`, without counters of batches."""
+    state = ResNet3d(10, num_classes=400, width=1 / 16, shortcut="A").state_dict()
+    stored = {f"module.{name}": value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    torch.save({"epoch": 200, "arch": "resnet-10", "state_dict": stored}, tmp_path / "public.pth")
+    module = FDC3DModule(3, depth=10, width=1 / 16, shortcut="A", pretrained=str(tmp_path / "public.pth"))
+    for name, value in module.network.state_dict().items():
+        assert torch.equal(value, state[name]) != name.startswith("fc."), name
 
 
 @pytest.mark.parametrize("kind", [VIDEO, VOLUME])
@@ -215,3 +228,26 @@ def test_wrong_choices_are_named(
     assert main(["fit", *config, "--model.compression.rate", "2"]) == 1
     assert "compression needs start" in capsys.readouterr().err
     assert not os.path.exists("runs")
+
+
+@pytest.mark.slow
+def test_volumes_score_the_same_on_two_processes(
+    arguments: dict[str, list[str]], dense: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Three cases on two processes: one of them has to repeat a case, which counts once."""
+    config = ["--config", str(FOLDER / f"fdc3d_{VOLUME}.yaml"), *arguments[VOLUME], *SMALL[VOLUME], *QUICK, *COMPRESS]
+    config += ["--data.val_share", "0.6", "--model.compression.start", str(dense(VOLUME))]
+    config += ["--trainer.default_root_dir", str(tmp_path), "--model.compression.repeats", "0"]
+    trained = run(["fit", *config, "--trainer.max_epochs", "1", "--name", "fit"]).run_dir
+    environment = {**os.environ, "PYTHONPATH": str(FOLDER.parents[2]), "OMP_NUM_THREADS": "1"}
+    results = []
+    for processes in (1, 2):
+        command = [sys.executable, "-m", "common.training.cli", "test", *config, "--name", f"test{processes}"]
+        command += ["--ckpt_path", str(trained / "last.ckpt"), "--trainer.devices", str(processes)]  # type: ignore[operator]
+        command += ["--trainer.strategy", "ddp"] if processes > 1 else []
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+        assert done.returncode == 0, done.stderr
+        results.append(json.loads((tmp_path / f"test{processes}" / "version_0" / "result.json").read_text()))
+    keys = ("dice", "dice_et", "dice_wt", "dice_tc", "loss", "dense_dice", "lost_dice", "videos", "videos_expected")
+    assert [results[0][key] for key in keys] == [results[1][key] for key in keys]
+    assert results[0]["videos"] == 3
