@@ -4,7 +4,9 @@ from common.backbones.blocks import ACTIVATIONS, ConvUnit3d, activation_factory,
 from common.backbones.bn_inception import BNInception3d, InceptionModule, InceptionWidths, scale_width
 from common.backbones.c2d_resnet import C2DBody, C2DResNet
 from common.backbones.imagenet import load_imagenet
+from common.backbones.resnet3d import ResNet3d, resnet3d_from_state_dict
 from common.backbones.swin import C2DSwin
+from common.backbones.unet3d import ResidualUNet3d
 
 __all__ = [
     "ACTIVATIONS",
@@ -15,8 +17,11 @@ __all__ = [
     "ConvUnit3d",
     "InceptionModule",
     "InceptionWidths",
+    "ResNet3d",
+    "ResidualUNet3d",
     "activation_factory",
     "initialize_orthogonal",
     "load_imagenet",
+    "resnet3d_from_state_dict",
     "scale_width",
 ]

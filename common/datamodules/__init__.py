@@ -23,6 +23,9 @@ _HOMES = {
     "VideoReadError": "readers",
     "open_video": "readers",
     "VideoDataModule": "video",
+    "VolumeDataModule": "volumes",
+    "VolumeReadError": "volumes",
+    "VolumeSpec": "volumes",
 }
 __all__ = list(_HOMES)
 

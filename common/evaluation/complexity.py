@@ -568,3 +568,4 @@ HANDLES: dict[str, Handle] = {
     **{f"fft_{name}": _fft("c2r", dims) for name, dims in (("irfft", 1), ("irfft2", 2), ("irfftn", None), ("hfft", 1))},
 }
 HANDLES = {f"aten::{name}": handle for name, handle in HANDLES.items()}
+HANDLES["prim::PythonOp.SwishFunction"] = _function()  # pytorchvideo's own x * sigmoid(x)

@@ -162,8 +162,8 @@ class Table:
 
     @property
     def number(self) -> str:
-        """`Table 2` for `table2`."""
-        return re.sub(r"^table(?=\d)", "Table ", self.id)
+        """`Table 2` for `table2`, `Section 1` for `section1`."""
+        return re.sub(r"^(table|section)(?=\d)", lambda found: f"{found[1].capitalize()} ", self.id)
 
     def column(self, measure: str) -> Column | None:
         """The first column that holds `measure`."""

@@ -265,7 +265,9 @@ def _report_demo(report: Report, ledger: Ledger, runs: DemoRuns, epochs: int | N
     groups = by_entry(runs.rows)
     first = [group[0] for group in groups.values()]
     several, seed = len(runs.rows) > len(first), first[0].result.facts["seed"]
-    curves = {run.name: run.curve("train_loss") for run in first}
+    # Of many networks the trainings that go on from another are in the table and the cost plot alone.
+    shown_in_full = first if len(first) <= len(plots.COLOURS) else [r for r in first if demo.row(r.entry).after is None]
+    curves = {run.name: run.curve("train_loss") for run in shown_in_full}
     if any(len(points) > 1 for points in curves.values()):
         shown = {name: points for name, points in curves.items() if points}
         report.picture(
@@ -275,10 +277,12 @@ def _report_demo(report: Report, ledger: Ledger, runs: DemoRuns, epochs: int | N
         )
     points = [
         plots.Point(
-            group[0].name,
+            # `Method, 2x` is a point of the series `Method`, where there are many.
+            group[0].name.partition(", ")[0] if len(groups) > len(plots.COLOURS) else group[0].name,
             group[0].complexity().macs_paper,
             float(np.mean([r.result.metrics[demo.score] for r in group])),
-            size=group[0].complexity().params,
+            group[0].name.partition(", ")[2] if len(groups) > len(plots.COLOURS) else "",
+            group[0].complexity().params,
         )
         for group in groups.values()
         if all(demo.score in r.result.metrics for r in group)
@@ -292,7 +296,7 @@ def _report_demo(report: Report, ledger: Ledger, runs: DemoRuns, epochs: int | N
         )
     if names := first[0].class_names():
         report.picture(
-            plots.confusion_matrices({run.name: run.confusion() for run in first}, names),
+            plots.confusion_matrices({run.name: run.confusion() for run in shown_in_full}, names),
             f"{demo.id}-confusion",
             "Measured here: what the networks take the test data for "
             f"({first[0].result.videos}{f', seed {seed}' if several else ''}).",

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -176,3 +178,36 @@ def kernel_figure(kernels: Tensor) -> Figure:
             ax.set_xticks([])
             ax.set_yticks([])
     return figure
+
+
+#: colours of the labels of BraTS in Figure 4 of the FDC3D paper: 1 core green, 2 oedema yellow, 4 enhancing blue
+LABEL_COLOURS = {1: "#2ca02c", 2: "#ffdd33", 4: "#1f77ff"}
+
+
+def slice_figure(image: Tensor, labels: dict[str, Tensor]) -> Figure:
+    """The slice with the largest area of the first labels: the image alone, then each of the labels over it.
+
+    Args:
+        image: (D, H, W).
+        labels: title -> (D, H, W) with 0, 1, 2 and 4.
+    """
+    first = next(iter(labels.values()))
+    middle = int((first > 0).sum(dim=(1, 2)).argmax()) if (first > 0).any() else len(image) // 2
+    figure = Figure(figsize=(2.6 * (1 + len(labels)), 2.9), layout="constrained")
+    axes = figure.subplots(1, 1 + len(labels))
+    for ax, (title, label) in zip(axes, {"image": None, **labels}.items(), strict=True):
+        overlay(ax, image[middle], None if label is None else label[middle])
+        ax.set_title(title, fontsize=8)
+    return figure
+
+
+def overlay(axes: Axes, image: Tensor, label: Tensor | None) -> None:
+    """Draw a slice (H, W) in grey and labels (H, W) with 0, 1, 2 and 4 over it."""
+    axes.imshow(image.float().numpy(), cmap="gray", origin="lower")
+    if label is not None:
+        colours = np.zeros((*label.shape, 4))
+        for value, colour in LABEL_COLOURS.items():
+            colours[(label == value).numpy()] = to_rgba(colour, 0.75)
+        axes.imshow(colours, origin="lower", interpolation="nearest")
+    axes.grid(False)
+    axes.set_axis_off()

@@ -218,6 +218,7 @@ class SpectralCLI(LightningCLI):
     def before_fit(self) -> None:
         parameters = sum(p.numel() for p in self.model.network.parameters())
         rank_zero_info(f"{type(self.model).__name__}: {parameters:,} parameters")
+        self.model.resuming = bool(self.config[str(self.subcommand)].get("ckpt_path"))
         unit = "clips" if self.model.kind == "video" else f"{self.model.kind}s"
         if (batch := getattr(self.datamodule, "batch_size", None)) is not None:
             accumulate, world = self.trainer.accumulate_grad_batches, self.trainer.world_size

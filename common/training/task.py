@@ -81,6 +81,7 @@ class TaskModule(L.LightningModule):
         self.result: Any = None  # the EvaluationResult of the last evaluation
         self.paths: dict[int, str] = {}  # of what was evaluated last, by index
         self.views_per_video = 1
+        self.resuming = False  # set by `spectral fit` with --ckpt_path, before `setup`
         self.evaluation_seconds = 0.0
         self.network = self.build_network()
         self.train_loss = MeanMetric()
@@ -295,7 +296,8 @@ def load_pretrained(network: nn.Module, path: str | Path) -> str:
     """Load weights into a network; tensors of the outputs are left alone where the number of outputs differs.
 
     A tensor counts as one of these when only its first dimension differs. The file is a checkpoint of this project
-    or a plain state dict of the network, whose keys may all begin with ``module.`` (saved from ``DataParallel``).
+    or a plain state dict of the network, or a dict with one as ``state_dict``; its keys may all begin with ``module.``
+    (saved from ``DataParallel``).
 
     Returns:
         A sentence that says what was loaded and what not.
@@ -305,7 +307,7 @@ def load_pretrained(network: nn.Module, path: str | Path) -> str:
     """
     checkpoint = read_checkpoint(path)
     theirs = checkpoint.get("state_dict", checkpoint)
-    if "state_dict" in checkpoint:
+    if any(key.startswith("network.") for key in theirs):
         theirs = {k.removeprefix("network."): v for k, v in theirs.items() if k.startswith("network.")}
     elif all(str(key).startswith("module.") for key in theirs):
         theirs = {key.removeprefix("module."): value for key, value in theirs.items()}
@@ -315,7 +317,9 @@ def load_pretrained(network: nn.Module, path: str | Path) -> str:
     ]
     outputs = {(theirs[k].shape[0], ours[k].shape[0]) for k in swapped}
     kept = {k: v for k, v in theirs.items() if k not in swapped}
-    differences = compare_state_dicts({k: v for k, v in ours.items() if k not in swapped}, kept)
+    # Files of old versions of PyTorch lack the counters of batches, which nothing here reads.
+    counters = {k for k in ours if k.endswith("num_batches_tracked") and k not in theirs}
+    differences = compare_state_dicts({k: v for k, v in ours.items() if k not in {*swapped, *counters}}, kept)
     if differences or len(outputs) > 1:
         differences = differences or compare_state_dicts(ours, theirs)
         raise CheckpointError(f"{path}: weights of another network:\n{differences}")

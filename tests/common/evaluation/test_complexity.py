@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torchvision
+from pytorchvideo.layers.swish import Swish
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -58,6 +59,7 @@ def test_convolutions_and_linear_layers(layer: nn.Module, shape: tuple[int, ...]
         (nn.ReLU(), 0),
         (nn.LeakyReLU(), 1),
         (nn.GELU(), 1),
+        (Swish(), 1),
         (nn.Softmax(dim=1), 4),
         (nn.Dropout(), 0),
         (nn.MaxPool3d(3, 1, 1), 0),

@@ -1,0 +1,197 @@
+"""The base of every module that segments brain volumes: loss, Dice per case, whole volumes window by window."""
+
+import argparse
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from matplotlib.figure import Figure
+from monai.inferers import sliding_window_inference
+from monai.losses import DiceLoss
+from rich.console import Console
+from rich.table import Column, Table
+from torch import Tensor
+from torch.nn import functional as F
+
+from common.datamodules.volumes import (
+    REGIONS,
+    Case,
+    VolumeSpec,
+    find_case,
+    find_case_folders,
+    label_to_regions,
+    load_volume,
+    read_label,
+    regions_to_label,
+    save_label,
+    voxel_volume,
+)
+from common.evaluation.volume_scores import VolumeResult, VolumeScores, dice_per_case
+from common.training.callbacks import slice_figure
+from common.training.classification import write_rows
+from common.training.task import TaskModule
+
+Loss = Literal["dice", "dice-bce"]
+OUTSIDE = -20.0  # logit of what lies outside of the scan, where all channels are zero
+
+
+class VolumeSegmentationModule(TaskModule):
+    """Trains and tests a network on the batches of ``common.datamodules.VolumeDataModule``.
+
+    ``build_network`` makes a network (B, C, D, H, W) -> logits (B, num_regions, D, H, W), one map for each of the
+    overlapping regions ET, WT and TC. It is trained on patches. Whole volumes are segmented in overlapping windows of
+    the patch size, whose logits are averaged with Gaussian weights, within the smallest box around the scan.
+
+    Args:
+        num_regions: 3; the length of the network's output.
+        loss: ``dice``, 1 - soft Dice, mean over regions, or ``dice-bce``, that plus the binary cross-entropy.
+        windows_per_forward: windows passed through the network at once. Bounds the memory, not the result.
+        pretrained: checkpoint to start from; see :class:`~common.training.task.TaskModule`.
+        compile: run the network through ``torch.compile``.
+    """
+
+    kind = "volume"
+    task = "segmentation"
+    output = "region"
+    names_source = "common/datamodules/volumes.py"
+    spec_name = "volume_spec"
+    score = "dice"
+    result: VolumeResult | None
+
+    def __init__(
+        self,
+        num_regions: int = len(REGIONS),
+        *,
+        loss: Loss = "dice",
+        windows_per_forward: int = 1,
+        pretrained: str | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(pretrained=pretrained, compile=compile)
+        if loss not in ("dice", "dice-bce"):
+            raise ValueError(f"loss is {loss!r}; it is dice or dice-bce")
+        self.loss, self.windows_per_forward = loss, windows_per_forward
+        self.dice_loss = DiceLoss(sigmoid=True, squared_pred=True, smooth_nr=1.0, smooth_dr=1.0, reduction="none")
+        self.scores = VolumeScores(list(REGIONS))
+
+    def loss_per_case(self, logits: Tensor, regions: Tensor) -> Tensor:
+        """Loss of each volume: logits and regions (B, R, D, H, W) -> (B,)."""
+        target = regions.float()
+        loss = self.dice_loss(logits, target).flatten(1).mean(dim=1)
+        if self.loss == "dice-bce":
+            loss = loss + F.binary_cross_entropy_with_logits(logits, target, reduction="none").flatten(1).mean(dim=1)
+        return loss
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Mean loss of the batch's patches."""
+        loss = self.loss_per_case(self(batch["volume"]).float(), label_to_regions(batch["label"])).mean()
+        self.log_loss(loss, batch, batch_idx)
+        return loss
+
+    # -- evaluation ----------------------------------------------------------------------------------------------
+
+    def segment(self, volume: Tensor) -> Tensor:
+        """Logits of whole volumes of any size: (B, C, D, H, W) -> (B, R, D, H, W) float32."""
+        spec = VolumeSpec.from_dict(self.spec or {"patch_size": tuple(volume.shape[2:])})
+        inside = (volume != 0).any(dim=1).any(dim=0)
+        logits = volume.new_full((len(volume), len(REGIONS), *volume.shape[2:]), OUTSIDE, dtype=torch.float32)
+        if not inside.any():
+            return logits
+        places = inside.nonzero()
+        box = tuple(slice(int(a), int(b) + 1) for a, b in zip(places.amin(0), places.amax(0), strict=True))
+        found = sliding_window_inference(
+            volume[:, :, *box],
+            spec.patch_size,
+            self.windows_per_forward,
+            lambda window: self(window).float(),
+            overlap=spec.overlap,
+            mode="gaussian",
+        )
+        assert isinstance(found, Tensor)
+        logits[:, :, *box] = found
+        return logits
+
+    def evaluate_batch(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        logits, regions = self.segment(batch["volume"]), label_to_regions(batch["label"])
+        self.check_finite(logits, batch)
+        predicted = logits > 0
+        index = batch["volume_index"]
+        self.scores.update(dice_per_case(predicted, regions), self.loss_per_case(logits, regions), index)
+        self.paths.update({int(i): str(path) for i, path in zip(index, batch["path"], strict=True)})
+        return {"predicted": predicted}
+
+    def compute_result(self) -> VolumeResult:
+        result = self.scores.compute()
+        self.scores.reset()
+        return result
+
+    def write_predictions(self, folder: Path) -> Path:
+        """``predictions.csv``: Dice of every region and the loss, one row a case."""
+        result = self.result
+        assert result is not None
+        rows = [
+            {"path": self.paths.get(int(i), str(int(i)))}
+            | {f"dice_{name.lower()}": round(float(v), 6) for name, v in zip(result.region_names, dice, strict=True)}
+            | {"loss": round(float(loss), 6)}
+            for i, dice, loss in zip(result.index, result.dice, result.loss, strict=True)
+        ]
+        path = folder / "predictions.csv"
+        write_rows(path, rows)
+        return path
+
+    def batch_figures(self, batch: Mapping[str, Any], outputs: Mapping[str, Tensor]) -> dict[str, Figure]:
+        """The slice with most tumour of the first volume: labels and prediction."""
+        label, predicted = batch["label"][0].cpu(), regions_to_label(outputs["predicted"][0]).cpu()
+        return {"slices": slice_figure(batch["volume"][0, 0].cpu(), {"labels": label, "prediction": predicted})}
+
+    # -- prediction ----------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def find_files(paths: Iterable[str | Path]) -> list[Path]:
+        """The case folders among and below ``paths``."""
+        return find_case_folders(paths)
+
+    @classmethod
+    def add_predict_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--out", type=Path, default=Path("predictions"), help="folder for <case>.nii.gz (default: %(default)s)"
+        )
+
+    def predict(self, options: argparse.Namespace) -> int:
+        """Write ``<case>.nii.gz`` with the labels 0, 1, 2 and 4 and the affine of the scan, for every case folder."""
+        spec = VolumeSpec.from_dict(self.spec or {})
+        read = partial(read_case, modalities=spec.modalities)
+        options.out.mkdir(parents=True, exist_ok=True)
+        names = " / ".join(REGIONS)
+        table = Table(
+            Column("case", overflow="fold"), f"{names} (ml)", f"Dice {names}", Column("written", overflow="fold")
+        )
+        failed = 0
+        for path, content, error in self.read_files(options.paths, read):
+            if content is None:
+                table.add_row(path, "", "", f"error: {error}")
+                failed = 1
+                continue
+            scan, volume, true = content
+            out = options.out / f"{scan.name}.nii.gz"
+            with torch.inference_mode():
+                predicted = (self.segment(volume[None].to(self.device)) > 0)[0].cpu()
+            label = regions_to_label(predicted)
+            save_label(label, scan.images[0], out, options.force)
+            sizes = label_to_regions(label).flatten(1).sum(dim=1) * voxel_volume(scan.images[0])
+            dice = "" if true is None else _joined(dice_per_case(predicted[None], label_to_regions(true)[None])[0], 4)
+            table.add_row(scan.name, _joined(sizes, 1), dice, str(out))
+        Console().print(table)
+        return failed
+
+
+def _joined(values: Tensor, digits: int) -> str:
+    return " / ".join(f"{value:.{digits}f}" for value in values.tolist())
+
+
+def read_case(folder: Path, modalities: tuple[str, ...]) -> tuple[Case, Tensor, Tensor | None]:
+    """A case with its normalised images (C, D, H, W) and, if it has them, labels (D, H, W)."""
+    case = find_case(folder, modalities)
+    return case, load_volume(case), None if case.label is None else read_label(case.label)

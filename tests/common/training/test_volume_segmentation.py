@@ -1,0 +1,187 @@
+"""Segmentation of volumes: loss, Dice per case, windows, checkpoints and predictions."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from common.datamodules.volumes import VolumeDataModule, find_case_folders, label_to_regions
+from common.evaluation.volume_scores import VolumeScores, dice_per_case
+from common.training.task import NonFiniteError, load_module
+from common.training.volume_segmentation import OUTSIDE, VolumeSegmentationModule
+from tests.volumes import AFFINE, write_brats
+
+
+class TinySegmentation(VolumeSegmentationModule):
+    """One convolution."""
+
+    def __init__(self, learning_rate: float = 0.5, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
+    def build_network(self) -> nn.Module:
+        return nn.Conv3d(4, 3, 3, padding=1)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters(), lr=self.hparams["learning_rate"])
+
+
+def trainer(**options: Any) -> L.Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return L.Trainer(accelerator="cpu", use_distributed_sampler=False, **{**quiet, **options})
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> VolumeDataModule:
+    root = write_brats(tmp_path / "brats")
+    return VolumeDataModule(str(root), (8, 12, 12), tumour_patches=0.5, val_share=0.4, batch_size=2, num_workers=0)
+
+
+def test_dice_is_that_of_the_definition_and_of_brats_where_a_region_is_missing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    predicted, true = (torch.rand(2, 3, 4, 5, 6, generator=generator) > 0.6 for _ in range(2))
+    true[1, 0] = False
+    predicted[1, 1] = true[1, 1] = False
+    expected = torch.empty(2, 3)
+    for n in range(2):
+        for r in range(3):
+            p, t = predicted[n, r], true[n, r]
+            total = int(p.sum() + t.sum())
+            expected[n, r] = 2 * int((p & t).sum()) / total if total else 1.0
+    torch.testing.assert_close(dice_per_case(predicted, true), expected)
+    assert expected[1, 0] == 0
+    assert expected[1, 1] == 1
+
+
+def test_a_case_counts_once_whatever_the_order() -> None:
+    dice, loss = torch.rand(4, 3), torch.rand(4)
+    results = []
+    for order in ([0, 1, 2, 3], [3, 1, 0, 2, 1, 3]):
+        scores = VolumeScores(["ET", "WT", "TC"])
+        for k in order:
+            scores.update(dice[k : k + 1], loss[k : k + 1], torch.tensor([k]))
+        results.append(scores.compute())
+    assert results[0].metrics() == results[1].metrics()
+    assert results[0].videos == results[1].videos == 4
+    assert results[0].metrics()["dice_wt"] == pytest.approx(float(dice[:, 1].mean()))
+    assert results[0].metrics()["dice"] == pytest.approx(float(dice.mean()))
+    with pytest.raises(ValueError, match="no case was scored"):
+        VolumeScores(["ET"]).compute()
+
+
+@pytest.mark.parametrize("loss", ["dice", "dice-bce"])
+def test_the_loss_is_least_for_the_truth(loss: Any) -> None:
+    module = TinySegmentation(loss=loss)
+    regions = torch.rand(2, 3, 4, 6, 8) > 0.5
+    right = 20 * regions.float() - 10
+    losses = [module.loss_per_case(logits, regions) for logits in (right, torch.zeros_like(right), -right)]
+    assert losses[0].shape == (2,)
+    assert (losses[0] < 0.02).all()
+    assert (losses[0] < losses[1]).all()
+    assert (losses[1] < losses[2]).all()
+
+
+def test_a_volume_is_segmented_window_by_window_as_in_one_piece() -> None:
+    module = TinySegmentation().eval()
+    module.network = nn.Conv3d(4, 3, 1)  # looks at one voxel, so that windows do not show at their borders
+    volume = torch.zeros(1, 4, 20, 22, 18)
+    volume[:, :, 3:17, 2:19, 5:] = torch.randn(1, 4, 14, 17, 13)
+    module.spec = {"patch_size": [8, 8, 8], "overlap": 0.5}
+    with torch.no_grad():
+        whole, found = module.network(volume), module.segment(volume)
+    inside = (volume != 0).any(dim=1)[0]
+    torch.testing.assert_close(found[0][:, inside], whole[0][:, inside], atol=1e-5, rtol=1e-5)
+    assert (found[0, :, :3] == OUTSIDE).all()
+    assert (module.segment(torch.zeros(1, 4, 5, 6, 7)) == OUTSIDE).all()
+
+
+def test_training_learns_and_the_checkpoint_predicts_alone(
+    data: VolumeDataModule, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    module = TinySegmentation()
+    run = trainer(max_epochs=25, enable_checkpointing=False, check_val_every_n_epoch=25)
+    run.fit(module, datamodule=data)
+    run.test(module, datamodule=data, verbose=False)
+    assert module.result is not None
+    metrics = module.result.metrics()
+    assert set(metrics) == {"dice", "dice_et", "dice_wt", "dice_tc", "loss"}
+    assert metrics["dice"] > 0.8
+    assert module.result.videos == 2
+    table = list(csv.DictReader(module.write_predictions(tmp_path).open()))
+    assert [row["path"] for row in table] == sorted(module.paths.values())
+    assert np.mean([float(row["dice_wt"]) for row in table]) == pytest.approx(metrics["dice_wt"], abs=1e-5)
+
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    loaded = load_module(tmp_path / "last.ckpt", trusted_packages=("tests",))
+    assert isinstance(loaded, TinySegmentation)
+    assert loaded.spec == {"modalities": ["flair", "t1", "t1ce", "t2"], "patch_size": [8, 12, 12], "overlap": 0.5}
+    folder = find_case_folders([data.root])[0]
+    broken = find_case_folders([data.root])[1]
+    (broken / f"{broken.name}_t2.nii.gz").unlink()
+    parser = argparse.ArgumentParser()
+    loaded.add_predict_arguments(parser)
+    options = parser.parse_args(["--out", str(tmp_path / "out")])
+    options.paths, options.force = [str(folder)], False
+    assert loaded.predict(options) == 0
+    written = nib.load(tmp_path / "out" / f"{folder.name}.nii.gz")
+    assert np.array_equal(written.affine, AFFINE)
+    found = np.asarray(written.dataobj)
+    true = np.asarray(nib.load(folder / f"{folder.name}_seg.nii.gz").dataobj)
+    assert found.shape == true.shape
+    assert (found == true).mean() > 0.95
+    with pytest.raises(FileExistsError, match="exists"):
+        loaded.predict(options)
+    options.force, options.paths = True, [str(folder), str(broken), str(tmp_path / "nothing")]
+    assert loaded.predict(options) == 1
+    printed = "".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "error:ithasno" in printed
+    assert "thereisnosuchfolder" in printed.replace(str(tmp_path / "nothing"), "")
+
+
+def test_the_same_numbers_window_by_window_and_case_by_case(data: VolumeDataModule) -> None:
+    torch.manual_seed(0)
+    module = TinySegmentation()
+    results = []
+    for size in (1, 2):
+        data.eval_batch_size = size
+        module.windows_per_forward = size
+        trainer(enable_checkpointing=False).test(module, datamodule=data, verbose=False)
+        assert module.result is not None
+        results.append(module.result.metrics())
+    assert results[0] == pytest.approx(results[1], abs=1e-5)
+
+
+def test_output_that_is_not_finite_is_named(data: VolumeDataModule) -> None:
+    module = TinySegmentation()
+    nn.init.constant_(module.network.bias, float("nan"))  # type: ignore[arg-type]
+    with pytest.raises(NonFiniteError, match="volumes: Brats18_"):
+        trainer(enable_checkpointing=False).test(module, datamodule=data, verbose=False)
+    with pytest.raises(NonFiniteError, match="the training loss is nan"):
+        trainer(max_epochs=1, enable_checkpointing=False, limit_val_batches=0).fit(module, datamodule=data)
+
+
+def test_wrong_choices_are_named(data: VolumeDataModule) -> None:
+    with pytest.raises(ValueError, match="loss is 'l2'"):
+        TinySegmentation(loss="l2")
+    module = TinySegmentation(num_regions=2)
+    with pytest.raises(ValueError, match=r"the data has 3 regions, the network 2; set model\.init_args\.num_regions"):
+        trainer(max_epochs=1, enable_checkpointing=False).fit(module, datamodule=data)
+
+
+def test_pictures_of_a_batch(data: VolumeDataModule) -> None:
+    data.setup("test")
+    batch = next(iter(data.test_dataloader()))
+    figures = TinySegmentation().batch_figures(batch, {"predicted": label_to_regions(batch["label"])})
+    (figure,) = figures.values()
+    assert [axes.get_title() for axes in figure.axes] == ["image", "labels", "prediction"]
+    shown = [np.asarray(axes.images[-1].get_array()) for axes in figure.axes[1:]]
+    assert np.array_equal(*shown)

@@ -1,0 +1,134 @@
+import json
+import runpy
+
+import pytest
+import torch
+
+import papers.fdc3d
+from common.backbones.resnet3d import ResNet3d
+from common.datamodules.clip_spec import ClipSpec, load_views
+from common.training.task import load_module
+from papers.fdc3d import compress, load_compact, save_compact
+from papers.fdc3d.command_line import ACTIVITYNET_MEAN, load_batches, load_network, main
+from papers.fdc3d.files import load_facts, set_source
+from papers.fdc3d.lightning_module import FDC3DModule
+from tests.media import write_video
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    for k in range(3):
+        write_video(folder / f"{k}.mp4", 12 + k)
+    return folder
+
+
+@pytest.fixture
+def public(tmp_path):
+    """A checkpoint with the keys and entries of the public 3D-ResNets, trained on several GPUs."""
+    torch.manual_seed(0)
+    network = ResNet3d(18, num_classes=5, width=0.125, shortcut="A")
+    state = {f"module.{k}": v for k, v in network.state_dict().items() if "num_batches" not in k}
+    path = tmp_path / "resnet-18-ucf101.pth"
+    torch.save({"epoch": 200, "arch": "resnet-18", "state_dict": state, "optimizer": {"param_groups": []}}, path)
+    return path, network.eval()
+
+
+SMALL = ["--frames", "8", "--size", "32", "--steps", "2"]
+
+
+def test_public_checkpoint_to_compact_file(public, videos, tmp_path, capsys):
+    path, _ = public
+    out, report, onnx = (tmp_path / name for name in ("small.pt", "report.json", "small.onnx"))
+    pytest.importorskip("onnxscript")
+    arguments = [str(path), "--data", str(videos), "--out", str(out), "--report", str(report), "--onnx", str(onnx)]
+    assert main([*arguments, *SMALL, "--repeats", "1", "--trim", "--device", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    assert "layer4.1.conv2" in shown
+    assert "lose unread filters" in shown
+    small = load_compact(out)
+    values = json.loads(report.read_text())
+    assert values["multiply_adds"] == load_facts(out)["report"]["multiply_adds"] > 1.5
+    assert values["measured"] > 0
+    assert sum(p.numel() for p in small.parameters()) == values["params_compact"] < 0.6 * values["params"]
+    assert onnx.stat().st_size > 1000
+    assert small(torch.randn(1, 3, 8, 32, 32)).shape == (1, 5)
+    # nothing is overwritten unasked
+    assert main([*arguments, *SMALL]) == 1
+    assert "--force" in capsys.readouterr().err
+
+
+def test_public_inputs_are_as_they_were_trained(public, videos):
+    source = load_network(public[0])
+    assert isinstance(source.spec, ClipSpec)
+    clip = load_batches([videos / "0.mp4"], source.spec, 1, 1)[0]
+    plain = load_views(videos / "0.mp4", ClipSpec(sampling="dense", mean=(0, 0, 0), std=(1, 1, 1)))
+    mean = torch.tensor(ACTIVITYNET_MEAN).view(3, 1, 1, 1)
+    torch.testing.assert_close(clip, 255 * (plain - mean), rtol=1e-4, atol=1e-3)
+    x = torch.randn(1, 3, 8, 32, 32)
+    assert torch.equal(source.network(x), public[1](x))
+
+
+def test_a_checkpoint_of_this_project(videos, tmp_path, capsys):
+    torch.manual_seed(0)
+    module = FDC3DModule(num_classes=3, depth=10, width=0.125)
+    module.output_names, module.spec = ["a", "b", "c"], ClipSpec(num_frames=8, crop_size=32).to_dict()
+    checkpoint = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "best.ckpt")
+    arguments = [str(tmp_path), "--data", str(videos), "--steps", "2", "--repeats", "0"]
+    assert main([*arguments, "--out", str(tmp_path / "a.pt"), "--speedup", "1.5", "--method", "channels"]) == 1
+    assert "cannot be reached" in capsys.readouterr().err
+    assert main([*arguments, "--out", str(tmp_path / "a.pt"), "--rate", "4", "--importance", "energy"]) == 0
+    assert load_facts(tmp_path / "a.pt")["output_names"] == ["a", "b", "c"]
+    assert load_compact(tmp_path / "a.pt").layer1[0].conv2.kept_channels == 3
+    assert main([*arguments, "--out", str(tmp_path / "b.pt"), "--size", "16", "--mean", "0", "0", "0"]) == 0
+
+    found = compress(set_source(module.network, *module.source()), [torch.randn(1, 3, 8, 32, 32)], rate=2, steps=1)
+    module.network, module.report = found.network, found.report
+    checkpoint["state_dict"] = module.state_dict()
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "best.ckpt")
+    assert main([*arguments, "--out", str(tmp_path / "c.pt")]) == 1
+    assert "compressed already" in capsys.readouterr().err
+    network = load_module(tmp_path / "best.ckpt").network
+    x = torch.randn(1, 3, 8, 32, 32)
+    assert torch.equal(load_compact(save_compact(network, tmp_path / "c.pt"))(x), found.network(x))
+
+
+def test_library_checkpoint(videos, tmp_path, capsys):
+    path = tmp_path / "weights.pt"
+    torch.save({"a.weight": torch.zeros(1)}, path)
+    arguments = [str(path), "--data", str(videos), "--out", str(tmp_path / "a.pt")]
+    for extra, message in (
+        ([], "--network"),
+        (["--network", "torchvision.models.video.r3d_18"], "--num-classes"),
+        (["--network", "torchvision.models.video.mc3_18", "--num-classes", "4"], "weights of another network"),
+        (["--network", "os.system", "--num-classes", "4"], "not below"),
+    ):
+        assert main([*arguments, *extra]) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_what_is_missing_is_named(public, tmp_path, capsys):
+    path, _ = public
+    assert main([str(tmp_path / "no.pt"), "--data", str(tmp_path), "--out", str(tmp_path / "a.pt")]) == 1
+    assert "does not exist" in capsys.readouterr().err
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert main([str(path), "--data", str(empty), "--out", str(tmp_path / "a.pt")]) == 1
+    assert "empty" in capsys.readouterr().err
+    (empty / "broken.mp4").write_bytes(b"no video")
+    assert main([str(path), "--data", str(empty), "--out", str(tmp_path / "a.pt")]) == 1
+    assert "broken.mp4" in capsys.readouterr().err
+    assert not (tmp_path / "a.pt").exists()
+
+
+def test_help_names_the_three_ways_to_ask_for_a_rate(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["compress", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module("papers.fdc3d.compress", run_name="__main__")
+    assert stopped.value.code == 0
+    assert callable(papers.fdc3d.compress)  # the function, not the module of the same name
+    shown = capsys.readouterr().out
+    assert all(option in shown for option in ("--rate", "--speedup", "--channel-rate"))

@@ -1,0 +1,84 @@
+"""`python -m papers.fdc3d.reproduce` as it is typed, and the paper's figures from trained demo networks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from common.reporting.demo import ReproduceError
+from common.reporting.ledger import load
+from common.reporting.report import png
+from common.reporting.reproduce import Job, main
+from papers.fdc3d import networks, reproduce
+
+ROOT = Path(__file__).resolve().parents[3]
+FOLDER = ROOT / "papers" / "fdc3d"
+FIGURES = {name: getattr(reproduce, name) for name in ("figure2", "figure3", "figure4", "ladder")}
+
+
+def run(*arguments: str) -> str:
+    command = [sys.executable, "-m", "papers.fdc3d.reproduce", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_complexity_as_json_and_nothing_else(tmp_path: Path) -> None:
+    rows = ["section1", "table1/baseline", "table1/fdc3d-2x", "table4"]
+    records = {r["row"]: r for r in json.loads(run(*rows, "--complexity", "--json", "--out", str(tmp_path)))}
+    assert records["section1/resnet-50-3d"]["params"] * 8 / 2**20 == pytest.approx(354.0, abs=0.1)
+    assert records["section1/resnet-50-3d"]["macs_paper_convention"] / 1e9 == pytest.approx(10.07, abs=0.01)
+    assert records["section1/resnet-50-2d"]["macs_paper_convention"] / 1e9 == pytest.approx(4.09, abs=0.03)
+    dense, compact = (records[f"table1/{name}"]["macs_paper_convention"] for name in ("baseline", "fdc3d-2x"))
+    assert dense / compact == pytest.approx(1.88, abs=0.01)
+    assert records["table4/unet"]["macs_paper_convention"] / 1e9 == pytest.approx(680, abs=1)
+
+
+def test_figures_without_the_demo_say_what_they_need() -> None:
+    for function in FIGURES.values():
+        with pytest.raises(ReproduceError, match="it is drawn from the demo"):
+            function(None)
+    with pytest.raises(ReproduceError, match="name motion/dense, too"):
+        reproduce.figure2(Job(load(FOLDER / "ledger.yaml")))
+
+
+def test_the_picture_of_a_filter() -> None:
+    conv = nn.Conv3d(3, 8, 7, bias=False)
+    transform = reproduce.first_layer_transforms(conv)["OT (learned)"]
+    figure = reproduce.filter_figure(conv, transform, 4)
+    assert png(figure).startswith(b"\x89PNG")
+    pictures = [[np.asarray(axes.images[0].get_array()) for axes in part.axes] for part in figure.subfigs]
+    assert [len(part) for part in pictures] == [7, 7, 7]
+    assert sum(len(axes.patches) for part in figure.subfigs for axes in part.axes) == 4
+    # The rows are the transform of the slices, and all of them would give the filter back.
+    slices, rows = (np.stack(part).reshape(7, -1) for part in pictures[:2])
+    np.testing.assert_allclose(transform.numpy() @ slices, rows, atol=1e-5)
+    whole = reproduce.mask_rows(conv, transform, 7).masked_weight()
+    torch.testing.assert_close(whole, conv.weight)
+
+
+def test_transforms_of_figure_2_are_orthogonal() -> None:
+    conv: nn.Conv3d = networks.resnet(10, 5, width=1 / 8).conv1  # type: ignore[assignment]
+    found = reproduce.first_layer_transforms(conv)
+    assert list(found) == ["min l2", "DCT", "OT (learned)"]
+    for transform in found.values():
+        torch.testing.assert_close(transform @ transform.T, torch.eye(7), atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_small_demo_and_all_figures(tmp_path: Path) -> None:
+    """Dense networks and those of FDC3D at 2x, trained for an epoch, with every figure."""
+    rows = ["motion/dense", "motion/fdc3d-2x", "brain/dense", "brain/fdc3d-2x", *FIGURES]
+    assert main(FOLDER, FIGURES, [*rows, "--epochs", "1", "--out", str(tmp_path / "fdc3d")]) == 0
+    for name in FIGURES:
+        assert (tmp_path / "fdc3d" / "figures" / f"{name}.png").stat().st_size > 10_000
+    result = json.loads(next(tmp_path.glob("fdc3d/brain/fdc3d-2x/*/result.json")).read_text())
+    for key in ("dice_et", "lost_dice", "speedup_formula", "speedup_macs", "speedup_measured"):
+        assert key in result
