@@ -82,11 +82,12 @@ class Counter:
 
     def name(self, spec: RowNetwork) -> str:
         network = self.ledger.network(spec)
-        base = self.ledger.network(replace(spec, network=spec.over)) if spec.over else None
-        about = [[n.function, n.arguments, n.classes] for n in (network, base) if n]
-        return json.dumps([about, spec.input, spec.complex_weight, spec.counter])
+        about = [network.function, network.arguments, network.classes]
+        return json.dumps([*about, spec.input, spec.complex_weight, spec.counter])
 
     def count(self, spec: RowNetwork) -> Complexity:
+        if spec.over:  # the base of many rows is counted once
+            return self.count(replace(spec, over=None)).over(self.count(replace(spec, network=spec.over, over=None)))
         name = self.name(spec)
         if name not in self.known:
             self.known[name] = self.ledger.complexity(spec).to_dict() | {"by_module": {}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,9 +16,9 @@ from torch import nn
 from common.datamodules.manifest import Manifest
 from common.datamodules.readers import open_video
 from common.evaluation.latency import measure_latency, peak_allocated
+from common.reporting.demo import make_demo_data
 from common.reporting.plots import COLOURS, MARKERS, style
 from common.reporting.reproduce import Job, main
-from data.demo.lamps import CLASSES, draw_scene, render
 from papers.srl.layers import (
     CompactNonLocalBlock,
     DoubleAttentionBlock,
@@ -92,16 +93,16 @@ def figure5(job: Job | None = None) -> Figure:
     data = job.data("demo-video") if job else None
     runs = [run for run in job.trained() if run.entry in ("demo-video/c2d", "demo-video/srl-fft")] if job else []
     answers = {run.name: _predictions(run.folder / "predictions.csv") for run in runs}
-    clips: list[tuple[str, str, np.ndarray]] = []  # path, class, frames
-    if data is None:
-        scene = draw_scene(0, "test", 0)
-        clips = [("", name, render(scene, name, 112)) for name in CLASSES]
-    else:
+    with tempfile.TemporaryDirectory() as folder:
+        if data is None:  # the demo was not asked for: the same first scene, made for this figure alone
+            data = Path(folder) / "lamps"
+            make_demo_data(["lamps", "--train", "1", "--val", "1", "--test", "1"], data)
         entries = Manifest.read(data / "manifest.csv", data, split="test").entries
         first = Path(entries[0].path).name
+        clips: list[tuple[str, str, np.ndarray]] = []  # path, class, frames
         for entry in (e for e in entries if Path(e.path).name == first):
-            video = open_video(data / entry.path)
-            clips.append((entry.path, entry.label_name, video.get_frames(range(video.num_frames)).numpy()))
+            with open_video(data / entry.path) as video:
+                clips.append((entry.path, entry.label_name, video.get_frames(range(video.num_frames)).numpy()))
     with style():
         figure = Figure(figsize=(10, 1.45 * len(clips)), layout="constrained")
         grid = figure.subplots(len(clips), 5, width_ratios=[1, 1, 1, 1, 2.8], squeeze=False)

@@ -140,6 +140,19 @@ def test_a_wrong_command_suggests_the_right_one(capsys):
     assert main(["fit", "--help"]) == 0
 
 
+def test_predict_shows_the_options_of_the_checkpoint(recipe, capsys):
+    assert main(["predict", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert "--help shows the options of its task too" in " ".join(printed.split())
+    assert "--top" not in printed
+    assert main(["predict", "some.mp4"]) == 2
+    assert "--checkpoint" in capsys.readouterr().err
+    assert main(["fit", "--config", edit(recipe(limit_train_batches=1), lambda c: c.update(model=STOCK))]) == 0
+    capsys.readouterr()
+    assert main(["predict", "--checkpoint", "runs/tiny", "--help"]) == 0
+    assert "--top" in capsys.readouterr().out
+
+
 def test_errors_of_the_user_are_one_message(recipe, capsys, tmp_path):
     for args, message in (
         (["--data.root", "nowhere"], "nowhere"),
