@@ -202,8 +202,8 @@ def slice_figure(image: Tensor, labels: dict[str, Tensor]) -> Figure:
 
 
 def overlay(axes: Axes, image: Tensor, label: Tensor | None) -> None:
-    """Draw a slice (H, W) in grey and labels (H, W) with 0, 1, 2 and 4 over it."""
-    axes.imshow(image.float().numpy(), cmap="gray", origin="lower")
+    """Draw a slice (H, W) in grey, zero in black, and labels (H, W) with 0, 1, 2 and 4 over it."""
+    axes.imshow(image.where(image != 0, image.min()).float().numpy(), cmap="gray", origin="lower")
     if label is not None:
         colours = np.zeros((*label.shape, 4))
         for value, colour in LABEL_COLOURS.items():

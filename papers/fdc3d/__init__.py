@@ -1,4 +1,7 @@
-"""Chen et al., "Frequency Domain Compact 3D Convolutional Neural Networks", CVPR 2020."""
+"""Frequency Domain Compact 3D Convolutional Neural Networks.
+
+Hanting Chen, Yunhe Wang, Han Shu, Yehui Tang, Chunjing Xu, Boxin Shi, Chao Xu, Qi Tian, Chang Xu. CVPR, 2020.
+"""
 
 from papers.fdc3d.compression import Compressed, Report, choose_executions, compress, measure
 from papers.fdc3d.files import load_compact, save_compact

@@ -112,6 +112,8 @@ class CompressedModule(TaskModule):
             rank_zero_info(str(trim_producers(found.network, x)))
             compression.update_report(found.report, found.network)
         self.network, self.report = found.network.train(), found.report
+        if self.hparams["compile"]:
+            self.network.compile()
         rank_zero_info(str(found.report))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -128,6 +130,8 @@ class CompressedModule(TaskModule):
                     f"the checkpoint's description of the compact network is damaged: {error}"
                 ) from error
             self.network = network.to(self.device).train(self.training)
+            if self.hparams["compile"]:
+                self.network.compile()
         super().on_load_checkpoint(checkpoint)
 
     # -- beside the dense network -----------------------------------------------------------------------------------

@@ -38,7 +38,12 @@ from papers.fdc3d.layers import MaskedConv3d
 
 KEPT = 4  # of the 7 rows of the first layer, as in Figure 3
 RATES = (1.5, 2.0, 3.0, 4.0, 8.0)
-LADDER: tuple[tuple[str, Method], ...] = (("FDC3D", "fdc3d"), ("with DCT", "dct"), ("channels only", "channels"))
+#: name, method, and place among the demo's networks, whose colour it has
+LADDER: tuple[tuple[str, Method, int], ...] = (
+    ("FDC3D", "fdc3d", 1),
+    ("With DCT", "dct", 2),
+    ("Channels only", "channels", 4),
+)
 
 
 def _run(job: Job | None, row: str) -> Trained:
@@ -226,7 +231,7 @@ def ladder(job: Job | None = None) -> Figure:
             assert data is not None
             network, batches, score, shape = _subject(name, dense, data)
             whole = count(network, shape).macs_paper
-            for i, (title, method) in enumerate(LADDER):
+            for title, method, i in LADDER:
                 points = [(whole, score(network))]
                 for rate in RATES:
                     found = compress(network, batches, rate=rate, method=method, steps=len(batches), progress=False)
