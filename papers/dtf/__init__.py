@@ -3,7 +3,8 @@
 Fuchen Long, Zhaofan Qiu, Yingwei Pan, Ting Yao, Chong-Wah Ngo, Tao Mei. ECCV, 2022.
 """
 
+from papers.dtf.layers import DTFBlock
 from papers.dtf.lightning_module import DTFModule
 from papers.dtf.networks import dtf_net, dtf_transformer
 
-__all__ = ["DTFModule", "dtf_net", "dtf_transformer"]
+__all__ = ["DTFBlock", "DTFModule", "dtf_net", "dtf_transformer"]
