@@ -105,7 +105,7 @@ TRAINING_OPTIONS = {
     "author": ["--model.preset", "author", "--model.num_blocks", "2"],
     "stages": ["--model.stages", "[4, 5]", "--model.aggregation", "false"],
     "bf16": ["--trainer.precision", "bf16-mixed"],
-    "compile": ["--model.compile", "true"],
+    "compile": ["--model.compile", "true", "--model.num_blocks", "1"],
     "ddp": ["--trainer.devices", "2", "--trainer.strategy", "ddp_spawn"],
 }
 
