@@ -11,6 +11,7 @@ import csv
 import hashlib
 import json
 import logging
+import multiprocessing
 import os
 import shlex
 import shutil
@@ -21,6 +22,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -232,6 +234,14 @@ def demo_key(
     return digest.hexdigest()[:12]
 
 
+def demo_folder(ledger: Ledger, demo: Demo, row: DemoRow, data: Path, out: Path, seed: int, epochs: int | None) -> Path:
+    """Where a training goes; it is finished if `result.json` is there."""
+    before = None
+    if row.after is not None:
+        before = demo_folder(ledger, demo, demo.row(row.after), data, out, seed, epochs).name
+    return out / row.id / demo_key(ledger, demo, row, data, seed, epochs, before)
+
+
 def train_demo(
     ledger: Ledger,
     demo: Demo,
@@ -243,12 +253,11 @@ def train_demo(
     progress: Progress,
 ) -> Trained:
     """Train and test a demo network, or find it finished; so too the one that it goes on from."""
+    folder = demo_folder(ledger, demo, row, data, out, seed, epochs)
+    place, reused = folder.parent, (folder / "result.json").is_file()
     before = None
-    if row.after is not None:
+    if row.after is not None and not reused:
         before = train_demo(ledger, demo, demo.row(row.after), data, out, seed, epochs, progress)
-    place = out / row.id
-    folder = place / demo_key(ledger, demo, row, data, seed, epochs, before.folder.name if before else None)
-    reused = (folder / "result.json").is_file()
     if not reused:
         start = str(before.checkpoint().parent) if before else ""
         overrides = [word.replace("{after}", start) for word in row.overrides]
@@ -269,6 +278,74 @@ def train_demo(
             raise
     result = from_json(folder / "result.json", row.id)
     return Trained(row.id, row.name, result, folder, reused)
+
+
+def train_all(
+    ledger: Ledger,
+    demo: Demo,
+    plan: Sequence[tuple[DemoRow, int]],
+    data: Path,
+    out: Path,
+    epochs: int | None,
+    progress: Progress,
+    jobs: int = 1,
+) -> Iterator[tuple[int, Trained | BaseException]]:
+    """Train and test (row, seed) after (row, seed), as `train_demo` does, in `jobs` processes.
+
+    With several processes each has its share of the machine's cores: small networks gain little from more threads.
+    Rows that others go on from come first.
+
+    Yields:
+        Position in the plan, and the training or what went wrong, as they end.
+    """
+    tasks = {}
+    positions = {(row.id, seed): position for position, (row, seed) in enumerate(plan)}
+    for position, (row, seed) in enumerate(plan):
+        finished = demo_folder(ledger, demo, row, data, out, seed, epochs) / "result.json"
+        if jobs > 1 and not finished.is_file():
+            tasks[row.id, seed] = row
+            continue
+        try:
+            yield position, train_demo(ledger, demo, row, data, out, seed, epochs, progress)
+        except Exception as error:
+            yield position, error
+    if not tasks:
+        return
+    for row, seed in [(row, seed) for (_, seed), row in tasks.items()]:
+        while row.after is not None:
+            row = demo.row(row.after)
+            tasks.setdefault((row.id, seed), row)
+    waiting = sorted(tasks, key=lambda key: tasks[key].after is not None)
+    running: dict[Future[Trained], tuple[str, int]] = {}
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(jobs, len(tasks)), context, _begin_worker, (threads,)) as pool:
+        while waiting or running:
+            # No more than run at once, so that an interruption finds none in a queue.
+            for key in [key for key in waiting if (tasks[key].after, key[1]) not in {*waiting, *running.values()}]:
+                if len(running) < jobs:
+                    waiting.remove(key)
+                    where = (data, out, key[1], epochs)
+                    running[pool.submit(_train_in_worker, ledger, demo, tasks[key], *where)] = key
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                key = running.pop(future)
+                if key in positions:
+                    yield positions[key], future.exception() or future.result()
+
+
+def _begin_worker(threads: int) -> None:
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an idle process has nothing to interrupt
+
+
+def _train_in_worker(
+    ledger: Ledger, demo: Demo, row: DemoRow, data: Path, out: Path, seed: int, epochs: int | None
+) -> Trained:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return train_demo(ledger, demo, row, data, out, seed, epochs, Progress(disable=True))
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def train_row(

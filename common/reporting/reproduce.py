@@ -46,7 +46,7 @@ from common.reporting.demo import (
     make_demo_data,
     score_name,
     source_hash,
-    train_demo,
+    train_all,
     train_row,
 )
 from common.reporting.ledger import DASH, Ledger, LedgerError, RowNetwork, load
@@ -403,6 +403,12 @@ def _parser(module: str, paper: str) -> argparse.ArgumentParser:
         "--epochs", type=int, help="train so many epochs instead of the recipe's; for trying things out"
     )
     parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1 if torch.cuda.is_available() else min(8, os.cpu_count() or 1),
+        help="demo networks to train at once, each in a process of its own (default here: %(default)s)",
+    )
+    parser.add_argument(
         "--readme",
         action="store_true",
         help="also write the tables into the paper's README and the demo into results.csv",
@@ -516,11 +522,19 @@ def _work(
         ]
         seeds = range(args.seed, args.seed + demo.seeds)
         task = progress.add_task("Training the demo networks", total=len(plan) * len(seeds))
-        for finished, entry in plan:
-            for seed in seeds:
-                with _noting_failure(job, f"{entry.id}, seed {seed}" if len(seeds) > 1 else entry.id):
-                    finished.append(train_demo(ledger, demo, entry, runs.data, args.out, seed, args.epochs, progress))
-                progress.advance(task)
+        work = [(entry, seed) for _, entry in plan for seed in seeds]
+        lists = [finished for finished, _ in plan for _ in seeds]
+        found: dict[int, Trained] = {}
+        where = (runs.data, args.out, args.epochs, progress)
+        for position, result in train_all(ledger, demo, work, *where, min(args.jobs, len(work))):
+            entry, seed = work[position]
+            with _noting_failure(job, f"{entry.id}, seed {seed}" if len(seeds) > 1 else entry.id):
+                if isinstance(result, BaseException):
+                    raise result
+                found[position] = result
+            progress.advance(task)
+        for position in sorted(found):
+            lists[position].append(found[position])
     for _, row in ledger.rows() if data else ():
         if row.id in ids and row.recipes:
             for dataset in row.recipes:

@@ -35,7 +35,7 @@ def forbid(*args: object, **kwargs: object) -> None:
 def test_the_whole_job_and_a_second_run(
     paper: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert main(paper, FIGURES, ["--out", str(out), "--readme"]) == 0
+    assert main(paper, FIGURES, ["--out", str(out), "--readme", "--jobs", "1"]) == 0
     printed = capsys.readouterr().out
     assert "Table 1" in printed
     assert "Two motions" in printed
@@ -80,7 +80,7 @@ def test_the_whole_job_and_a_second_run(
 def test_a_failure_is_told_and_the_rest_goes_on(paper: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ledger = paper / "ledger.yaml"
     ledger.write_text(ledger.read_text().replace("[--model.dropout", "[--model.droppout"))
-    assert main(paper, FIGURES, ["--out", str(out), "--epochs", "1"]) == 1
+    assert main(paper, FIGURES, ["--out", str(out), "--epochs", "1", "--jobs", "2"]) == 1
     assert "failed: demo/two" in capsys.readouterr().err
     page = (out / "report" / "index.html").read_text()
     assert "droppout" in page
@@ -105,7 +105,7 @@ def test_an_interruption_leaves_nothing_half_done(
         train(arguments, folder, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(demo, "run_recipe", interrupted)
-    command = ["--out", str(out), "--epochs", "1"]
+    command = ["--out", str(out), "--epochs", "1", "--jobs", "1"]
     assert main(paper, FIGURES, command) == 130
     assert "goes on from there" in capsys.readouterr().err
     assert len(list((out / "demo" / "one").iterdir())) == 1

@@ -34,7 +34,8 @@ def two(paper: Path) -> Path:
     return paper
 
 
-def test_both_are_trained_and_shown(two: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_both_are_trained_and_shown(jobs: str, two: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "runs" / "tiny"
     seen: list[Job] = []
 
@@ -43,7 +44,7 @@ def test_both_are_trained_and_shown(two: Path, tmp_path: Path, capsys: pytest.Ca
         seen.append(job)
         return Figure(figsize=(1, 1))
 
-    assert main(two, {"curve": curve}, ["--out", str(out), "--epochs", "1"]) == 0
+    assert main(two, {"curve": curve}, ["--out", str(out), "--epochs", "1", "--jobs", jobs]) == 0
     entries = [row.entry for row in read(out / "results.csv")]
     assert entries == ["demo/one", "demo/two", "demo-more/first", "demo-more/second"]
     first, second = (next((out / "demo-more" / name).iterdir()) for name in ("first", "second"))
