@@ -460,7 +460,7 @@ def curve_points(curve: Curve, demo: Demo, runs: Sequence[Trained]) -> dict[str,
 
 def score_name(demo: Demo) -> str:
     """`accuracy` for `top1`."""
-    return "accuracy" if demo.score == "top1" else demo.score.replace("_", " ")
+    return {"top1": "accuracy", "ap": "AP", "dice": "Dice"}.get(demo.score, demo.score.replace("_", " "))
 
 
 def curve_table(curve: Curve, demo: Demo, runs: Sequence[Trained]) -> Shown:
