@@ -176,16 +176,21 @@ def run_recipe(arguments: Sequence[str], folder: Path, seed: int, bar: bool = Tr
 @contextlib.contextmanager
 def _output_to(log: Any) -> Iterator[None]:
     """Send everything that is printed or logged to a file."""
-    loggers = [logging.root, *(x for x in logging.root.manager.loggerDict.values() if isinstance(x, logging.Logger))]
-    streams = {h for logger in loggers for h in logger.handlers if type(h) is logging.StreamHandler}
-    before = [h.setStream(log) for h in streams]
+    before = {handler: handler.setStream(log) for handler in _stream_handlers()}
     try:
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             yield
     finally:
-        for handler, stream in zip(streams, before, strict=True):
-            if stream is not None:
-                handler.setStream(stream)
+        # A handler that was made meanwhile, by a library's first import, has the file, too, which is closed after this.
+        for handler in _stream_handlers():
+            if handler.stream is log:
+                handler.setStream(before.get(handler) or sys.stderr)
+
+
+def _stream_handlers() -> set[logging.StreamHandler]:
+    """Handlers of all loggers that write to the terminal."""
+    loggers = [logging.root, *(x for x in logging.root.manager.loggerDict.values() if isinstance(x, logging.Logger))]
+    return {h for logger in loggers for h in logger.handlers if type(h) is logging.StreamHandler}
 
 
 def read_curves(runs: Path) -> dict[str, list[tuple[float, float]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,21 @@ def test_lightnings_way_of_stopping_is_an_interruption(tmp_path: Path, monkeypat
     monkeypatch.setattr("common.training.cli.run", stop)
     with pytest.raises(KeyboardInterrupt):
         demo.run_recipe(["--config", "x.yaml"], tmp_path / "run", 0)
+
+
+def test_a_logger_made_during_a_training_goes_on_with_the_terminal(tmp_path: Path) -> None:
+    logger = logging.getLogger("made.meanwhile")
+    try:
+        for number in (1, 2):
+            with (tmp_path / "log.txt").open("a") as log, demo._output_to(log):
+                if number == 1:
+                    logger.addHandler(logging.StreamHandler())
+                logger.warning("training %d", number)
+        assert (tmp_path / "log.txt").read_text() == "training 1\ntraining 2\n"
+        assert isinstance(logger.handlers[0], logging.StreamHandler)
+        assert not logger.handlers[0].stream.closed
+    finally:
+        logger.handlers.clear()
 
 
 def test_a_recipe_on_real_data(paper: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -212,10 +212,15 @@ def test_unread_filters_can_go(arguments: dict[str, list[str]], dense: Callable[
 
 
 def test_wrong_choices_are_named(
-    arguments: dict[str, list[str]], dense: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+    arguments: dict[str, list[str]],
+    dense: Callable[[str], Path],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fast = ["--trainer.fast_dev_run", "true"]
     start = dense(VIDEO)
+    monkeypatch.chdir(tmp_path)
     assert main(["fit", *compressing(VIDEO, arguments, start, *fast, "--model.compression.method", "dtc")]) == 2
     assert "dct" in capsys.readouterr().err
     assert main(["fit", *compressing(VIDEO, arguments, start, *fast, "--model.compression.rate", "0.5")]) == 1
