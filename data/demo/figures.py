@@ -25,8 +25,8 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.progress import track
 
+from data.demo._clips import PICTURES, cut
 from data.demo._folder import DemoError, make_folder
-from data.demo._pictures import PICTURES, cut
 
 NAMES = (
     *("nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder"),

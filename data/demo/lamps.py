@@ -14,18 +14,15 @@ a lamp leaves no trace elsewhere.)
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 
-from common.datamodules.manifest import Entry, Manifest
+from data.demo._clips import MANIFEST, PICTURES, check_counts, cut, write_clips
 from data.demo._folder import DemoError, make_folder
-from data.demo._pictures import PICTURES, cut, write_clip
-from data.demo.motion import MANIFEST, relative_path
 
 CLASSES = ("rare_together", "rare_apart", "often_together", "often_apart")
 """The classes, in the order of their labels."""
@@ -137,27 +134,15 @@ def generate_lamps(
         raise DemoError(f"size must be even (4:2:0 colour) and at least 32, got {size}")
     if fps < 1 or seed < 0:
         raise DemoError(f"needs fps >= 1 and seed >= 0, got {fps} and {seed}")
-    if min(counts.values()) < 0 or not any(counts.values()):
-        raise DemoError(f"train, val and test must not be negative nor all be 0, got {train}, {val} and {test}")
+    check_counts(counts)
     frames = BEATS * FRAMES_PER_BEAT
 
+    def draw(split: str, number: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+        scene = draw_scene(seed, split, number)
+        yield from ((name, render(scene, name, size)) for name in CLASSES)
+
     def fill(folder: Path) -> None:
-        jobs = [(split, number) for split, count in counts.items() for number in range(count)]
-        console = Console(stderr=True)
-        for split, number in track(jobs, "lamp clips", console=console, disable=not progress, transient=True):
-            scene = draw_scene(seed, split, number)
-            for name in CLASSES:
-                path = folder / relative_path(split, name, number)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_clip(path, render(scene, name, size), fps, quantiser=0)
-        entries = tuple(
-            Entry(relative_path(split, name, number), label, name, split, frames, float(fps), round(frames / fps, 6))
-            for split, count in counts.items()
-            for label, name in enumerate(CLASSES)
-            for number in range(count)
-        )
-        table = folder / MANIFEST
-        Manifest(folder, entries, CLASSES, table, len(entries)).write(table)
+        write_clips(folder, counts, CLASSES, draw, frames, fps, progress, quantiser=0)
 
     parameters = {"demo": "lamps", "version": VERSION, "seed": seed, "size": size, "fps": fps}
     return make_folder(Path(out), {**parameters, **counts}, fill) / MANIFEST

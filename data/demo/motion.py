@@ -19,20 +19,17 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 from torch.nn import functional as F
 
-from common.datamodules.manifest import Entry, Manifest
+from data.demo._clips import MANIFEST, PICTURES, check_counts, cut, outline, warp, write_clips
 from data.demo._folder import DemoError, make_folder
-from data.demo._pictures import PICTURES, cut, outline, warp, write_clip
 
 MOTION_PAIRS = (
     ("move_left", "move_right"),
@@ -42,7 +39,6 @@ MOTION_PAIRS = (
 )
 """The classes, in the order of their labels; the second of a pair is the first played backwards."""
 
-MANIFEST = "manifest.csv"
 VERSION = 1  # of what the generator draws; raise it when the same parameters give other clips
 _OVERSAMPLING = 2
 _MARGIN = 0.1  # of the side; background beyond the frame that camera shake may show
@@ -92,40 +88,20 @@ def generate_motion(
         raise DemoError(f"size must be even (4:2:0 colour) and at least 16, got {size}")
     if frames < 2 or fps < 1 or seed < 0:
         raise DemoError(f"needs frames >= 2, fps >= 1 and seed >= 0, got {frames}, {fps} and {seed}")
-    if min(counts.values()) < 0 or not any(counts.values()):
-        raise DemoError(f"train, val and test must not be negative nor all be 0, got {train}, {val} and {test}")
+    check_counts(counts)
+
+    def draw(split: str, number: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+        for pair, names in enumerate(MOTION_PAIRS):
+            if set(names) & set(classes):
+                clip = render(draw_scene(seed, split, pair, number, frames), size)
+                ordered = zip(names, (clip, clip[::-1]), strict=True)
+                yield from ((name, clip) for name, clip in ordered if name in classes)
 
     def fill(folder: Path) -> None:
-        jobs = [
-            (split, number, pair)
-            for split, count in counts.items()
-            for number in range(count)
-            for pair in range(len(MOTION_PAIRS))
-            if set(MOTION_PAIRS[pair]) & set(classes)
-        ]
-        console = Console(stderr=True)
-        for split, number, pair in track(jobs, "motion clips", console=console, disable=not progress, transient=True):
-            clip = render(draw_scene(seed, split, pair, number, frames), size)
-            for name, ordered in zip(MOTION_PAIRS[pair], (clip, clip[::-1]), strict=True):
-                if name in classes:
-                    path = folder / relative_path(split, name, number)
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    write_clip(path, ordered, fps)
-        entries = tuple(
-            Entry(relative_path(split, name, number), label, name, split, frames, float(fps), round(frames / fps, 6))
-            for split, count in counts.items()
-            for label, name in enumerate(classes)
-            for number in range(count)
-        )
-        table = folder / MANIFEST
-        Manifest(folder, entries, tuple(classes), table, len(entries)).write(table)
+        write_clips(folder, counts, classes, draw, frames, fps, progress)
 
     parameters = {"demo": "motion", "version": VERSION, "seed": seed, "size": size, "frames": frames, "fps": fps}
     return make_folder(Path(out), {**parameters, **counts, "classes": classes}, fill) / MANIFEST
-
-
-def relative_path(split: str, name: str, number: int) -> str:
-    return f"{split}/{name}/{number:04d}.mp4"
 
 
 @dataclass(frozen=True)

@@ -15,20 +15,17 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 from torch.nn import functional as F
 
-from common.datamodules.manifest import Entry, Manifest
+from data.demo._clips import MANIFEST, PICTURES, check_counts, cut, outline, warp, write_clips
 from data.demo._folder import DemoError, make_folder
-from data.demo._pictures import PICTURES, cut, outline, warp, write_clip
-from data.demo.motion import MANIFEST, relative_path
 
 CLASSES = ("warm_first", "cold_first")
 """The classes, in the order of their labels; the second is the first played backwards."""
@@ -77,26 +74,14 @@ def generate_temporal_order(
         raise DemoError(f"size must be even (4:2:0 colour) and at least 16, got {size}")
     if frames < 16 or fps < 1 or seed < 0:
         raise DemoError(f"needs frames >= 16, fps >= 1 and seed >= 0, got {frames}, {fps} and {seed}")
-    if min(counts.values()) < 0 or not any(counts.values()):
-        raise DemoError(f"train, val and test must not be negative nor all be 0, got {train}, {val} and {test}")
+    check_counts(counts)
+
+    def draw(split: str, number: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+        clip = render(draw_scene(seed, split, number, frames), size)
+        yield from zip(CLASSES, (clip, clip[::-1]), strict=True)
 
     def fill(folder: Path) -> None:
-        jobs = [(split, number) for split, count in counts.items() for number in range(count)]
-        console = Console(stderr=True)
-        for split, number in track(jobs, "clips", console=console, disable=not progress, transient=True):
-            clip = render(draw_scene(seed, split, number, frames), size)
-            for name, ordered in zip(CLASSES, (clip, clip[::-1]), strict=True):
-                path = folder / relative_path(split, name, number)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_clip(path, ordered, fps)
-        entries = tuple(
-            Entry(relative_path(split, name, number), label, name, split, frames, float(fps), round(frames / fps, 6))
-            for split, count in counts.items()
-            for label, name in enumerate(CLASSES)
-            for number in range(count)
-        )
-        table = folder / MANIFEST
-        Manifest(folder, entries, CLASSES, table, len(entries)).write(table)
+        write_clips(folder, counts, CLASSES, draw, frames, fps, progress)
 
     parameters = {"demo": "temporal_order", "version": VERSION, "seed": seed, "size": size, "frames": frames}
     return make_folder(Path(out), {**parameters, "fps": fps, **counts}, fill) / MANIFEST

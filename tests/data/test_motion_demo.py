@@ -15,10 +15,11 @@ import pytest
 from common.datamodules.manifest import Entry, Manifest
 from common.datamodules.readers import open_video
 from data.demo import MOTION_PAIRS, generate_motion
-from data.demo import motion as motion_module
+from data.demo import _clips as clips_module
 from data.demo.__main__ import main
+from data.demo._clips import PICTURES, write_clip
 from data.demo._folder import DemoError
-from data.demo.motion import PICTURES, draw_scene, render, write_clip
+from data.demo.motion import draw_scene, render
 
 TINY: dict[str, Any] = {"size": 16, "frames": 3, "train": 2, "val": 1, "test": 1}
 
@@ -228,7 +229,7 @@ def test_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         if len(calls) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(motion_module, "write_clip", interrupted)
+    monkeypatch.setattr(clips_module, "write_clip", interrupted)
     with pytest.raises(KeyboardInterrupt):
         generate_motion(tmp_path / "clips", **TINY)
     assert len(calls) == 3
@@ -241,11 +242,11 @@ def test_two_processes_that_make_the_same_folder_agree(tmp_path: Path, monkeypat
     write = write_clip
 
     def overtaken(*args: object) -> None:
-        monkeypatch.setattr(motion_module, "write_clip", write)
+        monkeypatch.setattr(clips_module, "write_clip", write)
         generate_motion(out, **TINY)
         write(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(motion_module, "write_clip", overtaken)
+    monkeypatch.setattr(clips_module, "write_clip", overtaken)
     assert generate_motion(out, **TINY) == out / "manifest.csv"
     assert [path.name for path in tmp_path.iterdir()] == ["clips"]
 
@@ -288,6 +289,6 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(motion_module, "write_clip", interrupted)
+    monkeypatch.setattr(clips_module, "write_clip", interrupted)
     assert main(["motion", "--out", str(tmp_path / "other"), *options]) == 130
     assert not (tmp_path / "other").exists()

@@ -11,8 +11,8 @@ import pytest
 from common.datamodules.manifest import Manifest
 from common.datamodules.readers import open_video
 from data.demo.__main__ import main
+from data.demo._clips import PICTURES
 from data.demo._folder import DemoError
-from data.demo._pictures import PICTURES
 from data.demo.temporal_order import CLASSES, draw_scene, gaps, generate_temporal_order
 
 TINY: dict[str, Any] = {"size": 32, "train": 12, "val": 1, "test": 2}

@@ -1,9 +1,9 @@
-"""What generated clips are made of: cuts of the pictures in the scikit-image wheel, and H.264 with lone frames."""
+"""What generated clips are made of: cuts of the pictures in the scikit-image wheel, lone H.264 frames, a manifest."""
 
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -13,8 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from rich.console import Console
+from rich.progress import track
 from torch.nn import functional as F
 
+from common.datamodules.manifest import Entry, Manifest
 from data.demo._folder import DemoError
 
 PICTURES = {
@@ -35,6 +38,7 @@ PICTURES = {
 }
 """Pictures of scikit-image's data folder that each split is made from; no picture is in two splits."""
 
+MANIFEST = "manifest.csv"
 QUANTISER = 26  # constant, for every frame: compression is visible, motion stays clear
 
 
@@ -120,3 +124,53 @@ def _packets(stream: av.VideoStream, frames: Sequence[NDArray[np.uint8]] | NDArr
     for frame in frames:
         yield from stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"))
     yield from stream.encode()
+
+
+def check_counts(counts: Mapping[str, int]) -> None:
+    """Raise DemoError for a negative number of clips, or none at all."""
+    if min(counts.values()) < 0 or not any(counts.values()):
+        *first, last = counts.values()
+        given = f"{', '.join(map(str, first))} and {last}"
+        raise DemoError(f"train, val and test must not be negative nor all be 0, got {given}")
+
+
+def write_clips(
+    folder: Path,
+    counts: Mapping[str, int],
+    classes: Sequence[str],
+    draw: Callable[[str, int], Iterable[tuple[str, NDArray[np.uint8]]]],
+    frames: int,
+    fps: int,
+    progress: bool,
+    quantiser: int = QUANTISER,
+) -> None:
+    """Write ``<split>/<class>/<number>.mp4`` and the manifest of a data set.
+
+    Args:
+        folder: to write to.
+        counts: clips of each class by split.
+        classes: in the order of their labels.
+        draw: from split and number to the classes and their clips (T, H, W, 3).
+        frames, fps: of every clip.
+        progress: show a progress bar.
+        quantiser: see `write_clip`.
+    """
+    jobs = [(split, number) for split, count in counts.items() for number in range(count)]
+    console = Console(stderr=True)
+    for split, number in track(jobs, "clips", console=console, disable=not progress, transient=True):
+        for name, clip in draw(split, number):
+            path = folder / _relative_path(split, name, number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_clip(path, clip, fps, quantiser)
+    entries = tuple(
+        Entry(_relative_path(split, name, number), label, name, split, frames, float(fps), round(frames / fps, 6))
+        for split, count in counts.items()
+        for label, name in enumerate(classes)
+        for number in range(count)
+    )
+    table = folder / MANIFEST
+    Manifest(folder, entries, tuple(classes), table, len(entries)).write(table)
+
+
+def _relative_path(split: str, name: str, number: int) -> str:
+    return f"{split}/{name}/{number:04d}.mp4"
