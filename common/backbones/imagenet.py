@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ HEADS = ("fc", "head", "head.fc")
 
 
 class ImageNetError(ValueError):
-    """Image weights cannot be had, or do not belong to the network."""
+    """Image weights are not available, or do not belong to the network."""
 
 
 def load_imagenet(network: nn.Module, source: str) -> str:
@@ -45,44 +46,60 @@ def load_imagenet(network: nn.Module, source: str) -> str:
     if hasattr(network, "rename_image_weights"):
         state = network.rename_image_weights(state)  # type: ignore[operator]
     own = network.state_dict()
-    loaded: dict[str, Tensor] = {}
-    inflated, problems, head = [], [], []
+    match = _Match(own)
     for name, weight in state.items():
-        module, _, parameter = name.rpartition(".")
-        if name in own and own[name].shape == weight.shape:
-            loaded[name] = weight
-        elif module in HEADS:
-            head.append(name)
-        elif name not in own:
-            problems.append(f"{name} {tuple(weight.shape)} is unknown to the network")
-        elif parameter == "weight" and hasattr(network.get_submodule(module), "inflate"):
-            loaded[name] = network.get_submodule(module).inflate(weight)  # type: ignore[operator]
-            inflated.append(module)
-        elif own[name].dim() == 5 and own[name][:, :, 0].shape == weight.shape:
-            loaded[name] = torch.zeros_like(own[name])
-            loaded[name][:, :, own[name].shape[2] // 2] = weight
-            inflated.append(module)
-        else:
-            problems.append(f"{name} is {tuple(weight.shape)}, the network's is {tuple(own[name].shape)}")
-    rest = [name for name in own if name not in loaded]
+        _place(network, name, weight, match)
+    rest = [name for name in own if name not in match.loaded]
     heads = [name for name in rest if name.rpartition(".")[0] in HEADS]
     # Older files do not count the batches that their running statistics have seen.
     new = [n for n in rest if n not in heads and (_is_new(network, n) or n.endswith(".num_batches_tracked"))]
-    problems += [f"{name} is missing in the file" for name in rest if name not in {*heads, *new}]
+    problems = match.problems + [f"{name} is missing in the file" for name in rest if name not in {*heads, *new}]
     if problems:
         more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ImageNetError(
             f"the weights of {source} are not those of {type(network).__name__}:\n  " + "\n  ".join(problems[:5]) + more
         )
-    network.load_state_dict(loaded, strict=False)
-    lines = [f"{source}: {len(loaded)} tensors loaded"]
-    if inflated:
+    network.load_state_dict(match.loaded, strict=False)
+    lines = [f"{source}: {len(match.loaded)} tensors loaded"]
+    if inflated := match.inflated:
         lines.append(f"inflated over time: {', '.join(inflated[:3])}{' ...' if len(inflated) > 3 else ''}")
-    if head or heads:
+    if match.has_head or heads:
         lines.append("the classifier is new")
     if new:
-        lines.append(f"{len(new)} tensors of modules that images do not have are new")
+        lines.append(f"{len(new)} tensors of modules that image networks lack are new")
     return "\n".join(lines)
+
+
+@dataclass
+class _Match:
+    """Which image weights go where in a network."""
+
+    own: dict[str, Tensor]
+    loaded: dict[str, Tensor] = field(default_factory=dict)
+    inflated: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    has_head: bool = False
+
+
+def _place(network: nn.Module, name: str, weight: Tensor, match: _Match) -> None:
+    """Find the place of one image weight in a network."""
+    own = match.own.get(name)
+    module, _, parameter = name.rpartition(".")
+    if own is not None and own.shape == weight.shape:
+        match.loaded[name] = weight
+    elif module in HEADS:
+        match.has_head = True
+    elif own is None:
+        match.problems.append(f"{name} {tuple(weight.shape)} is unknown to the network")
+    elif parameter == "weight" and hasattr(network.get_submodule(module), "inflate"):
+        match.loaded[name] = network.get_submodule(module).inflate(weight)  # type: ignore[operator]
+        match.inflated.append(module)
+    elif own.dim() == 5 and own[:, :, 0].shape == weight.shape:
+        match.loaded[name] = torch.zeros_like(own)
+        match.loaded[name][:, :, own.shape[2] // 2] = weight
+        match.inflated.append(module)
+    else:
+        match.problems.append(f"{name} is {tuple(weight.shape)}, the network's is {tuple(own.shape)}")
 
 
 def _is_new(network: nn.Module, name: str) -> bool:
@@ -132,7 +149,7 @@ def _of_library(library: str, name: str) -> dict[str, Tensor]:
         return (choices[weights] if weights else choices.DEFAULT).get_state_dict(progress=False, check_hash=True)
     except Exception as error:  # unknown names, missing libraries and failed downloads come as many types
         raise ImageNetError(
-            f"the weights {library}/{name} cannot be had: {type(error).__name__}: {_first_line(error)}. Without a "
+            f"the weights {library}/{name} are not available: {type(error).__name__}: {_first_line(error)}. Without a "
             "connection, download them elsewhere and give the file"
         ) from error
 

@@ -1,8 +1,9 @@
 """The Lightning data module for image classification."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,23 +17,18 @@ from torchvision.transforms.v2 import functional as F
 
 from common.datamodules.archives import ImageArchive, class_members, read_cifar, read_fashion_mnist
 from common.datamodules.clip_spec import Spec
+from common.datamodules.datasets import with_dataset
 from common.datamodules.loading import Item, LabelledDataModule, manifest_items, path_items
 from common.datamodules.manifest import Manifest, ManifestError, find_files
 from common.datamodules.readers import ImageReadError
 from common.datamodules.sampling import sample_generator
 from common.datamodules.transforms import normalise
 
-# Of the training images, per colour, on the scale 0..1.
-COLOURS = {
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "fashion-mnist": ((0.2860,) * 3, (0.3530,) * 3),
-}
-# Images that the published data sets have in each split.
-EXPECTED = {
-    "cifar10": {"train": 50_000, "test": 10_000},
-    "cifar100": {"train": 50_000, "test": 10_000},
-    "fashion-mnist": {"train": 60_000, "test": 10_000},
+#: readers of the datasets that come as archives
+ARCHIVES: dict[str, Callable[[Path], ImageArchive]] = {
+    "cifar10": partial(read_cifar, dataset="cifar10"),
+    "cifar100": partial(read_cifar, dataset="cifar100"),
+    "fashion-mnist": read_fashion_mnist,
 }
 
 
@@ -204,14 +200,16 @@ class ImageDataModule(LabelledDataModule):
     The trainer must be made with ``use_distributed_sampler=False``; the samplers share the images out themselves.
 
     Args:
-        dataset: ``cifar10`` and ``cifar100`` (archive or unpacked folder of the binary or the Python version),
-            ``fashion-mnist`` (idx files) or ``folder`` (jpg and png files below a folder for each class, these below
-            ``train/``, ``val/`` and ``test/`` if those exist; otherwise one image in five is held out).
-        root: folder that these lie in.
+        root: folder of the data.
+        dataset: a known dataset, whose entry in ``common/datamodules/datasets.yaml`` gives what is not given here:
+            ``cifar10`` and ``cifar100`` (archive or unpacked folder of the binary or the Python version),
+            ``fashion-mnist`` (idx files), or ``digits``. None: your own jpg and png files below a folder for each
+            class, these below ``train/``, ``val/`` and ``test/`` if those exist; otherwise one image in five is held
+            out.
         batch_size: training images per step and process.
         batch_size_by_epoch: batch size from an epoch on, such as ``{300: 128}``.
         image_size: side in pixels that images are brought to; None: as stored, all alike.
-        horizontal_flip: mirror half of the training images.
+        horizontal_flip: mirror half of the training images (default False).
         shift: largest shift of a training image along each axis, as a fraction of the side.
         rotation: largest rotation of a training image in degrees.
         mean, std: normalisation per colour on the scale 0..1; None: those of the training images, which are computed
@@ -236,12 +234,12 @@ class ImageDataModule(LabelledDataModule):
 
     def __init__(
         self,
-        dataset: Literal["cifar10", "cifar100", "fashion-mnist", "folder"],
-        root: str,
+        root: str | None = None,
+        dataset: str | None = None,
         batch_size: int = 64,
         batch_size_by_epoch: dict[int, int] | None = None,
         image_size: int | None = None,
-        horizontal_flip: bool = False,
+        horizontal_flip: bool | None = None,
         shift: float = 0.0,
         rotation: float = 0.0,
         mean: tuple[float, float, float] | None = None,
@@ -257,8 +255,9 @@ class ImageDataModule(LabelledDataModule):
         predict_paths: list[str] | None = None,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed, drop_last, batch_size_by_epoch)
-        if dataset not in (*COLOURS, "folder"):
-            raise ValueError(f"dataset is {dataset!r}; it is one of {', '.join(COLOURS)}, folder.")
+        known = with_dataset(
+            dataset, "image", root=root, horizontal_flip=horizontal_flip, mean=mean, std=std, counts=None
+        )
         if not 0 <= shift < 1:
             raise ValueError(f"shift is {shift}; it is a fraction of the side, at least 0 and below 1.")
         if not 0 <= rotation <= 180:
@@ -272,18 +271,24 @@ class ImageDataModule(LabelledDataModule):
         ):
             if value is not None and value < low:
                 raise ValueError(f"{name} is {value}; it must be at least {low}.")
-        if dataset == "folder" and val_per_class:
+        if dataset not in ARCHIVES and val_per_class:
             raise ValueError("val_per_class is for data sets without validation images; a folder has its own rule.")
-        self.dataset, self.root, self.image_size = dataset, Path(root), image_size
-        self.augmentation = Augmentation(horizontal_flip, shift, rotation, self.seed)
+        self.dataset, self.root, self.image_size = dataset, Path(known["root"]), image_size
+        self.augmentation = Augmentation(bool(known["horizontal_flip"]), shift, rotation, self.seed)
         self.train_per_class, self.val_per_class = train_per_class, val_per_class
         self.cache_decoded, self.test_split, self.predict_paths = cache_decoded, test_split, predict_paths
-        self._colours = (mean, std) if mean is not None else COLOURS.get(dataset)
+        self._colours = None if known["mean"] is None else (tuple(known["mean"]), tuple(known["std"]))
+        self._published: dict[str, int] = known["counts"] or {}
         self._source: Manifest | ImageArchive | None = None
         self._spec: ImageSpec | None = None
         self._parts: dict[str, tuple[list[Item], Tensor | None]] = {}
 
     # -- facts after setup ------------------------------------------------------------------------------------------
+
+    @property
+    def spec(self) -> ImageSpec:
+        """Size and normalisation, as ``image_spec``."""
+        return self.image_spec
 
     @property
     def image_spec(self) -> ImageSpec:
@@ -307,7 +312,9 @@ class ImageDataModule(LabelledDataModule):
         """What was found, in lines for printing: classes, images per split, the hash."""
         lines = []
         if self._source is not None:
-            lines.append(f"{self.dataset} in {self.root}: {self.num_classes} classes, {self.manifest_hash[:12]}")
+            lines.append(
+                f"{self.dataset or 'images'} in {self.root}: {self.num_classes} classes, {self.manifest_hash[:12]}"
+            )
         for name in ("train", "val", "test", "predict"):
             if (dataset := getattr(self, f"{name}_dataset")) is not None:
                 size = f"{dataset.spec.height} x {dataset.spec.width}"
@@ -342,17 +349,13 @@ class ImageDataModule(LabelledDataModule):
 
     def _loaded(self) -> Manifest | ImageArchive:
         if self._source is None:
-            if self.dataset == "folder":
-                self._source = Manifest.from_folders(self.root, kind="image")
-            elif self.dataset == "fashion-mnist":
-                self._source = read_fashion_mnist(self.root)
-            else:
-                self._source = read_cifar(self.root, self.dataset)
+            read = ARCHIVES.get(self.dataset or "")
+            self._source = read(self.root) if read else Manifest.from_folders(self.root, kind="image")
             if isinstance(self._source, ImageArchive):
-                for split, expected in EXPECTED[self.dataset].items():
-                    if (found := len(self._source.splits[split][1])) != expected:
+                for split, expected in self._published.items():
+                    if (count := len(self._source.splits[split][1])) != expected:
                         warnings.warn(
-                            f"{self.root}: {found} of {expected} {split} images of {self.dataset}.", stacklevel=2
+                            f"{self.root}: {count} of {expected} {split} images of {self.dataset}.", stacklevel=2
                         )
         return self._source
 
@@ -423,7 +426,7 @@ class ImageDataModule(LabelledDataModule):
         if self.cache_decoded and self._part(split)[1] is None:
             self._images(split, spec)
         items, pixels = self._part(split)
-        expected = EXPECTED.get(self.dataset, {}).get(split) if not (self.val_per_class and split == "train") else None
+        expected = self._published.get(split) if not (self.val_per_class and split == "train") else None
         if split == "train" and self.train_per_class is not None:
             expected = None
         return ImageDataset(items, spec, pixels, augmentation, self.image_size is None, expected)

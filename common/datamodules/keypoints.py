@@ -25,6 +25,7 @@ from torch import Generator, Tensor
 from torch.utils.data import Dataset
 
 from common.datamodules.clip_spec import Spec
+from common.datamodules.datasets import with_dataset
 from common.datamodules.image import open_image
 from common.datamodules.loading import LoadingDataModule
 from common.datamodules.readers import ImageReadError
@@ -467,6 +468,8 @@ class KeypointDataModule(LoadingDataModule):
 
     Args:
         root: folder that these lie in.
+        dataset: a known dataset, ``coco`` or ``figures``, whose entry in ``common/datamodules/datasets.yaml`` gives
+            what is not given here: root, files and folders. None: your own files, under COCO's names.
         train_annotations, val_annotations: annotation files.
         train_images, val_images: folders of their images.
         test_annotations, test_images: those to test on; None: those of validation.
@@ -494,11 +497,12 @@ class KeypointDataModule(LoadingDataModule):
 
     def __init__(
         self,
-        root: str,
-        train_annotations: str = "annotations/person_keypoints_train2017.json",
-        val_annotations: str = "annotations/person_keypoints_val2017.json",
-        train_images: str = "train2017",
-        val_images: str = "val2017",
+        root: str | None = None,
+        dataset: str | None = None,
+        train_annotations: str | None = None,
+        val_annotations: str | None = None,
+        train_images: str | None = None,
+        val_images: str | None = None,
         test_annotations: str | None = None,
         test_images: str | None = None,
         detections: str | None = None,
@@ -519,6 +523,18 @@ class KeypointDataModule(LoadingDataModule):
         drop_last: bool = False,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed, drop_last)
+        files = {
+            "train_annotations": train_annotations,
+            "val_annotations": val_annotations,
+            "test_annotations": test_annotations,
+            "train_images": train_images,
+            "val_images": val_images,
+            "test_images": test_images,
+        }
+        known = with_dataset(dataset, "keypoints", root=root, **files)
+        if dataset is None:
+            known = with_dataset("coco", "keypoints", root=root, **files)
+        test_annotations, test_images = known["test_annotations"], known["test_images"]
         if not 0 <= scale < 1:
             raise ValueError(f"scale is {scale}; it is a fraction, at least 0 and below 1.")
         if not 0 <= rotation <= 180:
@@ -528,11 +544,11 @@ class KeypointDataModule(LoadingDataModule):
         if (test_annotations is None) != (test_images is None):
             raise ValueError("give test_annotations and test_images together, or neither.")
         self._size = KeypointSpec(height, width, mean, std)
-        self.root, self.category = Path(root), category
+        self.root, self.category = Path(known["root"]), category
         self.files = {
-            "train": (train_annotations, train_images),
-            "val": (val_annotations, val_images),
-            "test": (test_annotations or val_annotations, test_images or val_images),
+            "train": (known["train_annotations"], known["train_images"]),
+            "val": (known["val_annotations"], known["val_images"]),
+            "test": (test_annotations or known["val_annotations"], test_images or known["val_images"]),
         }
         self.detections, self.detection_threshold = detections, detection_threshold
         self.sigma = height / 128 if sigma is None else sigma
@@ -543,9 +559,18 @@ class KeypointDataModule(LoadingDataModule):
     # -- facts after setup ------------------------------------------------------------------------------------------
 
     @property
-    def joint_names(self) -> list[str]:
+    def output_names(self) -> list[str]:  # type: ignore[override]
         """Names of the keypoints in their order."""
         return list(self._any().keypoint_names)
+
+    def facts(self) -> dict[str, Any]:
+        """What a module takes from the data: the number of keypoints, and height and width of a crop."""
+        return {"num_joints": len(self.output_names), "input_size": (self._size.height, self._size.width)}
+
+    @property
+    def spec(self) -> KeypointSpec:
+        """How a box becomes the network's input, as ``keypoint_spec``."""
+        return self.keypoint_spec
 
     @property
     def keypoint_spec(self) -> KeypointSpec:
@@ -554,7 +579,7 @@ class KeypointDataModule(LoadingDataModule):
         return KeypointSpec(size.height, size.width, size.mean, size.std, known.left_right, known.skeleton)
 
     @property
-    def manifest_hash(self) -> str:
+    def manifest_hash(self) -> str:  # type: ignore[override]
         """SHA-256 of the annotation files, and of the detections."""
         if self._hash is None:
             digest = hashlib.sha256()
@@ -574,12 +599,6 @@ class KeypointDataModule(LoadingDataModule):
         Raises:
             KeypointError: no root, missing or wrong files, images that are not there, no persons for the stage.
         """
-        if not self.root.is_dir():
-            raise KeypointError(
-                f"the data root {self.root} does not exist (resolved: {self.root.resolve()}): set `root` to the "
-                "folder with COCO's images and annotations, or make a demo data set with: "
-                f"python -m data.demo figures --out {self.root}"
-            )
         if stage in (None, "fit") and self.train_dataset is None:
             self.train_dataset = self._make("train", self.augmentation)
         if stage in (None, "fit", "validate") and self.val_dataset is None:
@@ -592,6 +611,12 @@ class KeypointDataModule(LoadingDataModule):
     # -- parts ------------------------------------------------------------------------------------------------------
 
     def _annotations(self, file: str) -> KeypointAnnotations:
+        if not self.root.is_dir():
+            raise KeypointError(
+                f"the data root {self.root} does not exist (resolved: {self.root.resolve()}): set `root` to the "
+                "folder with COCO's images and annotations, or make a demo data set with: "
+                f"python -m data.demo figures --out {self.root}"
+            )
         if file not in self._read:
             self._read[file] = read_annotations(self.root / file, self.category)
         return self._read[file]

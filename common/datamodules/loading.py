@@ -20,7 +20,7 @@ import torch
 from torch import Generator, Tensor, distributed
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from common.datamodules.clip_spec import ClipSpec, make_views
+from common.datamodules.clip_spec import ClipSpec, Spec, make_views
 from common.datamodules.manifest import Manifest
 from common.datamodules.readers import VideoReadError, open_video
 from common.datamodules.sampling import dense_indices, sample_generator, segment_indices
@@ -355,6 +355,17 @@ class LoadingDataModule(L.LightningDataModule):
     """
 
     kind: ClassVar[str]
+    output_names: list[str]
+    manifest_hash: str
+
+    @property
+    def spec(self) -> Spec:
+        """How a file becomes the network's input in testing; stored in checkpoints."""
+        raise NotImplementedError
+
+    def facts(self) -> dict[str, Any]:
+        """Arguments that a module takes from the data, by name, such as ``num_classes``."""
+        raise NotImplementedError
 
     def __init__(
         self,
@@ -452,11 +463,19 @@ class LabelledDataModule(LoadingDataModule):
         return list(self._loaded().class_names)
 
     @property
+    def output_names(self) -> list[str]:  # type: ignore[override]
+        """The class names, one for each output of the network."""
+        return self.class_names
+
+    @property
     def num_classes(self) -> int:
         """Number of classes in the class list."""
         return len(self._loaded().class_names)
 
+    def facts(self) -> dict[str, Any]:
+        return {"num_classes": self.num_classes}
+
     @property
-    def manifest_hash(self) -> str:
+    def manifest_hash(self) -> str:  # type: ignore[override]
         """SHA-256 of the class list and of the entries, or of the images of an archive."""
         return self._loaded().hash

@@ -3,9 +3,10 @@
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from common.datamodules.clip_spec import ClipSpec
+from common.datamodules.datasets import with_dataset
 from common.datamodules.loading import (
     EvalDataset,
     LabelledDataModule,
@@ -28,8 +29,11 @@ class VideoDataModule(LabelledDataModule):
     The trainer must be made with ``use_distributed_sampler=False``; the samplers share the videos out themselves.
 
     Args:
-        root: folder that the videos lie in.
-        manifest: CSV file (see :mod:`common.datamodules.manifest`); None: the folders of ``root`` are the classes,
+        dataset: a known dataset, whose entry in ``common/datamodules/datasets.yaml`` gives what is not given here:
+            root, manifest, test split, whether clips may be mirrored. None: your own videos.
+        root: folder of the videos.
+        manifest: CSV file (see :mod:`common.datamodules.manifest`), relative to ``root`` or to the current folder.
+            None: ``manifest.csv`` in ``root`` if there is one; otherwise the folders of ``root`` are the classes,
             below ``train/``, ``val/`` and ``test/`` if those exist.
         batch_size: training videos per step and process.
         num_frames: T, frames of a clip.
@@ -39,8 +43,9 @@ class VideoDataModule(LabelledDataModule):
         frame_stride: distance of the frames in dense sampling.
         num_clips: test views in time.
         num_crops: test views in space, 1 or 3.
-        horizontal_flip: mirror half of the training clips. Not for classes that differ by left and right.
-        scales: multi-scale cropping in training, fractions of the short side.
+        horizontal_flip: mirror half of the training clips (default False). Not for classes that differ by left and
+            right.
+        scales: multi-scale cropping in training, fractions of the short side (default 1, 0.875, 0.75, 0.66).
         resize_range: in training the short side is resized to a random number of pixels in this range before the crop,
             in place of ``scales``; ``[256, 340]`` for example.
         train_crop_size: side of a training clip in pixels; None: ``crop_size``.
@@ -65,8 +70,9 @@ class VideoDataModule(LabelledDataModule):
 
     def __init__(
         self,
-        root: str,
+        root: str | None = None,
         manifest: str | None = None,
+        dataset: str | None = None,
         batch_size: int = 32,
         num_frames: int = 16,
         crop_size: int = 112,
@@ -75,8 +81,8 @@ class VideoDataModule(LabelledDataModule):
         frame_stride: int = 1,
         num_clips: int = 1,
         num_crops: int = 1,
-        horizontal_flip: bool = False,
-        scales: tuple[float, ...] = SCALES,
+        horizontal_flip: bool | None = None,
+        scales: tuple[float, ...] | None = None,
         resize_range: tuple[int, int] | None = None,
         train_crop_size: int | None = None,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
@@ -93,6 +99,18 @@ class VideoDataModule(LabelledDataModule):
         predict_paths: list[str] | None = None,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed, drop_last)
+        known = with_dataset(
+            dataset,
+            "video",
+            root=root,
+            manifest=manifest,
+            horizontal_flip=horizontal_flip,
+            scales=scales,
+            resize=resize,
+            test_split=test_split,
+        )
+        scales = SCALES if known["scales"] is None else known["scales"]
+        resize, test_split = known["resize"], known["test_split"]
         if not scales or not all(0 < scale <= 1 for scale in scales):
             raise ValueError(f"scales is {tuple(scales)}; give fractions of the short side, above 0 and at most 1.")
         if train_crop_size is not None and train_crop_size < 1:
@@ -106,8 +124,10 @@ class VideoDataModule(LabelledDataModule):
             raise ValueError(f"on_read_error is {on_read_error!r}; it must be raise or replace.")
         if on_missing not in ("raise", "drop"):
             raise ValueError(f"on_missing is {on_missing!r}; it must be raise or drop.")
-        self.root, self.manifest_path = Path(root), manifest
-        self.horizontal_flip, self.scales, self.cache_decoded = horizontal_flip, tuple(scales), cache_decoded
+        self.dataset = dataset
+        self.root, self.manifest_path = Path(known["root"]), known["manifest"]
+        self.horizontal_flip = bool(known["horizontal_flip"])
+        self.scales, self.cache_decoded = tuple(scales), cache_decoded
         self.resize_range = None if resize_range is None else (int(resize_range[0]), int(resize_range[1]))
         self.on_read_error, self.on_missing, self.test_split = on_read_error, on_missing, test_split
         self.predict_paths = predict_paths
@@ -120,6 +140,16 @@ class VideoDataModule(LabelledDataModule):
         self.manifest: Manifest | None = None
 
     # -- facts after setup ------------------------------------------------------------------------------------------
+
+    @property
+    def spec(self) -> ClipSpec:
+        """How the test views of a video are made."""
+        return self.clip_spec
+
+    def facts(self) -> dict[str, Any]:
+        """What a module takes from the data: the number of classes, and length and side of a clip."""
+        spec = self.clip_spec
+        return {**super().facts(), "num_frames": spec.num_frames, "input_size": spec.crop_size}
 
     @property
     def read_errors(self) -> int:
@@ -192,9 +222,17 @@ class VideoDataModule(LabelledDataModule):
         return self.manifest
 
     def _read_manifest(self) -> Manifest:
-        if self.manifest_path is None:
+        path = self.root / (self.manifest_path or "manifest.csv")
+        if self.manifest_path is None and not path.is_file():
             return Manifest.from_folders(self.root, self._given_names)
-        return Manifest.read(self.manifest_path, self.root, class_names=self._given_names)
+        if not path.is_file() and Path(str(self.manifest_path)).is_file():
+            path = Path(str(self.manifest_path))
+        if not path.is_file() and self.dataset is not None:
+            raise ManifestError(
+                f"{path} does not exist: prepare the dataset with `python -m data.prepare {self.dataset}`, or, for "
+                "your own videos in a folder with one sub-folder per class, set data.dataset to null"
+            )
+        return Manifest.read(path, self.root, class_names=self._given_names)
 
     def _present(self, split: str) -> Manifest:
         """The entries of a split whose files exist."""

@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from common.datamodules.clip_spec import Spec
+from common.datamodules.datasets import with_dataset
 from common.datamodules.loading import LoadingDataModule
 from common.datamodules.manifest import ManifestError
 from common.datamodules.readers import ReadError
@@ -298,6 +299,8 @@ class VolumeDataModule(LoadingDataModule):
 
     Args:
         root: folder that the cases lie in.
+        dataset: a known dataset, ``brats2018`` or ``brain``, whose entry in ``common/datamodules/datasets.yaml`` gives
+            the root where none is given.
         patch_size: depth, height and width of a training patch, which is also what the network sees at once when whole
             volumes are segmented; a smaller volume is padded with zeros.
         tumour_patches: share of the training patches whose centre lies in the tumour; 0: anywhere, uniformly.
@@ -326,8 +329,9 @@ class VolumeDataModule(LoadingDataModule):
 
     def __init__(
         self,
-        root: str,
+        root: str | None = None,
         patch_size: tuple[int, int, int] = (128, 192, 160),
+        dataset: str | None = None,
         tumour_patches: float = 0.0,
         flip: float = 0.5,
         intensity: float = 0.1,
@@ -352,7 +356,7 @@ class VolumeDataModule(LoadingDataModule):
         for name, value in (("intensity", intensity), ("val_share", val_share)):
             if not 0 <= value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 0 and below 1.")
-        self.root, self.splits_file = Path(root), splits
+        self.root, self.splits_file = Path(with_dataset(dataset, "volumes", root=root)["root"]), splits
         self.tumour_patches, self.flip, self.intensity = tumour_patches, flip, intensity
         self.val_share, self.split_seed = val_share, split_seed
         self.cache_decoded, self.test_split, self.predict_paths = cache_decoded, test_split, predict_paths
@@ -363,12 +367,21 @@ class VolumeDataModule(LoadingDataModule):
     # -- facts ------------------------------------------------------------------------------------------------------
 
     @property
-    def region_names(self) -> list[str]:
+    def output_names(self) -> list[str]:  # type: ignore[override]
         """The regions that are segmented."""
         return list(REGIONS)
 
+    def facts(self) -> dict[str, Any]:
+        """What a module takes from the data: the number of regions and of channels (modalities)."""
+        return {"num_regions": len(REGIONS), "in_channels": len(self.volume_spec.modalities)}
+
     @property
-    def manifest_hash(self) -> str:
+    def spec(self) -> VolumeSpec:
+        """How a case becomes the network's input, as ``volume_spec``."""
+        return self.volume_spec
+
+    @property
+    def manifest_hash(self) -> str:  # type: ignore[override]
         """SHA-256 of the names, splits, file sizes and shapes of the cases."""
         self._loaded()
         return self._hash

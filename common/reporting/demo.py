@@ -152,7 +152,7 @@ def run_recipe(arguments: Sequence[str], folder: Path, seed: int, bar: bool = Tr
         assert trained.run_dir is not None
         tested = cli.run(["test", *common, "--name", "test", "--ckpt_path", str(trained.run_dir / "last.ckpt")])
     assert tested.run_dir is not None
-    spec = getattr(tested.datamodule, tested.model.spec_name)
+    spec = tested.datamodule.spec
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         complexity = count(tested.model.network, spec.input_shape)

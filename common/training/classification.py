@@ -41,15 +41,13 @@ class ClassificationModule(TaskModule):
     ``video_index`` (N,) int64 and, in evaluation, ``path`` (N strings). In evaluation N counts views; all views of a
     video lie in one batch. ``build_network`` makes a network (B, ...) -> logits (B, num_classes).
 
-    A subclass sets ``kind`` and ``spec_name`` and implements ``find_files`` and ``load_views``.
+    A subclass sets ``kind`` and implements ``find_files`` and ``load_views``.
 
     Args:
-        num_classes: number of classes, the length of the network's output.
-        pretrained: checkpoint to start from. Every weight must fit, except that the layers that depend on the number
-            of classes keep their initial values when that number differs; what was loaded is printed.
+        num_classes: number of classes, the length of the network's output; taken from the data by ``spectral``.
         views_per_forward: views passed through the network at once in evaluation. Bounds the memory, not the result.
         average: how the views of a video are combined: mean of ``"probabilities"`` or of ``"logits"``.
-        compile: run the network through ``torch.compile``. The keys of the state dict do not change.
+        kwargs: ``pretrained``, ``imagenet`` and ``compile`` of :class:`~common.training.task.TaskModule`.
     """
 
     task = "classification"
@@ -64,24 +62,22 @@ class ClassificationModule(TaskModule):
 
     def __init__(
         self,
-        num_classes: int,
+        num_classes: int | None = None,
         *,
-        pretrained: str | None = None,
         views_per_forward: int = 32,
         average: Literal["probabilities", "logits"] = "probabilities",
-        compile: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(pretrained=pretrained, compile=compile)
+        if num_classes is None:
+            raise ValueError(
+                "num_classes is not known: give it, or train with `spectral`, which takes it from the data"
+            )
+        super().__init__(**kwargs)
         self.num_classes = num_classes
         self.views_per_forward = views_per_forward
         self.average = average
         self.train_top1 = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.scores = VideoScores(num_classes)
-
-    @property
-    def class_names(self) -> list[str] | None:
-        """Names by label; None before the data or a checkpoint gave them."""
-        return self.output_names
 
     def load_views(self, path: str | Path) -> Tensor:
         """The views (V, ...) of one file, made as ``spec`` says. Raises VideoReadError if it cannot be read."""
@@ -137,7 +133,7 @@ class ClassificationModule(TaskModule):
         return path
 
     def _names(self) -> list[str]:
-        return self.class_names or [str(k) for k in range(self.num_classes)]
+        return self.output_names or [str(k) for k in range(self.num_classes)]
 
     def batch_figures(self, batch: Mapping[str, Any], outputs: Mapping[str, Tensor]) -> dict[str, Figure]:
         """The first clips with their predictions."""
@@ -153,7 +149,7 @@ class ClassificationModule(TaskModule):
         """The confusion matrix."""
         if self.result is None:
             return {}
-        names = self.class_names if self.num_classes <= self.NAMED_CLASSES else None
+        names = self.output_names if self.num_classes <= self.NAMED_CLASSES else None
         return {"confusion matrix": confusion_figure(self.result.confusion, names)}
 
     # -- prediction ----------------------------------------------------------------------------------------------
@@ -180,7 +176,7 @@ class ClassificationModule(TaskModule):
             Prediction(path, None if views is None else self.predict_views(views).cpu(), error)
             for path, views, error in self.read_files(options.paths, self.load_views)
         ]
-        rows = prediction_rows(predictions, self.class_names or [], options.top)
+        rows = prediction_rows(predictions, self.output_names or [], options.top)
         print_rows(rows, self.kind)
         if options.csv:
             write_rows(options.csv, rows, overwrite=options.force)

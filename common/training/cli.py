@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 
 import lightning as L
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -62,11 +63,9 @@ class _Parser(LightningArgumentParser):
     """Raises one clean message, with the nearest valid key, where the parent prints and exits."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        noise = ("Does not validate against", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>", "Given value")
-        lines = [line.rstrip() for line in message.splitlines() if not line.strip().startswith(noise)]
         # the parser of a class reports first, its owner passes the message on
         hint = "" if "Did you mean" in message or "It takes" in message else self._hint(message)
-        raise UsageError("\n".join(lines) + hint) from ex
+        raise UsageError(_without_dump(message) + hint) from ex
 
     def _hint(self, message: str) -> str:
         if found := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message):
@@ -96,6 +95,13 @@ class _Parser(LightningArgumentParser):
                 keys += parser._keys()
             keys.append(action.dest)
         return [key for key in dict.fromkeys(keys) if key not in ("help", "print_config")]
+
+
+def _without_dump(message: str) -> str:
+    """A message of the parser without its list of all types that a value could have had, and the value itself."""
+    noise = ("Does not validate against", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>", "Given value")
+    lines = [line.rstrip() for line in message.splitlines() if not line.strip().startswith(noise)]
+    return lines[0].strip().removeprefix("- ") if len(lines) == 1 else "\n".join(lines)
 
 
 class _SaveRun(SaveConfigCallback):
@@ -192,10 +198,33 @@ class SpectralCLI(LightningCLI):
             last_or_best = checkpoint in ("last", "best")
             found = find_checkpoint(runs, f"{checkpoint}.ckpt") if last_or_best else find_checkpoint(checkpoint)
             config.ckpt_path = str(found)
-        elif self.subcommand != "fit" and not config.model.init_args.get("pretrained"):
+        elif self.subcommand != "fit":
             rank_zero_warn(f"{self.subcommand} without --ckpt_path: the network has its initial, untrained weights")
         if not config.trainer.fast_dev_run:
             self.run_dir = new_run_dir(runs)
+
+    def instantiate_classes(self) -> None:
+        """Make the data first; what follows from it, such as the number of classes, goes to the model."""
+        try:
+            self._instantiate_classes()
+        except ValueError as error:
+            if "Does not validate against" not in str(error):
+                raise
+            raise UsageError(_without_dump(str(error))) from error
+
+    def _instantiate_classes(self) -> None:
+        config = self.config[str(self.subcommand)]
+        parser = self._parser(str(self.subcommand))
+        self.datamodule = parser.instantiate_classes(Namespace(data=config.data)).data
+        arguments = config.model.init_args
+        if hasattr(self.datamodule, "facts") and any(value is None for value in vars(arguments).values()):
+            for name, value in self.datamodule.facts().items():
+                if name in arguments and arguments[name] is None:
+                    arguments[name] = value
+        self.config_init = self.parser.instantiate_classes(self.config)
+        self.config_init[str(self.subcommand)].data = self.datamodule
+        self.model = self._get(self.config_init, "model")
+        self.trainer = self.instantiate_trainer()
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self.config_init[str(self.subcommand)]
@@ -218,7 +247,7 @@ class SpectralCLI(LightningCLI):
     def before_fit(self) -> None:
         parameters = sum(p.numel() for p in self.model.network.parameters())
         rank_zero_info(f"{type(self.model).__name__}: {parameters:,} parameters")
-        self.model.resuming = bool(self.config[str(self.subcommand)].get("ckpt_path"))
+        self.trainer.ckpt_path = self.config[str(self.subcommand)].get("ckpt_path")
         unit = "clips" if self.model.kind == "video" else f"{self.model.kind}s"
         if (batch := getattr(self.datamodule, "batch_size", None)) is not None:
             accumulate, world = self.trainer.accumulate_grad_batches, self.trainer.world_size
@@ -226,6 +255,12 @@ class SpectralCLI(LightningCLI):
                 f"Effective batch size: {batch * world * accumulate} {unit} "
                 f"({batch} per batch x {world} processes x {accumulate} accumulated batches)"
             )
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand == "fit":
+            kwargs.pop("ckpt_path", None)  # the trainer knows it since before_fit, so that set-up can ask for it
+        return kwargs
 
     def after_validate(self) -> None:
         self._report("validate")

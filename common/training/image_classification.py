@@ -18,7 +18,6 @@ class ImageClassificationModule(ClassificationModule):
     """
 
     kind = "image"
-    spec_name = "image_spec"
 
     @staticmethod
     def find_files(paths: Iterable[str | Path]) -> list[Path]:

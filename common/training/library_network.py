@@ -49,6 +49,8 @@ def build_library_network(name: str, num_classes: int, **options: Any) -> nn.Mod
         raise ValueError(f"network {name!r} does not exist: {error}") from error
     key = "model_num_class" if module_name.startswith("pytorchvideo.") else "num_classes"
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    if weights := {"weights", "weights_backbone", "pretrained"} & options.keys():
+        raise ValueError(f"{name}: {weights.pop()} would download weights; start from a file with model.pretrained")
     unknown = [option for option in options if option not in parameters and not open_ended]
     if unknown:
         raise ValueError(f"{name} takes no {unknown[0]!r}; it takes {', '.join(parameters)}")
@@ -68,14 +70,14 @@ class LibraryNetworkModule(VideoClassificationModule):
         network_options: further arguments of that function.
         lr: learning rate at the start.
         momentum, dampening, weight_decay: of SGD.
-        lr_step: epochs after which the learning rate is multiplied by ``lr_gamma``, again and again.
+        lr_step: the learning rate is multiplied by ``lr_gamma`` every ``lr_step`` epochs.
         lr_gamma: that factor.
         kwargs: arguments of the base class.
     """
 
     def __init__(
         self,
-        num_classes: int,
+        num_classes: int | None = None,
         network: str = "torchvision.models.video.r2plus1d_18",
         network_options: dict[str, Any] | None = None,
         lr: float = 0.1,

@@ -41,20 +41,18 @@ class PoseEstimationModule(TaskModule):
     ``build_network`` makes a network: crops (B, 3, H, W) -> heatmaps (B, num_joints, H / 4, W / 4).
 
     Args:
-        num_joints: number of keypoints, the channels of the network's output.
+        num_joints: number of keypoints, the channels of the network's output; taken from the data by ``spectral``.
         flip_test: average the heatmaps of a crop with those of its mirror image.
         flip_shift: move the heatmaps of the mirror image by the pixel that they are off.
         quarter_offset: move a keypoint a quarter of a pixel towards the second highest value.
         oks_sigmas: constants of OKS, one per keypoint; None: those of COCO's 17 keypoints.
-        pretrained: checkpoint to start from, such as published weights; see `load_pretrained`.
-        compile: run the network through ``torch.compile``. The keys of the state dict do not change.
+        kwargs: ``pretrained``, ``imagenet`` and ``compile`` of :class:`~common.training.task.TaskModule`.
     """
 
     kind = "person"
     task = "pose estimation"
     output = "joint"
     names_source = "the keypoints of the category in the annotation file"
-    spec_name = "keypoint_spec"
     score = "ap"
     result: KeypointResult | None
 
@@ -62,16 +60,17 @@ class PoseEstimationModule(TaskModule):
 
     def __init__(
         self,
-        num_joints: int = 17,
+        num_joints: int | None = None,
         *,
         flip_test: bool = True,
         flip_shift: bool = True,
         quarter_offset: bool = True,
         oks_sigmas: Sequence[float] | None = None,
-        pretrained: str | None = None,
-        compile: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(pretrained=pretrained, compile=compile)
+        if num_joints is None:
+            raise ValueError("num_joints is not known: give it, or use `spectral`, which takes it from the data")
+        super().__init__(**kwargs)
         self.num_joints = num_joints
         self.flip_test, self.flip_shift, self.quarter_offset = flip_test, flip_shift, quarter_offset
         if oks_sigmas is not None and (len(oks_sigmas) != num_joints or min(oks_sigmas) <= 0):

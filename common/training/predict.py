@@ -24,7 +24,7 @@ def main(args: list[str]) -> int:
     assert module is not None  # the parser has asked for it
     if module.spec is None or module.output_names is None:
         raise CheckpointError(
-            f"the checkpoint holds no {module.spec_name} and {module.output} names: "
+            f"the checkpoint lacks {module.output} names and what makes a file the network's input: "
             "it was trained without a data module of this project"
         )
     try:

@@ -1,31 +1,54 @@
-"""Learning rate schedules that are counted in optimiser steps, so that accumulation and processes change nothing."""
+"""Optimisers and learning-rate schedules that papers share, as values for `configure_optimizers`."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, MultiStepLR, StepLR
+
+
+def sgd(module: L.LightningModule) -> torch.optim.SGD:
+    """SGD over all parameters of a module, with what its hyperparameters say of `learning_rate`, `momentum`,
+    `dampening`, `nesterov` and `weight_decay`."""
+    names = ("momentum", "dampening", "nesterov", "weight_decay")
+    options = {name: module.hparams[name] for name in names if name in module.hparams}
+    return torch.optim.SGD(module.parameters(), lr=module.hparams["learning_rate"], **options)
+
+
+def divided_every(optimizer: Optimizer, epochs: int) -> OptimizerLRSchedulerConfig:
+    """An optimiser whose learning rate is divided by 10 every `epochs` epochs."""
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": StepLR(optimizer, epochs, gamma=0.1)}}
+
+
+def divided_at(optimizer: Optimizer, milestones: Sequence[int]) -> OptimizerLRSchedulerConfig:
+    """An optimiser whose learning rate is divided by 10 at each of some epochs."""
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": MultiStepLR(optimizer, list(milestones), gamma=0.1)}}
 
 
 def cosine_with_warmup(optimizer: Optimizer, steps: int, warmup_steps: int = 0, warmup_start: float = 0.01) -> LambdaLR:
-    """A cosine from the optimiser's learning rate to zero after `steps` steps, behind a linear warm-up.
+    """A linear warm-up to the optimiser's learning rate, then a cosine to zero after `steps` steps.
 
-    One closed form of the step, so that a training may go on with another length or warm-up.
+    The rate is a closed form of the step, counted in optimiser steps, so that accumulation and the number of processes
+    change nothing and a resumed training may have another length.
 
     Args:
-        optimizer: its learning rates are the highest ones.
+        optimizer: its learning rates are the peaks.
         steps: optimiser steps of the whole training, warm-up included.
         warmup_steps: steps of the warm-up; at least one step is left for the cosine.
-        warmup_start: share of the learning rate that the warm-up begins with, above 0.
+        warmup_start: fraction of the learning rate that the warm-up begins with, in (0, 1].
 
     Raises:
-        ValueError: fewer than 0 warm-up steps, or a start outside of (0, 1].
+        ValueError: fewer than 0 warm-up steps, or a start outside (0, 1].
     """
     if warmup_steps < 0 or not 0 < warmup_start <= 1:
-        raise ValueError(f"warm-up of {warmup_steps} steps from {warmup_start}: give 0 or more, and a share in (0, 1]")
+        raise ValueError(
+            f"warm-up of {warmup_steps} steps from {warmup_start}: give 0 or more steps, and a fraction in (0, 1]"
+        )
     warmup_steps = min(warmup_steps, steps - 1)
 
     def factor(step: int) -> float:
@@ -39,12 +62,10 @@ def cosine_with_warmup(optimizer: Optimizer, steps: int, warmup_steps: int = 0, 
 def cosine_over_training(
     module: L.LightningModule, optimizer: Optimizer, warmup_epochs: float = 0.0, warmup_start: float = 0.01
 ) -> OptimizerLRSchedulerConfig:
-    """What `configure_optimizers` returns for :func:`cosine_with_warmup` over the whole training of `module`.
-
-    The number of steps is the trainer's: it knows the epochs, the batches of a process and their accumulation.
+    """:func:`cosine_with_warmup` over the whole training of `module`, whose number of steps its trainer knows.
 
     Raises:
-        ValueError: the training has no end.
+        ValueError: the length of the training is not limited.
     """
     steps = module.trainer.estimated_stepping_batches
     if steps == float("inf"):

@@ -6,8 +6,10 @@ its predictions; a paper's module subclasses the task and implements ``build_net
 
 import argparse
 import importlib
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -18,10 +20,12 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from common.backbones.imagenet import load_imagenet
 from common.datamodules.readers import ReadError
 from common.training.checkpoints import CheckpointError, compare_state_dicts, read_checkpoint
 
 T = TypeVar("T")
+STORED = "spectral"  # entry of a checkpoint with what TaskModule needs beside weights and arguments
 
 
 class NonFiniteError(ValueError):
@@ -42,7 +46,10 @@ class EvaluationResult(Protocol):
 class TaskModule(L.LightningModule):
     """A network with its loss and its evaluation.
 
-    A batch is a dict with at least ``<kind>_index`` (N,) int64 and, in evaluation, ``path`` (N strings).
+    A batch is a dict with at least ``<kind>_index`` (N,) int64 and, in evaluation, ``path`` (N strings). A data module
+    has ``facts()``, the arguments of the module that follow from the data; ``output_names``, one for each output of
+    the network; ``spec``, how a file becomes the network's input, with ``to_dict()`` and ``input_shape``; and
+    ``manifest_hash``.
 
     A task sets the class attributes and implements ``training_step``, ``evaluate_batch``, ``compute_result``,
     ``write_predictions``, ``find_files``, ``add_predict_arguments`` and ``predict``.
@@ -50,17 +57,19 @@ class TaskModule(L.LightningModule):
     Attributes:
         kind: what is counted: ``video``, ``image``, ``person``, ``volume``.
         task: its name, for messages and the checkpoint.
-        output: what one channel of the network's output stands for; the data module has its ``<output>_names``, the
-            module the argument ``num_<outputs>``, such as ``class_names`` and ``num_classes``.
-        names_source: where the user finds these names.
-        spec_name: attribute of the data module that says how a file becomes the network's input: an object with
-            ``to_dict()`` and ``input_shape``, the shape of one input with its batch axis.
+        output: what one channel of the network's output stands for, such as ``class``, for messages.
+        names_source: where the user finds the names of the outputs, for messages.
         score: the metric that decides which checkpoint is the best; the larger the better.
         plain_metrics: metrics that are no fractions, so not shown in per cent.
+        output_names: names of the outputs; None before the data or a checkpoint gave them.
+        spec: how a file becomes the network's input, as plain values; likewise.
 
     Args:
-        pretrained: checkpoint to start from. Every weight must fit, except that the layers that depend on the number
-            of outputs keep their initial values when that number differs; what was loaded is printed.
+        pretrained: checkpoint whose weights a training starts from; read once, when a fit begins, and not by one that
+            resumes. Every weight must fit, except that the layers that depend on the number of outputs keep their
+            initial values when that number differs; what was loaded is printed.
+        imagenet: weights of an image network to start from, likewise, see ``common.backbones.load_imagenet``; not used
+            with ``pretrained``.
         compile: run the network through ``torch.compile``. The keys of the state dict do not change.
     """
 
@@ -68,25 +77,25 @@ class TaskModule(L.LightningModule):
     task: ClassVar[str]
     output: ClassVar[str]
     names_source: ClassVar[str]
-    spec_name: ClassVar[str]
     score: ClassVar[str]
     plain_metrics: ClassVar[frozenset[str]] = frozenset({"loss"})
 
-    def __init__(self, *, pretrained: str | None = None, compile: bool = False) -> None:
+    def __init__(self, *, pretrained: str | None = None, imagenet: str | None = None, compile: bool = False) -> None:
         super().__init__()
         self.save_hyperparameters()  # also the arguments of the subclass, so `build_network` reads `self.hparams`
+        for name, value in self.hparams.items():
+            if is_dataclass(value) and not isinstance(value, type):
+                self.hparams[name] = asdict(value)  # checkpoints and logs hold plain values
+        self.pretrained, self.imagenet = pretrained, imagenet
         self.output_names: list[str] | None = None
-        self.spec: dict[str, Any] | None = None  # how a file becomes the network's input, as plain values
+        self.spec: dict[str, Any] | None = None
         self.manifest_hash: str | None = None
         self.result: Any = None  # the EvaluationResult of the last evaluation
         self.paths: dict[int, str] = {}  # of what was evaluated last, by index
         self.views_per_video = 1
-        self.resuming = False  # set by `spectral fit` with --ckpt_path, before `setup`
         self.evaluation_seconds = 0.0
         self.network = self.build_network()
         self.train_loss = MeanMetric()
-        if pretrained is not None:
-            rank_zero_info(load_pretrained(self.network, pretrained))
         if compile:
             self.network.compile()  # in place: no wrapper, so no `_orig_mod` in the keys
 
@@ -100,27 +109,35 @@ class TaskModule(L.LightningModule):
 
     # -- data ----------------------------------------------------------------------------------------------------
 
-    @classmethod
-    def outputs(cls) -> str:
-        """Plural of ``output``."""
-        return cls.output + ("es" if cls.output.endswith("s") else "s")
-
     def setup(self, stage: str) -> None:
-        """Take the names and the spec from the data module, and check that they fit the network."""
+        """Take names and spec from the data module, and check that the data fits the network.
+
+        Raises:
+            ValueError: an argument of the module disagrees with the data; the message names both.
+        """
         data = getattr(self.trainer, "datamodule", None)
-        names = getattr(data, f"{self.output}_names", None)
-        if names is None:
+        if not hasattr(data, "facts"):
             return
-        argument = f"num_{self.outputs()}"
-        if len(names) != self.hparams[argument]:
-            raise ValueError(
-                f"the data has {len(names)} {self.outputs()}, the network {self.hparams[argument]}; "
-                f"set model.init_args.{argument} to {len(names)}"
-            )
-        self.output_names = list(names)
-        self.manifest_hash = getattr(data, "manifest_hash", None)
-        spec = getattr(data, self.spec_name, None)
-        self.spec = spec if spec is None or isinstance(spec, dict) else spec.to_dict()
+        for name, value in data.facts().items():
+            given = self.hparams.get(name, value)
+            if (tuple(given) if isinstance(given, list) else given) != value:
+                raise ValueError(
+                    f"{name} is {value} in the data and {given} in the network; leave model.init_args.{name} out of "
+                    "the recipe, so that it follows the data"
+                )
+        self.output_names = list(data.output_names)
+        self.manifest_hash = data.manifest_hash
+        self.spec = data.spec.to_dict()
+
+    def on_fit_start(self) -> None:
+        """Load the weights to start from, unless the training resumes from a checkpoint, which has its own."""
+        if self.trainer.ckpt_path is not None:
+            return
+        if self.pretrained is not None:
+            rank_zero_info(load_pretrained(self.network, self.pretrained))
+        elif self.imagenet is not None:
+            rank_zero_info(load_imagenet(self.network, self.imagenet))
+        self.pretrained = self.imagenet = None  # a second fit of this module goes on with the weights it has
 
     def name_files(self, batch: Mapping[str, Any], positions: Tensor | None = None) -> str:
         """The files of a batch, or of some positions in it, for a message."""
@@ -257,10 +274,11 @@ class TaskModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what is needed to predict from the checkpoint alone; plain values only."""
-        checkpoint[f"{self.kind}_{self.task.replace(' ', '_')}"] = {
+        checkpoint[STORED] = {
+            "task": self.task,
             "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
-            f"{self.output}_names": self.output_names,
-            self.spec_name: self.spec,
+            "output_names": self.output_names,
+            "spec": self.spec,
             "manifest_hash": self.manifest_hash,
         }
 
@@ -270,24 +288,24 @@ class TaskModule(L.LightningModule):
         Raises:
             CheckpointError: naming the first keys, or the first name, that differ.
         """
+        stored = _stored(checkpoint)
         differences = compare_state_dicts(self.state_dict(), checkpoint["state_dict"])
         if differences:
-            stored = _facts(checkpoint).get("class_path", "unknown")
             raise CheckpointError(
-                f"the checkpoint belongs to another network (module {stored}, this is {type(self).__module__}."
-                f"{type(self).__qualname__}):\n{differences}\nUse the recipe it was trained with, or, to start from "
-                f"its weights with another number of {self.outputs()}, --model.init_args.pretrained instead of "
-                "--ckpt_path."
+                f"the checkpoint belongs to another network (module {stored.get('class_path', 'unknown')}, this is "
+                f"{type(self).__module__}.{type(self).__qualname__}):\n{differences}\nUse the recipe it was trained "
+                "with, or, to start from its weights with another number of outputs, --model.init_args.pretrained "
+                "instead of --ckpt_path."
             )
-        stored = _facts(checkpoint)
-        names = stored.get(f"{self.output}_names")
+        names = stored.get("output_names")
         if self.output_names is None:
-            self.output_names, self.spec = names, stored.get(self.spec_name)
+            self.output_names, self.spec = names, stored.get("spec")
             self.manifest_hash = stored.get("manifest_hash")
         elif names is not None and names != self.output_names:
-            k = next(k for k, pair in enumerate(zip(names, self.output_names, strict=True)) if pair[0] != pair[1])
+            pairs = itertools.zip_longest(names, self.output_names)
+            k, (theirs, ours) = next((k, pair) for k, pair in enumerate(pairs) if pair[0] != pair[1])
             raise CheckpointError(
-                f"{self.output} {k} is {names[k]!r} in the checkpoint and {self.output_names[k]!r} in the data; "
+                f"{self.output} {k} is {theirs!r} in the checkpoint and {ours!r} in the data; "
                 f"use the {self.output} list that the network was trained with ({self.names_source})"
             )
 
@@ -330,11 +348,10 @@ def load_pretrained(network: nn.Module, path: str | Path) -> str:
     return f"{path}: loaded {len(kept)} tensors; {old} outputs there, {new} here, so not loaded: {', '.join(swapped)}"
 
 
-def _facts(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """What :meth:`TaskModule.on_save_checkpoint` stored, of whatever task; empty if nothing."""
-    marks = {"class_path", "manifest_hash"}
-    found = [value for value in checkpoint.values() if isinstance(value, dict) and marks <= value.keys()]
-    return found[0] if found else {}
+def _stored(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """What :meth:`TaskModule.on_save_checkpoint` stored; empty if nothing."""
+    stored = checkpoint.get(STORED)
+    return stored if isinstance(stored, dict) else {}
 
 
 def load_module(path: str | Path, trusted_packages: tuple[str, ...] = ("papers", "common")) -> TaskModule:
@@ -345,33 +362,27 @@ def load_module(path: str | Path, trusted_packages: tuple[str, ...] = ("papers",
         trusted_packages: top-level packages whose modules a checkpoint may name. Nothing else is imported.
 
     Raises:
-        CheckpointError: the file cannot be read safely, is not of this project, names a class outside of
+        CheckpointError: the file cannot be read safely, was not written by this project, names a class outside of
             ``trusted_packages``, or does not fit the class it names.
     """
     checkpoint = read_checkpoint(path)
-    info = _facts(checkpoint)
-    if not isinstance(info.get("class_path"), str) or "state_dict" not in checkpoint:
-        raise CheckpointError(
-            f"{path}: not a checkpoint of a video classification module of this project, nor of another task's"
-        )
-    module_name, _, class_name = info["class_path"].rpartition(".")
+    class_path = _stored(checkpoint).get("class_path")
+    if not isinstance(class_path, str) or "state_dict" not in checkpoint:
+        raise CheckpointError(f"{path}: not a checkpoint written by this project")
+    module_name, _, class_name = class_path.rpartition(".")
     if module_name.split(".")[0] not in trusted_packages:
-        raise CheckpointError(
-            f"{path}: names {info['class_path']}, which lies outside of {', '.join(trusted_packages)}"
-        )
+        raise CheckpointError(f"{path}: names {class_path}, which lies outside of {', '.join(trusted_packages)}")
     try:
         module_class = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
-        raise CheckpointError(f"{path}: {info['class_path']} does not exist here ({error})") from error
+        raise CheckpointError(f"{path}: {class_path} does not exist here ({error})") from error
     if not (isinstance(module_class, type) and issubclass(module_class, TaskModule)):
-        raise CheckpointError(f"{path}: {info['class_path']} is not a video classification module, nor another task's")
-    arguments = {**checkpoint.get("hyper_parameters", {}), "pretrained": None, "compile": False}
-    if "imagenet" in arguments:
-        arguments["imagenet"] = None  # other weights to start from; they need not be there any more
+        raise CheckpointError(f"{path}: {class_path} is not a module of this project")
+    arguments = {**checkpoint.get("hyper_parameters", {}), "compile": False}
     try:
         module = module_class(**arguments)
-    except TypeError as error:
-        raise CheckpointError(f"{path}: {info['class_path']} has other arguments now ({error})") from error
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {class_path} takes other arguments now ({error})") from error
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"])
     return module.eval()

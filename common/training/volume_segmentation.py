@@ -45,18 +45,16 @@ class VolumeSegmentationModule(TaskModule):
     the patch size, whose logits are averaged with Gaussian weights, within the smallest box around the scan.
 
     Args:
-        num_regions: 3; the length of the network's output.
+        num_regions: 3, the length of the network's output.
         loss: ``dice``, 1 - soft Dice, mean over regions, or ``dice-bce``, that plus the binary cross-entropy.
         windows_per_forward: windows passed through the network at once. Bounds the memory, not the result.
-        pretrained: checkpoint to start from; see :class:`~common.training.task.TaskModule`.
-        compile: run the network through ``torch.compile``.
+        kwargs: ``pretrained``, ``imagenet`` and ``compile`` of :class:`~common.training.task.TaskModule`.
     """
 
     kind = "volume"
     task = "segmentation"
     output = "region"
     names_source = "common/datamodules/volumes.py"
-    spec_name = "volume_spec"
     score = "dice"
     result: VolumeResult | None
 
@@ -66,10 +64,9 @@ class VolumeSegmentationModule(TaskModule):
         *,
         loss: Loss = "dice",
         windows_per_forward: int = 1,
-        pretrained: str | None = None,
-        compile: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(pretrained=pretrained, compile=compile)
+        super().__init__(**kwargs)
         if loss not in ("dice", "dice-bce"):
             raise ValueError(f"loss is {loss!r}; it is dice or dice-bce")
         self.loss, self.windows_per_forward = loss, windows_per_forward

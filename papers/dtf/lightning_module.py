@@ -3,14 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from common.backbones.imagenet import load_imagenet
-from common.training.schedules import cosine_over_training
+from common.training.schedules import cosine_over_training, sgd
 from common.training.video_classification import VideoClassificationModule
 from papers.dtf import networks
 from papers.dtf.layers import Preset
@@ -24,8 +21,8 @@ class DTFModule(VideoClassificationModule):
 
     Args:
         backbone: of the frames; ResNets make a DTF-Net, Swins a DTF-Transformer.
-        num_classes: number of classes.
-        num_frames: frames of a clip, the same as `data.num_frames`. Filters are made for a clip length.
+        num_classes: number of classes; taken from the data by `spectral`.
+        num_frames: frames of a clip, for which the filters are made; likewise.
         block: the temporal module (Tables 1a and 1d); see `networks.dtf_net`. Swins have no convolutions to replace.
         preset: `paper`, the equations, or `author`, the released code's choices.
         stages: stages with the module, 2 to 5 of a ResNet (Table 1c), 1 to 4 of a Swin; all by default.
@@ -34,24 +31,17 @@ class DTFModule(VideoClassificationModule):
         dropout: probability before the classifier.
         early_stride: frames that a step of the first convolution takes in.
         width, layers: of a ResNet other than the paper's: channels times `width`, residual blocks of the four stages.
-        imagenet: weights of the image network to start from: a file, `torchvision/<network>` or `timm/<network>`.
         learning_rate: the highest; the paper's 0.04 is for DTF-Net, DTF-Transformer has 0.01.
         warmup_epochs: epochs in which the learning rate rises to it, from a hundredth.
         momentum, nesterov, weight_decay: of SGD.
-        pretrained: checkpoint to start from, in place of `imagenet`; the classifier is replaced when the classes
-            differ.
-        views_per_forward: views passed through the network at once in evaluation; bounds the memory.
-        average: views of a video are averaged as probabilities (the paper's scores) or logits.
-        compile: run the network through `torch.compile`.
+        kwargs: arguments of `common.training.classification.ClassificationModule`.
     """
-
-    restored = False  # from a checkpoint
 
     def __init__(
         self,
         backbone: Backbone = "resnet-50",
-        num_classes: int = 400,
-        num_frames: int = 16,
+        num_classes: int | None = None,
+        num_frames: int | None = None,
         block: networks.Block = "dtf",
         preset: Preset = "paper",
         stages: Sequence[int] | None = None,
@@ -62,24 +52,14 @@ class DTFModule(VideoClassificationModule):
         width: float = 1.0,
         layers: Sequence[int] | None = None,
         early_stride: int = 4,
-        imagenet: str | None = None,
         learning_rate: float = 0.04,
         warmup_epochs: float = 1.0,
         momentum: float = 0.9,
         nesterov: bool = True,
         weight_decay: float = 1e-4,
-        pretrained: str | None = None,
-        views_per_forward: int = 10,
-        average: Literal["probabilities", "logits"] = "probabilities",
-        compile: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            num_classes,
-            pretrained=pretrained,
-            views_per_forward=views_per_forward,
-            average=average,
-            compile=compile,
-        )
+        super().__init__(num_classes, **kwargs)
 
     def build_network(self) -> nn.Module:
         hparams: Any = self.hparams
@@ -94,27 +74,6 @@ class DTFModule(VideoClassificationModule):
             raise ValueError(f"width and layers are for ResNets, not {hparams.backbone}")
         return networks.dtf_transformer(size=size, **options)
 
-    def setup(self, stage: str) -> None:
-        """Check that clips have the length that the filters are made for."""
-        super().setup(stage)
-        hparams: Any = self.hparams
-        frames = (self.spec or {}).get("num_frames", hparams.num_frames)
-        if frames != hparams.num_frames:
-            raise ValueError(
-                f"the clips have {frames} frames, the filters are made for {hparams.num_frames}; "
-                f"set model.init_args.num_frames and data.init_args.num_frames to the same number"
-            )
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        self.restored = True
-
-    def on_fit_start(self) -> None:
-        """Load the weights of the image network before a training begins; one that goes on has its own."""
-        hparams: Any = self.hparams
-        if hparams.imagenet and not hparams.pretrained and not self.restored:
-            rank_zero_info(load_imagenet(self.network, hparams.imagenet))
-
     def batch_figures(self, batch: Mapping[str, Any], outputs: Mapping[str, Tensor]) -> dict[str, Figure]:
         """Adds the mean response of the filters of every stage, on the first clips of the batch."""
         figures = super().batch_figures(batch, outputs)
@@ -122,12 +81,4 @@ class DTFModule(VideoClassificationModule):
         return figures | ({"filter response": response_figure(responses)} if responses else {})
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        hparams: Any = self.hparams
-        optimizer = torch.optim.SGD(
-            self.parameters(),
-            lr=hparams.learning_rate,
-            momentum=hparams.momentum,
-            nesterov=hparams.nesterov,
-            weight_decay=hparams.weight_decay,
-        )
-        return cosine_over_training(self, optimizer, hparams.warmup_epochs)
+        return cosine_over_training(self, sgd(self), self.hparams["warmup_epochs"])

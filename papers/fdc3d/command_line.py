@@ -85,7 +85,8 @@ def load_network(path: str | Path, network: str | None = None, num_classes: int 
         kind = f"{type(module).__module__}.{type(module).__qualname__}"
         if module.spec is None:
             raise CheckpointError(
-                f"{path}: was trained without a data module of this project: it holds no {module.spec_name}"
+                f"{path}: does not say how a file becomes the network's input: it was trained without a data module "
+                "of this project"
             )
         if module.kind not in ("video", "volume"):
             raise CompressionError(

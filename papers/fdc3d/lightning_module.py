@@ -17,9 +17,10 @@ from common.datamodules.sampling import sample_generator
 from common.datamodules.volumes import label_to_regions
 from common.evaluation.latency import measure_latency
 from common.training.checkpoints import CheckpointError
+from common.training.schedules import sgd
 from common.training.task import TaskModule, load_pretrained
 from common.training.video_classification import VideoClassificationModule
-from common.training.volume_segmentation import Loss, VolumeSegmentationModule
+from common.training.volume_segmentation import VolumeSegmentationModule
 from papers.fdc3d import compression, networks
 from papers.fdc3d.files import describe, rebuild, set_source
 from papers.fdc3d.trimming import trim_producers
@@ -91,7 +92,7 @@ class CompressedModule(TaskModule):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         # A run that goes on has its compact network in the checkpoint.
-        if stage == "fit" and self._options() and self.report is None and not self.resuming:
+        if stage == "fit" and self._options() and self.report is None and self.trainer.ckpt_path is None:
             self._compress()
 
     def _compress(self) -> None:
@@ -179,7 +180,7 @@ class CompressedModule(TaskModule):
         repeats = self._options().get("repeats", 10)
         if repeats and self.trainer.is_global_zero:
             data = self.trainer.datamodule  # type: ignore[attr-defined]
-            x = torch.randn(getattr(data, self.spec_name).input_shape, device=self.device)
+            x = torch.randn(data.spec.input_shape, device=self.device)
             fast = compression.choose_executions(copy.deepcopy(self.network), x, repeats=min(repeats, 3))
             times = measure_latency({"dense": self._dense[0], "compact": fast}, x, repeats)
             self._facts["speedup_measured"] = 1 / times["compact"].ratio
@@ -195,9 +196,7 @@ class CompressedModule(TaskModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """SGD; the rate is divided by 10 when the validation loss has not fallen for `patience` validations."""
         hparams: Any = self.hparams
-        optimizer = torch.optim.SGD(
-            self.parameters(), lr=hparams.learning_rate, momentum=hparams.momentum, weight_decay=hparams.weight_decay
-        )
+        optimizer = sgd(self)
         schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=hparams.patience)
         every = self.trainer.check_val_every_n_epoch or 1
         monitored: Any = {"scheduler": schedule, "monitor": "val_loss", "frequency": every, "strict": False}
@@ -215,15 +214,12 @@ class FDC3DModule(CompressedModule, VideoClassificationModule):
         compression: None trains the dense network; otherwise see `Compression`.
         learning_rate, momentum, weight_decay: of SGD.
         patience: validations without a lower loss after which the learning rate is divided by 10.
-        pretrained: checkpoint to start the dense network from; the classifier is replaced when the classes differ.
-        views_per_forward: views passed through the network at once in evaluation; bounds the memory.
-        average: views of a video are averaged as probabilities or logits.
-        compile: run the network through `torch.compile`.
+        kwargs: arguments of `common.training.classification.ClassificationModule`.
     """
 
     def __init__(
         self,
-        num_classes: int = 101,
+        num_classes: int | None = None,
         depth: int = 18,
         width: float = 1.0,
         shortcut: Literal["A", "B"] = "B",
@@ -232,18 +228,9 @@ class FDC3DModule(CompressedModule, VideoClassificationModule):
         momentum: float = 0.9,
         weight_decay: float = 1e-5,
         patience: int = 10,
-        pretrained: str | None = None,
-        views_per_forward: int = 32,
-        average: Literal["probabilities", "logits"] = "probabilities",
-        compile: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            num_classes,
-            pretrained=pretrained,
-            views_per_forward=views_per_forward,
-            average=average,
-            compile=compile,
-        )
+        super().__init__(num_classes, **kwargs)
 
     def source(self) -> tuple[str, dict[str, Any]]:
         names = ("depth", "num_classes", "width", "shortcut")
@@ -262,35 +249,27 @@ class FDC3DVolumeModule(CompressedModule, VolumeSegmentationModule):
         in_channels: modalities.
         width: multiplies every channel number.
         norm: `batch`, or `group`.
-        loss: `dice` or `dice-bce`; the paper names none.
         compression: None trains the dense network; otherwise see `Compression`.
         learning_rate, momentum, weight_decay: of SGD.
         patience: validations without a lower loss after which the learning rate is divided by 10.
-        windows_per_forward: windows of a volume passed through the network at once; bounds the memory.
-        pretrained: checkpoint to start the dense network from.
-        compile: run the network through `torch.compile`.
+        kwargs: arguments of `common.training.volume_segmentation.VolumeSegmentationModule`.
     """
 
     def __init__(
         self,
         num_regions: int = 3,
         layout: Literal["lee", "isotropic"] = "lee",
-        in_channels: int = 4,
+        in_channels: int | None = None,
         width: float = 1.0,
         norm: Literal["batch", "group"] = "batch",
-        loss: Loss = "dice",
         compression: Compression | None = None,
         learning_rate: float = 0.001,
         momentum: float = 0.9,
         weight_decay: float = 1e-5,
         patience: int = 10,
-        windows_per_forward: int = 1,
-        pretrained: str | None = None,
-        compile: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            num_regions, loss=loss, windows_per_forward=windows_per_forward, pretrained=pretrained, compile=compile
-        )
+        super().__init__(num_regions, **kwargs)
 
     def source(self) -> tuple[str, dict[str, Any]]:
         names = ("layout", "in_channels", "width", "norm")

@@ -1,18 +1,17 @@
 """Training of the networks of this paper: video classification as in Section 4.2, human pose as in Section 4.1."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 
-from common.backbones import load_imagenet
 from common.spectral.transforms import KeepOrthogonal, Spectrum
 from common.training.pose_estimation import PoseEstimationModule
+from common.training.schedules import divided_at, sgd
 from common.training.video_classification import VideoClassificationModule
 from papers.srl import networks
 from papers.srl.layers import Phi, SRLBlock, TimeMixing
@@ -52,24 +51,20 @@ class SRLVideoModule(VideoClassificationModule):
         dropout: probability before the classifier.
         spectrum, reduction, groups, phi, conv_t, keep: options of SRL blocks, see `papers.srl.layers.SRLBlock`; null
             for their defaults.
-        imagenet: image weights to start from, see `common.backbones.load_imagenet`; not used with `pretrained`.
         learning_rate: of the first epochs.
         milestones: epochs after which the learning rate is divided by 10.
         momentum, weight_decay: of SGD.
-        pretrained: checkpoint to start from; the classifier is replaced when the classes differ.
-        views_per_forward: views passed through the network at once in evaluation; bounds the memory.
-        average: views of a video are averaged as probabilities (the paper: "classification scores") or logits.
-        compile: run the network through `torch.compile`.
+        kwargs: arguments of `common.training.classification.ClassificationModule`.
     """
 
     def __init__(
         self,
         depth: int = 18,
-        num_classes: int = 400,
+        num_classes: int | None = None,
         block: networks.Block | None = "srl-fft",
         positions: networks.Positions = "every",
-        num_frames: int = 8,
-        input_size: int = 224,
+        num_frames: int | None = None,
+        input_size: int | None = None,
         width: float = 1.0,
         layers: Sequence[int] | None = None,
         strides: Sequence[int] = (1, 2, 2, 2),
@@ -80,23 +75,13 @@ class SRLVideoModule(VideoClassificationModule):
         phi: Phi | None = None,
         conv_t: TimeMixing | None = None,
         keep: KeepOrthogonal | None = None,
-        imagenet: str | None = None,
         learning_rate: float = 0.01,
         milestones: Sequence[int] = (20, 35, 45),
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
-        pretrained: str | None = None,
-        views_per_forward: int = 32,
-        average: Literal["probabilities", "logits"] = "probabilities",
-        compile: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            num_classes,
-            pretrained=pretrained,
-            views_per_forward=views_per_forward,
-            average=average,
-            compile=compile,
-        )
+        super().__init__(num_classes, **kwargs)
 
     def build_network(self) -> nn.Module:
         hparams: Any = self.hparams
@@ -104,8 +89,6 @@ class SRLVideoModule(VideoClassificationModule):
         network = networks.srl_c2d(
             **{name: hparams[name] for name in (*names, "layers", "strides")}, **block_options(hparams)
         )
-        if hparams.imagenet is not None and hparams.pretrained is None:
-            rank_zero_info(load_imagenet(network, hparams.imagenet))
         return network
 
     def configure_callbacks(self) -> list[Callback]:
@@ -113,14 +96,7 @@ class SRLVideoModule(VideoClassificationModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         hparams: Any = self.hparams
-        optimizer = torch.optim.SGD(
-            self.parameters(),
-            lr=hparams.learning_rate,
-            momentum=hparams.momentum,
-            weight_decay=hparams.weight_decay,
-        )
-        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(hparams.milestones), gamma=0.1)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule}}
+        return divided_at(sgd(self), hparams.milestones)
 
 
 class SRLPoseModule(PoseEstimationModule):
@@ -141,21 +117,18 @@ class SRLPoseModule(PoseEstimationModule):
         short_receptive_field: the baseline* of Table 4.
         spectrum, reduction, groups, keep: options of SRL blocks, see `papers.srl.layers.SRLBlock`; null for their
             defaults.
-        imagenet: image weights to start from, see `common.backbones.load_imagenet`; not used with `pretrained`.
         learning_rate: of the first epochs.
         milestones: epochs after which the learning rate is divided by 10.
-        flip_test, flip_shift, quarter_offset, oks_sigmas: of the test, see `PoseEstimationModule`.
-        pretrained: checkpoint to start from, such as published SimpleBaseline weights.
-        compile: run the network through `torch.compile`.
+        kwargs: arguments of `common.training.pose_estimation.PoseEstimationModule`.
     """
 
     def __init__(
         self,
         depth: int = 50,
-        num_joints: int = 17,
+        num_joints: int | None = None,
         block: networks.Block | None = "srl-fft",
         block_positions: Sequence[str] | None = None,
-        input_size: tuple[int, int] = (256, 192),
+        input_size: tuple[int, int] | None = None,
         num_deconv: int | None = None,
         deconv_channels: int = 256,
         width: float = 1.0,
@@ -165,25 +138,11 @@ class SRLPoseModule(PoseEstimationModule):
         reduction: int | None = None,
         groups: int | None = None,
         keep: KeepOrthogonal | None = None,
-        imagenet: str | None = None,
         learning_rate: float = 1e-3,
         milestones: Sequence[int] = (170, 200),
-        flip_test: bool = True,
-        flip_shift: bool = True,
-        quarter_offset: bool = True,
-        oks_sigmas: Sequence[float] | None = None,
-        pretrained: str | None = None,
-        compile: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            num_joints,
-            flip_test=flip_test,
-            flip_shift=flip_shift,
-            quarter_offset=quarter_offset,
-            oks_sigmas=oks_sigmas,
-            pretrained=pretrained,
-            compile=compile,
-        )
+        super().__init__(num_joints, **kwargs)
 
     def build_network(self) -> nn.Module:
         hparams: Any = self.hparams
@@ -193,19 +152,7 @@ class SRLPoseModule(PoseEstimationModule):
             input_size=tuple(hparams.input_size),
             **block_options(hparams),
         )
-        if hparams.imagenet is not None and hparams.pretrained is None:
-            rank_zero_info(load_imagenet(network, hparams.imagenet))
         return network
-
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if self.spec is not None:
-            crop, expected = (self.keypoint_spec.height, self.keypoint_spec.width), tuple(self.hparams["input_size"])
-            if crop != expected:
-                raise ValueError(
-                    f"the data has crops of {crop[0]} x {crop[1]} pixels, the network takes {expected[0]} x "
-                    f"{expected[1]}; set model.init_args.input_size to data.init_args.height and width"
-                )
 
     def configure_callbacks(self) -> list[Callback]:
         return [Reorthogonalize()]
@@ -213,5 +160,4 @@ class SRLPoseModule(PoseEstimationModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         hparams: Any = self.hparams
         optimizer = torch.optim.Adam(self.parameters(), lr=hparams.learning_rate)
-        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(hparams.milestones), gamma=0.1)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule}}
+        return divided_at(optimizer, hparams.milestones)

@@ -7,8 +7,10 @@ from torch import nn
 
 from common.training.image_classification import ImageClassificationModule
 from papers.stft2d import networks
+from papers.stft2d.networks import NetworkOptions
 
 Method = Literal["stft", "depthwise-separable", "relpu", "mobilenet", "mobilenet-v2", "shufflenet", "shufflenet-v2"]
+SIXTEEN_BLOCKS = ("stft", "depthwise-separable", "relpu")
 
 
 class STFT2DModule(ImageClassificationModule):
@@ -16,36 +18,30 @@ class STFT2DModule(ImageClassificationModule):
 
     Args:
         method: the network; see `papers.stft2d.networks`.
-        num_classes: number of classes.
-        b: channels of the bottlenecks of `stft`; `depthwise-separable` is made as large as that.
-        f: channels of the blocks of these two and of `relpu`, which has 256 in Table 2.
-        block: blocks of `stft` and `relpu` as the text describes them, or those that `fit` the published counts.
+        network: options of `stft`, `depthwise-separable` and `relpu`; the others have none.
+        num_classes: number of classes; taken from the data by `spectral`.
         learning_rate: of Adam; it does not change. The paper raises the batch size instead.
-        kwargs: `pretrained`, `compile` and the other arguments of the base class.
+        kwargs: arguments of `common.training.classification.ClassificationModule`.
     """
 
     def __init__(
         self,
         method: Method = "stft",
-        num_classes: int = 10,
-        b: int = 64,
-        f: int = 128,
-        block: networks.Block = "text",
+        network: NetworkOptions = NetworkOptions(),
+        num_classes: int | None = None,
         learning_rate: float = 0.01,
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, **kwargs)
 
     def build_network(self) -> nn.Module:
-        h = self.hparams
-        options: dict[str, Any] = {"num_classes": h["num_classes"]}
-        if h["method"] in ("stft", "depthwise-separable", "relpu"):
-            options["f"] = h["f"]
-        if h["method"] in ("stft", "relpu"):
-            options["block"] = h["block"]
-        if h["method"] in ("stft", "depthwise-separable"):
-            options["b"] = h["b"]
-        return getattr(networks, h["method"].replace("-", "_"))(**options)
+        method, options = self.hparams["method"], NetworkOptions(**self.hparams["network"])
+        build = getattr(networks, method.replace("-", "_"))
+        if method in SIXTEEN_BLOCKS:
+            return build(self.hparams["num_classes"], options)
+        if options != NetworkOptions():
+            raise ValueError(f"{method} has no options, but network is {options}")
+        return build(self.hparams["num_classes"])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=self.hparams["learning_rate"])

@@ -1,16 +1,14 @@
-"""The networks of Table 2, for CIFAR's 32x32 pictures and any other size.
+"""The networks of Table 2, for CIFAR's 32x32 images and any other size.
 
-Every function returns a module that maps pictures (B,3,H,W), float, to logits (B,`num_classes`); `network.features`
-ends before the global average pooling and `network.head` is the classifier. Weights start orthogonal (Section 4).
-
-The networks of the paper take `block`: `text` builds the blocks as the text describes them (default), `fit` those that
-come close to the published parameter counts; see this folder's README.
+Every function returns a module that maps images (B,3,H,W), float, to logits (B,`num_classes`); `network.features` ends
+before the global average pooling and `network.head` is the classifier. Weights start orthogonal (Section 4).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torchvision
 from torch import Tensor, fx, nn
@@ -19,14 +17,36 @@ from torchvision.ops import Conv2dNormActivation
 from common.backbones import initialize_orthogonal
 from papers.stft2d.layers import Block1, Block2, ReLPUBlock, ShuffleUnit
 
-Block = Literal["text", "fit"]
 BLOCKS = 16
 POOL_EVERY = 4
 
 
+@dataclass(frozen=True)
+class NetworkOptions:
+    """Options of the networks of Figure 3c: `stft`, `depthwise_separable` and `relpu`.
+
+    Attributes:
+        b: channels of the bottlenecks of `stft`; `depthwise_separable` is made as large as that.
+        f: channels of the blocks. Table 2 has 256 for `relpu`.
+        block: blocks of `stft` and `relpu` as the `text` describes them, or those that `fit` the published parameter
+            counts; see this folder's README.
+
+    Raises:
+        ValueError: an unknown block.
+    """
+
+    b: int = 64
+    f: int = 128
+    block: Literal["text", "fit"] = "text"
+
+    def __post_init__(self) -> None:
+        if self.block not in ("text", "fit"):
+            raise ValueError(f"block {self.block!r} is not known; choose text or fit")
+
+
 def _check(image: Tensor) -> None:
     if image.dim() != 4 or image.shape[1] != 3:
-        raise ValueError(f"the network takes pictures of shape (batch, 3, height, width), not {tuple(image.shape)}")
+        raise ValueError(f"the network takes images of shape (batch, 3, height, width), not {tuple(image.shape)}")
 
 
 fx.wrap("_check")  # so that torch.fx, which `swap_depthwise_separable` uses, can trace the networks
@@ -60,35 +80,34 @@ def _sixteen(blocks: Sequence[nn.Module], channels: int, num_classes: int) -> Im
     return ImageClassifier(features, nn.Linear(channels, num_classes))
 
 
-def _fits(block: Block) -> bool:
-    if block not in ("text", "fit"):
-        raise ValueError(f"block {block!r} is not known; choose text or fit")
-    return block == "fit"
-
-
-def stft(num_classes: int = 10, b: int = 64, f: int = 128, block: Block = "text") -> ImageClassifier:
-    """The paper's network (Figure 3c): Block 1 and 15 times Block 2, `b` channels in the bottlenecks, `f` elsewhere.
+def stft(num_classes: int = 10, options: NetworkOptions = NetworkOptions(), **changes: Any) -> ImageClassifier:
+    """The paper's network (Figure 3c): Block 1 and 15 times Block 2.
 
     Weights of the blocks without normalisation: (271 f + 3) b as the text has it, (391 f + 3) b + 30 f^2 fitted.
     """
-    fit = _fits(block)
-    return _sixteen([Block1(3, b, f), *(Block2(f, b, fit) for _ in range(BLOCKS - 1))], f, num_classes)
+    o = replace(options, **changes)
+    blocks = [Block1(3, o.b, o.f), *(Block2(o.f, o.b, o.block == "fit") for _ in range(BLOCKS - 1))]
+    return _sixteen(blocks, o.f, num_classes)
 
 
-def depthwise_separable(num_classes: int = 10, b: int = 64, f: int = 128) -> ImageClassifier:
-    """The network of Figure 3c with trainable depthwise convolutions, as large as `stft(num_classes, b, f)`.
+def depthwise_separable(
+    num_classes: int = 10, options: NetworkOptions = NetworkOptions(), **changes: Any
+) -> ImageClassifier:
+    """The network of Figure 3c with trainable depthwise convolutions, as large as `stft` with the same options.
 
     Its bottlenecks are widened until both have about the same number of weights: to b (271 f + 3) / (47 f + 547).
     """
-    wide = max(1, round(b * (271 * f + 3) / (47 * f + 547)))
-    first = Block1(3, wide, f, trainable=True)
-    return _sixteen([first, *(Block2(f, wide, trainable=True) for _ in range(BLOCKS - 1))], f, num_classes)
+    o = replace(options, **changes)
+    wide = max(1, round(o.b * (271 * o.f + 3) / (47 * o.f + 547)))
+    first = Block1(3, wide, o.f, trainable=True)
+    return _sixteen([first, *(Block2(o.f, wide, trainable=True) for _ in range(BLOCKS - 1))], o.f, num_classes)
 
 
-def relpu(num_classes: int = 10, f: int = 256, block: Block = "text") -> ImageClassifier:
+def relpu(num_classes: int = 10, options: NetworkOptions = NetworkOptions(f=256), **changes: Any) -> ImageClassifier:
     """The network of Figure 3c with ReLPU layers (Section 4), whose bottleneck is a single channel."""
-    fit = _fits(block)
-    return _sixteen([ReLPUBlock(3, f), *(ReLPUBlock(f, f, fit) for _ in range(BLOCKS - 1))], f, num_classes)
+    o = replace(options, **changes)
+    fit = o.block == "fit"
+    return _sixteen([ReLPUBlock(3, o.f), *(ReLPUBlock(o.f, o.f, fit) for _ in range(BLOCKS - 1))], o.f, num_classes)
 
 
 def mobilenet(num_classes: int = 10) -> ImageClassifier:

@@ -1,25 +1,17 @@
 """The networks of Tables 2 and 3: X-STFT (Figures 5 to 7) and those it is compared with, on one BN-Inception.
 
 Every function returns a module that maps a video (B,3,T,H,W), float, to logits (B,`num_classes`), for any T, H
-and W, and takes the `Options`:
-
-    width: multiplies every channel number (default 1, the paper's network).
-    activation: `leaky_relu`, `relu`, `selu` or `elu`, the choices of Table 4. The default is LeakyReLU(0.01) in
-        the X-STFT networks and Fact.+DW, ReLU in the others.
-    head: `linear`, global average pooling and one linear layer as the text says (default), or `mlp`,
-        1024-2048-512-classes, which fits the published parameter counts.
-    dropout: probability before the classifier (default 0).
-    memory_efficient: training keeps little more than the input of each fixed transform and recomputes the rest;
-        gradients are equal (default off; only networks with fixed transforms have it).
+and W. It takes `NetworkOptions`, as one object or one by one: `t_stft(174, width=0.5, head="mlp")`.
 
 Widths, and what cannot be matched to the published counts, are explained in this folder's README.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, TypedDict, Unpack
+from typing import Any, Literal
 
 from torch import nn
 
@@ -31,19 +23,33 @@ Head = Literal["linear", "mlp"]
 Activation = Literal["leaky_relu", "relu", "selu", "elu"]
 
 
-class Options(TypedDict, total=False):
-    """What every network takes beside its number of classes."""
+@dataclass(frozen=True)
+class NetworkOptions:
+    """Options of every network of this paper.
 
-    width: float
-    activation: Activation
-    head: Head
-    dropout: float
+    Attributes:
+        width: multiplies every channel number; 1 is the paper's network.
+        activation: activation after every layer (Table 4). None: LeakyReLU(0.01) in the X-STFT networks and Fact.+DW,
+            ReLU in the others.
+        head: `linear`, global average pooling and one linear layer as the text says, or `mlp`, 1024-2048-512-classes,
+            which fits the published parameter counts.
+        dropout: probability before the classifier.
+        memory_efficient: training stores little more than the input of each fixed transform and recomputes the rest;
+            gradients are equal. Only for networks with fixed transforms.
+    """
+
+    width: float = 1.0
+    activation: Activation | None = None
+    head: Head = "linear"
+    dropout: float = 0.0
+    memory_efficient: bool = False
 
 
-class STFTOptions(Options, total=False):
-    """What the networks with fixed transforms take."""
-
-    memory_efficient: bool
+def _without_transforms(name: str, options: NetworkOptions, changes: Mapping[str, Any]) -> NetworkOptions:
+    options = replace(options, **changes)
+    if options.memory_efficient:
+        raise ValueError(f"memory_efficient is for networks with fixed transforms, which {name} lacks")
+    return options
 
 
 def _even(value: float) -> int:
@@ -51,111 +57,105 @@ def _even(value: float) -> int:
 
 
 def _x_stft(
-    block: Callable[..., nn.Module],
-    bottleneck: Callable[[int], int],
-    num_classes: int,
-    *,
-    width: float = 1.0,
-    activation: Activation = "leaky_relu",
-    head: Head = "linear",
-    dropout: float = 0.0,
-    **block_options: bool,
+    block: Callable[..., nn.Module], bottleneck: Callable[[int], int], num_classes: int, options: NetworkOptions
 ) -> BNInception3d:
     """Figures 5b to 7b: block 1, pool, block 2, and nine Inception modules; nothing reduces time.
 
     `bottleneck` turns a reduction width of Inception-v1 into that of the block.
     """
-    make_activation = activation_factory(activation)
+    activation = activation_factory(options.activation or "leaky_relu")
+    extra = {"memory_efficient": True} if options.memory_efficient else {}
 
     def make_block(in_channels: int, reduction: int, out_channels: int) -> nn.Module:
-        return block(in_channels, bottleneck(reduction), out_channels, activation=make_activation, **block_options)
+        return block(in_channels, bottleneck(reduction), out_channels, activation=activation, **extra)
 
     network = BNInception3d(
-        first=make_block(3, scale_width(24, width), scale_width(64, width)),
+        first=make_block(3, scale_width(24, options.width), scale_width(64, options.width)),
         block=make_block,
         num_classes=num_classes,
-        activation=make_activation,
+        activation=activation,
         pools=SPATIAL_POOLS,
-        width=width,
-        head=head,
-        dropout=dropout,
+        width=options.width,
+        head=options.head,
+        dropout=options.dropout,
     )
     initialize_orthogonal(network)
     return network
-
-
-def st_stft(num_classes: int = 174, **options: Unpack[STFTOptions]) -> BNInception3d:
-    """ST-STFT (Figure 5): fixed 3x3x3 transforms of 13 frequencies; 2.81 M parameters at 174 classes."""
-    return _x_stft(layers.STSTFTBlock, lambda b: _even(b / 9), num_classes, **options)
-
-
-def s_stft(num_classes: int = 174, **options: Unpack[STFTOptions]) -> BNInception3d:
-    """S-STFT (Figure 6): fixed 1x3x3 transforms of 4 frequencies, trainable 3x1x1; 2.92 M parameters."""
-    return _x_stft(layers.SSTFTBlock, lambda b: _even(b / 3), num_classes, **options)
-
-
-def t_stft(num_classes: int = 174, **options: Unpack[STFTOptions]) -> BNInception3d:
-    """T-STFT (Figure 7): trainable 1x3x3, fixed 3x1x1 transforms of one frequency; 3.22 M parameters."""
-    return _x_stft(layers.TSTFTBlock, int, num_classes, **options)
-
-
-def fact_dw(num_classes: int = 174, **options: Unpack[Options]) -> BNInception3d:
-    """Fact.+DW (Section 6.1): T-STFT with its fixed transform made trainable; 3.23 M parameters."""
-    return _x_stft(layers.FactorizedDepthwiseBlock, int, num_classes, **options)
-
-
-def relpv(num_classes: int = 174, **options: Unpack[STFTOptions]) -> BNInception3d:
-    """ReLPV (Section 6.1): ST-STFT with a bottleneck of one channel everywhere; 1.73 M parameters."""
-    return _x_stft(layers.STSTFTBlock, lambda b: 1, num_classes, **options)
 
 
 def _inception(
     block: Callable[..., nn.Module],
     first: Callable[..., nn.Module],
     num_classes: int,
+    options: NetworkOptions,
     *,
     time: bool = True,
     gate: Callable[[int], nn.Module] | None = None,
-    width: float = 1.0,
-    activation: Activation = "relu",
-    head: Head = "linear",
-    dropout: float = 0.0,
 ) -> BNInception3d:
     """Inception-v1 over video. With `time`, pools look over time and halve it as in I3D."""
-    make_activation = activation_factory(activation)
+    activation = activation_factory(options.activation or "relu")
     network = BNInception3d(
-        first=first(scale_width(64, width), activation=make_activation),
-        block=partial(block, activation=make_activation),
+        first=first(scale_width(64, options.width), activation=activation),
+        block=partial(block, activation=activation),
         num_classes=num_classes,
-        activation=make_activation,
+        activation=activation,
         pools=I3D_POOLS if time else SPATIAL_POOLS,
         pool_time=time,
         gate=gate,
-        width=width,
-        head=head,
-        dropout=dropout,
+        width=options.width,
+        head=options.head,
+        dropout=options.dropout,
     )
     initialize_orthogonal(network)
     return network
 
 
-def i3d(num_classes: int = 174, **options: Unpack[Options]) -> BNInception3d:
+def st_stft(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **changes: Any) -> BNInception3d:
+    """ST-STFT (Figure 5): fixed 3x3x3 transforms of 13 frequencies; 2.81 M parameters at 174 classes."""
+    return _x_stft(layers.STSTFTBlock, lambda b: _even(b / 9), num_classes, replace(options, **changes))
+
+
+def s_stft(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **changes: Any) -> BNInception3d:
+    """S-STFT (Figure 6): fixed 1x3x3 transforms of 4 frequencies, trainable 3x1x1; 2.92 M parameters."""
+    return _x_stft(layers.SSTFTBlock, lambda b: _even(b / 3), num_classes, replace(options, **changes))
+
+
+def t_stft(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **changes: Any) -> BNInception3d:
+    """T-STFT (Figure 7): trainable 1x3x3, fixed 3x1x1 transforms of one frequency; 3.22 M parameters."""
+    return _x_stft(layers.TSTFTBlock, int, num_classes, replace(options, **changes))
+
+
+def relpv(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **changes: Any) -> BNInception3d:
+    """ReLPV (Section 6.1): ST-STFT with a bottleneck of one channel everywhere; 1.73 M parameters."""
+    return _x_stft(layers.STSTFTBlock, lambda b: 1, num_classes, replace(options, **changes))
+
+
+def fact_dw(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **changes: Any) -> BNInception3d:
+    """Fact.+DW (Section 6.1): T-STFT with its fixed transform made trainable; 3.23 M parameters."""
+    options = _without_transforms("Fact.+DW", options, changes)
+    return _x_stft(layers.FactorizedDepthwiseBlock, int, num_classes, options)
+
+
+def i3d(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **changes: Any) -> BNInception3d:
     """I3D: 7x7x7 stem with stride 2, dense 3x3x3 convolutions, time halved three times; 12.47 M parameters."""
     stem = partial(ConvUnit3d, 3, kernel_size=(7, 7, 7), stride=(2, 2, 2))
-    return _inception(layers.ConvBlock, stem, num_classes, **options)
+    return _inception(layers.ConvBlock, stem, num_classes, _without_transforms("I3D", options, changes))
 
 
-def i2d(num_classes: int = 174, **options: Unpack[Options]) -> BNInception3d:
+def i2d(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **changes: Any) -> BNInception3d:
     """I2D: I3D with every kernel one frame long; frames are averaged, so their order is lost; 5.78 M parameters."""
     stem = partial(ConvUnit3d, 3, kernel_size=(1, 7, 7), stride=(1, 2, 2))
-    return _inception(partial(layers.ConvBlock, kernel_size=(1, 3, 3)), stem, num_classes, time=False, **options)
+    block = partial(layers.ConvBlock, kernel_size=(1, 3, 3))
+    return _inception(block, stem, num_classes, _without_transforms("I2D", options, changes), time=False)
 
 
-def s3d(num_classes: int = 174, **options: Unpack[Options]) -> BNInception3d:
+def s3d(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **changes: Any) -> BNInception3d:
     """S3D: I3D with every dense kernel split into a spatial and a temporal one; 8.09 M parameters."""
-    return _inception(layers.SeparableConvBlock, layers.SeparableStem, num_classes, **options)
+    options = _without_transforms("S3D", options, changes)
+    return _inception(layers.SeparableConvBlock, layers.SeparableStem, num_classes, options)
 
 
-def s3d_g(num_classes: int = 174, **options: Unpack[Options]) -> BNInception3d:
+def s3d_g(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **changes: Any) -> BNInception3d:
     """S3D-G: S3D with a feature gate behind block 2 and every branch of the Inception modules; 9.31 M parameters."""
-    return _inception(layers.SeparableConvBlock, layers.SeparableStem, num_classes, gate=layers.FeatureGate, **options)
+    options = _without_transforms("S3D-G", options, changes)
+    return _inception(layers.SeparableConvBlock, layers.SeparableStem, num_classes, options, gate=layers.FeatureGate)

@@ -27,7 +27,7 @@ def test_every_digit_is_in_one_split(tmp_path):
     target = load_digits().target
     for path in folder.glob("*/*/*.png"):
         assert DIGITS[target[int(path.stem)]] == path.parent.name
-    data = ImageDataModule("folder", str(folder), num_workers=0)
+    data = ImageDataModule(str(folder), num_workers=0)
     data.setup()
     assert (data.class_names, data.image_spec.size) == (list(DIGITS), (16, 16))
     assert generate_digits(tmp_path / "digits") == folder  # reused

@@ -160,7 +160,7 @@ def test_weights_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(ImageNetError, match="holds no state dict"):
         load_imagenet(network, str(tmp_path / "list.pth"))
-    with pytest.raises(ImageNetError, match="torchvision/resnet49 cannot be had"):
+    with pytest.raises(ImageNetError, match="torchvision/resnet49 are not available"):
         load_imagenet(network, "torchvision/resnet49")
 
     def offline(*args: object, **kwargs: object) -> None:

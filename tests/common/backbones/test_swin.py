@@ -82,7 +82,7 @@ def test_modules_stand_behind_regular_windows(tmp_path: Path) -> None:
     assert all(p.grad is not None for p in network.parameters())
     report = load_imagenet(network, str(tmp_path / "image.pth"))
     assert "inflated over time: features.0.0\n" in report
-    assert "5 tensors of modules that images do not have are new" in report
+    assert "5 tensors of modules that image networks lack are new" in report
     assert not network.features[0].get_submodule("0").weight[:, :, 0].any()
 
 

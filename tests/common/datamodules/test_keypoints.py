@@ -267,7 +267,7 @@ def test_a_batch(coco):
     torch.testing.assert_close(batch["size"][0], torch.tensor([116.25, 155.0]))
     assert data.keypoint_spec.input_shape == (1, 3, 64, 48)
     assert KeypointSpec.from_dict(data.keypoint_spec.to_dict()) == data.keypoint_spec
-    assert len(data.joint_names) == 17
+    assert len(data.output_names) == 17
 
 
 def test_default_sigmas_grow_with_the_crop():

@@ -102,7 +102,7 @@ def test_splits_are_of_the_published_sizes_and_do_not_depend_on_the_run(root: Pa
     assert data.manifest_hash == again.manifest_hash
     assert module(root, val_share=0.2).manifest_hash != data.manifest_hash
     assert round(0.2 * 285) == 57  # Section 5.6
-    assert data.region_names == ["ET", "WT", "TC"]
+    assert data.output_names == ["ET", "WT", "TC"]
     assert data.volume_spec.input_shape == (1, 4, 8, 8, 8)
     assert "train: 3 cases" in data.describe()
 

@@ -4,6 +4,8 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from common.datamodules.clip_spec import ClipSpec
+
 
 class _Clips(Dataset):
     def __init__(self, count: int, classes: int, views: int) -> None:
@@ -35,15 +37,18 @@ class SyntheticClips(L.LightningDataModule):
     def __init__(self, batch_size: int = 4, train: int = 12, test: int = 7, classes: int = 3, views: int = 2) -> None:
         super().__init__()
         self.batch_size, self.train, self.test, self.views = batch_size, train, test, views
-        self.class_names = [f"class {k}" for k in range(classes)]
-        self.clip_spec = {"num_frames": 4}
+        self.output_names = [f"class {k}" for k in range(classes)]
+        self.spec = ClipSpec(num_frames=4, crop_size=8)
         self.manifest_hash = "0" * 64
 
+    def facts(self) -> dict:
+        return {"num_classes": len(self.output_names), "num_frames": self.spec.num_frames}
+
     def train_dataloader(self) -> DataLoader:
-        return DataLoader(_Clips(self.train, len(self.class_names), 1), self.batch_size, collate_fn=_collate)
+        return DataLoader(_Clips(self.train, len(self.output_names), 1), self.batch_size, collate_fn=_collate)
 
     def val_dataloader(self) -> DataLoader:
-        clips = _Clips(self.test, len(self.class_names), self.views)
+        clips = _Clips(self.test, len(self.output_names), self.views)
         return DataLoader(clips, self.batch_size, collate_fn=_collate)
 
     test_dataloader = val_dataloader

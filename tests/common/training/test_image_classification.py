@@ -59,7 +59,7 @@ def recipe(tmp_path, monkeypatch):
             "data": {
                 "class_path": "common.datamodules.ImageDataModule",
                 "init_args": {
-                    **{"dataset": "folder", "root": str(tmp_path / "data"), "batch_size": 4, "num_workers": 0},
+                    **{"root": str(tmp_path / "data"), "batch_size": 4, "num_workers": 0},
                     **{"shift": 0.1, **(data or {})},
                 },
             },
@@ -81,9 +81,9 @@ def test_fit_test_and_predict_png_files(recipe, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(TinyImageModule, "__module__", "common.training.image_classification")
     monkeypatch.setattr("common.training.image_classification.TinyImageModule", TinyImageModule, raising=False)
     assert main(["fit", "--config", path]) == 0
-    stored = torch.load("runs/tiny/version_0/last.ckpt", weights_only=True)["image_classification"]
-    assert stored["class_names"] == ["class0", "class1"]
-    assert stored["image_spec"]["height"] == 12
+    stored = torch.load("runs/tiny/version_0/last.ckpt", weights_only=True)["spectral"]
+    assert stored["output_names"] == ["class0", "class1"]
+    assert stored["spec"]["height"] == 12
     tested = run(["test", "--config", path, "--ckpt_path", "best"])
     assert tested.result is not None
     assert (tested.result["kind"], tested.result["videos"], tested.result["videos_expected"]) == ("image", 8, 8)
@@ -121,7 +121,7 @@ def test_the_batch_grows_and_every_image_is_seen(recipe, monkeypatch):
         assert sorted(seen) == list(range(20))
     assert done.trainer.global_step == 12
     # validated after every epoch, the shorter ones too
-    assert torch.load(done.run_dir / "best.ckpt", weights_only=True)["image_classification"]
+    assert torch.load(done.run_dir / "best.ckpt", weights_only=True)["spectral"]
     assert done.model.validations == 4
 
 

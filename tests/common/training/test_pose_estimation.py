@@ -74,9 +74,9 @@ def as_ours(monkeypatch):
 def test_fit_test_and_predict(recipe, figures, capsys, as_ours, tmp_path):
     path = recipe(log_every_n_steps=1)
     assert main(["fit", "--config", path]) == 0
-    stored = torch.load("runs/tiny/version_0/best.ckpt", weights_only=True)["person_pose_estimation"]
-    assert stored["joint_names"][0] == "nose"
-    assert stored["keypoint_spec"]["height"] == 64
+    stored = torch.load("runs/tiny/version_0/best.ckpt", weights_only=True)["spectral"]
+    assert stored["output_names"][0] == "nose"
+    assert stored["spec"]["height"] == 64
     log = EventAccumulator("runs/tiny/version_0", size_guidance={"images": 0}).Reload()
     assert {"train_loss", "val_loss", "val_ap", "clips_per_s"} <= set(log.Tags()["scalars"])
     assert "poses" in log.Tags()["images"]
@@ -170,7 +170,7 @@ def test_a_file_without_annotations_gives_predictions_only(recipe, tmp_path, fig
 
 def test_errors_of_the_user(recipe, capsys, figures, as_ours):
     for arguments, message in (
-        (["--model.num_joints", "5"], "the data has 17 joints, the network 5; set model.init_args.num_joints to 17"),
+        (["--model.num_joints", "5"], "num_joints is 17 in the data and 5 in the network; leave model.init_args.num_joints out"),
         (["--model.lr", "1e30", "--trainer.max_epochs", "9"], "the training loss is "),
         (["--data.root", "nowhere"], "make a demo data set with: python -m data.demo figures --out nowhere"),
         (["--data.detections", "none.json", "--data.train_images", "none"], "images are not below"),

@@ -46,7 +46,7 @@ def test_every_rate_is_the_formula(steps: int, warmup: int) -> None:
 def test_wrong_warmup_is_named() -> None:
     with pytest.raises(ValueError, match="warm-up of -1 steps"):
         cosine_with_warmup(sgd(), 10, -1)
-    with pytest.raises(ValueError, match="share in"):
+    with pytest.raises(ValueError, match="fraction in"):
         cosine_with_warmup(sgd(), 10, 1, 0.0)
 
 

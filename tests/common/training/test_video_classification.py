@@ -5,7 +5,7 @@ from torch import nn
 
 from common.training.checkpoints import CheckpointError
 from common.training.library_network import LibraryNetworkModule, build_library_network
-from common.training.video_classification import NonFiniteError, load_module, load_pretrained
+from common.training.task import NonFiniteError, load_module, load_pretrained
 from tests.common.training.synthetic import SyntheticClips
 from tests.common.training.tiny import TinyModule
 
@@ -98,7 +98,7 @@ def test_an_output_that_is_not_finite_names_the_video(tmp_path):
 
 def test_data_with_other_classes_is_an_error(tmp_path):
     with pytest.raises(
-        ValueError, match=r"the data has 4 classes, the network 3; set model.init_args.num_classes to 4"
+        ValueError, match="num_classes is 4 in the data and 3 in the network; leave model.init_args.num_classes out"
     ):
         trainer(tmp_path).fit(TinyModule(), datamodule=SyntheticClips(classes=4))
 
@@ -111,10 +111,10 @@ def test_a_checkpoint_alone_is_enough(tmp_path):
     loaded = load_module(path, TESTS)
     assert isinstance(loaded, TinyModule)
     assert not loaded.training
-    assert (loaded.class_names, loaded.clip_spec) == (["class 0", "class 1", "class 2"], {"num_frames": 4})
+    assert (loaded.output_names, loaded.spec) == (["class 0", "class 1", "class 2"], SyntheticClips().spec.to_dict())
     video = torch.randn(2, 3, 4, 8, 8)
     assert torch.equal(loaded(video), module.eval()(video))
-    views = loaded.predict_video(video)
+    views = loaded.predict_views(video)
     torch.testing.assert_close(views, loaded(video).softmax(1).mean(0))
 
 
@@ -126,16 +126,16 @@ def test_only_our_modules_are_rebuilt(tmp_path):
         load_module(path)
     content = torch.load(path, weights_only=True)
     for class_path, message in (
-        ("tests.common.training.synthetic.SyntheticClips", "is not a video classification module"),
+        ("tests.common.training.synthetic.SyntheticClips", "is not a module of this project"),
         ("tests.common.training.tiny.Gone", "does not exist here"),
         ("tests.common.gone.TinyModule", "does not exist here"),
     ):
-        content["video_classification"]["class_path"] = class_path
+        content["spectral"]["class_path"] = class_path
         torch.save(content, path)
         with pytest.raises(CheckpointError, match=message):
             load_module(path, TESTS)
     torch.save({"state_dict": {}}, path)
-    with pytest.raises(CheckpointError, match="not a checkpoint of a video classification module"):
+    with pytest.raises(CheckpointError, match="not a checkpoint written by this project"):
         load_module(path, TESTS)
 
 
@@ -157,9 +157,25 @@ def test_a_checkpoint_with_other_class_names_is_an_error(tmp_path):
     path = tmp_path / "x.ckpt"
     runner.save_checkpoint(path)
     data = SyntheticClips()
-    data.class_names = ["class 0", "class 2", "class 1"]
+    data.output_names = ["class 0", "class 2", "class 1"]
     with pytest.raises(CheckpointError, match="class 1 is 'class 1' in the checkpoint and 'class 2' in the data"):
         trainer(tmp_path).test(TinyModule(), datamodule=data, ckpt_path=path, verbose=False, weights_only=True)
+
+
+def test_weights_to_start_from_are_loaded_once_when_a_fit_begins_and_not_by_one_that_resumes(tmp_path):
+    module, runner = trained(tmp_path)
+    path = tmp_path / "x.ckpt"
+    runner.save_checkpoint(path)
+    fresh = TinyModule(pretrained=str(path), lr=0.0)
+    assert not torch.equal(fresh.network[1].weight, module.network[1].weight)  # nothing is read in the constructor
+    trainer(tmp_path).fit(fresh, datamodule=SyntheticClips())
+    assert torch.equal(fresh.network[1].weight, module.network[1].weight)
+    gone = TinyModule(pretrained="gone.ckpt")
+    with pytest.raises(CheckpointError, match=r"gone\.ckpt"):
+        trainer(tmp_path).fit(gone, datamodule=SyntheticClips())
+    resumed = TinyModule(pretrained="gone.ckpt")
+    trainer(tmp_path, max_epochs=9).fit(resumed, datamodule=SyntheticClips(), ckpt_path=path, weights_only=True)
+    trainer(tmp_path).test(TinyModule(imagenet="gone.pth"), datamodule=SyntheticClips(), verbose=False)
 
 
 def test_pretrained_swaps_the_classifier_and_says_so(tmp_path):
@@ -173,8 +189,6 @@ def test_pretrained_swaps_the_classifier_and_says_so(tmp_path):
     assert torch.equal(network[0][0].weight, module.network[0][0].weight)
     assert torch.equal(network[1].weight, before)
     assert "loaded all 5 tensors" in load_pretrained(TinyModule().network, path)
-    same = TinyModule(pretrained=str(path))
-    assert torch.equal(same.network[1].weight, module.network[1].weight)
     with pytest.raises(CheckpointError, match="weights of another network"):
         load_pretrained(TinyModule(width=6).network, path)
     torch.save(module.network.state_dict(), path)  # a plain state dict will do

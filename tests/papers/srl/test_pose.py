@@ -151,7 +151,7 @@ def test_crops_of_another_size_are_an_error(coco: Path, capsys: pytest.CaptureFi
     assert main([*arguments, "--trainer.accelerator", "cpu", "--trainer.fast_dev_run", "1"]) == 1
     error = capsys.readouterr().err
     assert "Traceback" not in error
-    assert "the data has crops of 128 x 64 pixels, the network takes 64 x 64; set model.init_args.input_size" in error
+    assert "input_size is (128, 64) in the data and (64, 64) in the network" in error
 
 
 def test_crops_that_the_network_does_not_divide_are_an_error(coco: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,7 @@ def test_rows_of_table2_name_what_they_train(ledger: Ledger) -> None:
             text = " ".join(recipe.overrides)
             if row.name.startswith("Ours"):
                 b, f = (part.partition("=")[2] for part in row.name.strip(")").split("(")[1].split(", "))
-                assert text == f"--model.b {b} --model.f {f}"
+                assert text == f"--model.network.b {b} --model.network.f {f}"
                 assert row.paper["features"] == f
             else:
                 assert "--model.method" in text

@@ -13,7 +13,7 @@ from tests.images import write_cifar_binary, write_fashion_mnist
 
 RECIPES = Path(__file__).resolve().parents[3] / "papers/stft2d/recipes"
 NAMES = sorted(path.name for path in RECIPES.glob("stft_*.yaml"))
-SMALL = ["--model.b", "2", "--model.f", "4", "--data.num_workers", "0", "--trainer.accelerator", "cpu"]
+SMALL = ["--model.network.b", "2", "--model.network.f", "4", "--data.num_workers", "0", "--trainer.accelerator", "cpu"]
 QUIET = ["--trainer.enable_progress_bar", "false"]
 
 

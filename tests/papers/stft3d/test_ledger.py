@@ -105,7 +105,7 @@ def test_inputs_and_classes_fit_the_recipes(ledger: Ledger) -> None:
             assert ledger.network(spec).function == f"papers.stft3d.networks.{method.replace('-', '_')}"
             if dataset not in ("ucf101", "hmdb51"):
                 assert ledger.network(spec).arguments.get("num_classes", 174) == model["num_classes"], row.id
-            activation = given.get("--model.activation")
+            activation = given.get("--model.network.activation")
             assert ledger.network(spec).arguments.get("activation") == activation
             if "from-kinetics" in recipe.file:
                 start = given.get("--model.pretrained", model["pretrained"])

@@ -26,7 +26,16 @@ WRITERS: dict[str, Callable] = {
     "hmdb51": official.hmdb51,
 }
 WITH_FLIP = {"kinetics400", "ucf101", "hmdb51", "diving48"}  # Section 5.2
-SMALL = ["--model.width", "0.125", "--data.crop_size", "32", "--data.batch_size", "2", "--data.num_workers", "0"]
+SMALL = [
+    "--model.network.width",
+    "0.125",
+    "--data.crop_size",
+    "32",
+    "--data.batch_size",
+    "2",
+    "--data.num_workers",
+    "0",
+]
 
 
 def dataset_of(recipe: Path) -> str:
@@ -107,7 +116,7 @@ def pretrained(datasets: Callable[[str], list[str]], tmp_path_factory: pytest.Te
 TRAINING_OPTIONS = {
     "accumulation": ["--trainer.accumulate_grad_batches", "2"],
     "bf16": ["--trainer.precision", "bf16-mixed"],
-    "memory-efficient": ["--model.memory_efficient", "true"],
+    "memory-efficient": ["--model.network.memory_efficient", "true"],
     "compile": ["--model.compile", "true"],
     "ddp": ["--trainer.devices", "2", "--trainer.strategy", "ddp_spawn"],
 }
@@ -127,7 +136,7 @@ def test_recipe_runs_with_options(method: str, option: str, datasets: Callable[[
 
 def test_wrong_choices_are_named(datasets: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["fit", "--config", str(RECIPES[0]), *SMALL, *datasets("jester")]
-    assert main([*arguments, "--model.method", "i3d", "--model.memory_efficient", "true"]) == 1
+    assert main([*arguments, "--model.method", "i3d", "--model.network.memory_efficient", "true"]) == 1
     assert "memory_efficient is for networks with fixed transforms, not i3d" in capsys.readouterr().err
     assert main([*arguments, "--model.method", "t-sfft"]) == 2
     assert "t-stft" in capsys.readouterr().err
