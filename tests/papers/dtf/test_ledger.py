@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 
 from common.reporting.ledger import Ledger, load
 
@@ -91,19 +90,14 @@ def test_the_counted_network_is_the_one_that_the_recipe_trains(ledger: Ledger) -
     keys = {"block", "stages", "preset", "aggregation", "correlation", "num_frames"}
     for _, row in ledger.rows():
         for recipe in row.recipes.values():
-            config = yaml.safe_load((FOLDER / "recipes" / recipe.file).read_text())
-            data, model = dict(config["data"]["init_args"]), dict(config["model"]["init_args"])
-            for name, value in zip(recipe.overrides[::2], recipe.overrides[1::2], strict=True):
-                part, key = name.removeprefix("--").split(".")
-                {"model": model, "data": data}[part][key] = yaml.safe_load(value)
+            model, data, _ = read_recipe(FOLDER / "recipes" / recipe.file, recipe.overrides)
             label, spec = list(row.networks.items())[-1]  # the text's network, the default of the recipe
             assert label in ("text", "ours")
             network = ledger.network(spec)
             assert spec.input == [1, 3, data["num_frames"], data["crop_size"], data["crop_size"]], row.id
-            assert model["num_frames"] == data["num_frames"]
             swin = model["backbone"].startswith("swin")
             assert network.function == f"papers.dtf.networks.{'dtf_transformer' if swin else 'dtf_net'}"
-            own = {k: str(v) for k, v in model.items() if k in keys}
+            own = {k: str(v) for k, v in {**model, "num_frames": data["num_frames"]}.items() if k in keys}
             counted = {k: str(v) for k, v in network.arguments.items() if k in keys}
             counted.setdefault("num_frames", "64" if swin else "16")
             assert own == counted, row.id
@@ -121,6 +115,5 @@ def test_demos_have_a_control_and_several_seeds(ledger: Ledger) -> None:
     assert (motion.seeds, order.seeds) == (2, 3)
     assert motion.beside == order.beside == "top1"
     for demo in ledger.demos:
-        config = yaml.safe_load((FOLDER / "recipes" / demo.recipe).read_text())
-        assert config["model"]["init_args"]["num_frames"] == config["data"]["init_args"]["num_frames"]
-        assert config["data"]["init_args"]["root"] == f"runs/demo/{demo.data_folder}"
+        _, data, _ = read_recipe(FOLDER / "recipes" / demo.recipe)
+        assert data["root"] == f"runs/demo/{demo.data_folder}"

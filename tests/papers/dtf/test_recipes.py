@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
 
 from common.training.cli import main, run
-from data.annotations import BENCHMARKS
-from data.demo import generate_temporal_order
-from data.prepare import main as prepare
 from papers.dtf import DTFModule, dtf_net
 from papers.dtf.reproduce import awaken, moving_picture
-from tests.data import test_prepare as official
+from tests.datasets import read_recipe, write_dataset
 
 RECIPES = sorted((Path(__file__).resolve().parents[3] / "papers/dtf/recipes").glob("dtf-*.yaml"))
 DEMOS = sorted((Path(__file__).resolve().parents[3] / "papers/dtf/recipes").glob("demo*.yaml"))
-WRITERS: dict[str, Callable] = {
-    "something-v1": official.something_v1,
-    "something-v2": official.something_v2,
-    "kinetics400": official.kinetics400,
-}
 DATA = ["--data.crop_size", "32", "--data.train_crop_size", "24", "--data.resize_range", "[32, 40]"]
 DATA += ["--data.resize", "32", "--data.batch_size", "2", "--data.num_workers", "0"]
 SMALL = {
@@ -41,37 +33,22 @@ def parts(recipe: Path) -> tuple[str, str, int, str]:
 
 def small(recipe: Path, frames: int = 4) -> list[str]:
     options = [*DATA, *SMALL[parts(recipe)[0]], "--model.imagenet", "null"]
-    return [*options, "--data.num_frames", str(frames), "--model.num_frames", str(frames)]
+    return [*options, "--data.num_frames", str(frames)]
 
 
 @pytest.fixture(scope="session")
 def datasets(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
     """A function from a dataset's name to the arguments that point a recipe at a tiny copy of it."""
-    made: dict[str, list[str]] = {}
-
-    def make(name: str) -> list[str]:
-        if name not in made:
-            folder = tmp_path_factory.mktemp(name)
-            case = WRITERS[name](folder / "videos", folder / "annotations")
-            manifest = folder / "manifest.csv"
-            places = ["--root", str(folder / "videos"), "--annotations", str(folder / "annotations")]
-            assert prepare([name, *places, "--out", str(manifest), "--workers", "0", *case.options]) == 0
-            made[name] = ["--data.root", str(folder / "videos"), "--data.manifest", str(manifest)]
-            made[name] += ["--model.num_classes", str(len(case.classes))]
-        return made[name]
-
-    return make
+    return cache(lambda name: write_dataset(name, tmp_path_factory.mktemp(name)))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipe_says_what_the_paper_says(recipe: Path) -> None:
-    content = yaml.safe_load(recipe.read_text())
-    model, data, trainer = content["model"]["init_args"], content["data"]["init_args"], content["trainer"]
+    model, data, trainer = read_recipe(recipe)
     method, backbone, frames, name = parts(recipe)
     kinetics, swin = name == "kinetics400", method == "dtf-transformer"
     assert model["backbone"] == backbone
-    assert model["num_frames"] == data["num_frames"] == frames
-    assert model["num_classes"] == BENCHMARKS[name].published["classes"]
+    assert (data["dataset"], data["num_frames"]) == (name, frames)
     assert model["learning_rate"] == (0.01 if swin else 0.04)
     assert data["horizontal_flip"] == kinetics
     assert data["resize_range"] == [256, 340]
@@ -81,7 +58,7 @@ def test_recipe_says_what_the_paper_says(recipe: Path) -> None:
     assert data["num_crops"] == 3
     assert data["batch_size"] * trainer["accumulate_grad_batches"] == 256
     assert trainer["max_epochs"] == (128 if kinetics else 64)
-    defaults = DTFModule(num_classes=2, width=0.25, backbone="resnet-18").hparams
+    defaults = DTFModule(num_classes=2, num_frames=16, width=0.25, backbone="resnet-18").hparams
     assert (defaults["weight_decay"], defaults["dropout"]) == (1e-4, 0.5)
 
 
@@ -150,8 +127,8 @@ def test_image_weights_that_cannot_be_had(datasets: Callable[[str], list[str]], 
 
 def test_wrong_choices_are_named(datasets: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["fit", "--config", str(KINETICS), *small(KINETICS), *datasets("kinetics400")]
-    assert main([*arguments, "--data.num_frames", "8", "--trainer.fast_dev_run", "true"]) == 1
-    assert "the clips have 8 frames, the filters are made for 4" in capsys.readouterr().err
+    assert main([*arguments, "--model.num_frames", "8", "--trainer.fast_dev_run", "true"]) == 1
+    assert "num_frames is 4 in the data and 8 in the network" in capsys.readouterr().err
     assert main([*arguments, "--model.block", "dft"]) == 2
     assert "dtf" in capsys.readouterr().err
     assert main([*arguments, "--model.backbone", "swin-t"]) == 1
@@ -159,7 +136,7 @@ def test_wrong_choices_are_named(datasets: Callable[[str], list[str]], capsys: p
 
 
 def test_optimiser_of_section_4_1() -> None:
-    module = DTFModule(num_classes=3, backbone="resnet-18", width=0.25)
+    module = DTFModule(num_classes=3, num_frames=16, backbone="resnet-18", width=0.25)
 
     class Trainer:
         estimated_stepping_batches, max_epochs = 1280, 128
@@ -182,13 +159,5 @@ def test_optimiser_of_section_4_1() -> None:
 
 @pytest.mark.parametrize("recipe", DEMOS, ids=lambda path: path.stem)
 def test_demo_recipes_run(recipe: Path, tmp_path: Path) -> None:
-    config = yaml.safe_load(recipe.read_text())
-    if config["model"]["init_args"]["num_classes"] == 2:
-        generate_temporal_order(tmp_path / "clips", size=32, train=4, val=1, test=1)
-    else:
-        from data.demo import generate_motion
-
-        generate_motion(tmp_path / "clips", size=32, frames=8, train=1, val=1, test=1)
-    arguments = ["--config", str(recipe), "--data.root", str(tmp_path / "clips")]
-    arguments += ["--data.manifest", str(tmp_path / "clips" / "manifest.csv"), "--trainer.fast_dev_run", "true"]
-    assert main(["fit", *arguments]) == 0
+    data = write_dataset(read_recipe(recipe)[1]["dataset"], tmp_path)
+    assert main(["fit", "--config", str(recipe), *data, "--trainer.fast_dev_run", "true"]) == 0

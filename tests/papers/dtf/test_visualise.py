@@ -125,8 +125,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split in ("train", "val"):
         for number, name in enumerate(("run", "sit")):
             media.write_video(folder / "videos" / split / name / "a.mp4", num_frames=12, first=40 * number)
-    arguments = ["--config", str(RECIPE), "--data.root", str(folder / "videos"), "--data.manifest", "null"]
-    arguments += ["--model.num_classes", "2", "--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1"]
+    arguments = ["--config", str(RECIPE), "--data.root", str(folder / "videos"), "--data.dataset", "null"]
+    arguments += ["--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1"]
     done = run(["fit", *arguments, "--trainer.default_root_dir", str(folder), "--trainer.logger", "false"])
     assert done.run_dir is not None
     return done.run_dir

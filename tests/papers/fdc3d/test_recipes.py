@@ -13,17 +13,13 @@ from typing import Any
 import nibabel as nib
 import pytest
 import torch
-import yaml
 
 from common.backbones import ResNet3d
 from common.training.cli import main, run
-from common.training.task import load_module
-from data.annotations import BENCHMARKS
-from data.prepare import main as prepare
+from common.training.task import load_module, load_pretrained
 from papers.fdc3d import CompactConv3d, FDC3DModule
 from papers.fdc3d.compression import METHODS
-from tests.data.test_prepare import ucf101
-from tests.volumes import write_brats
+from tests.datasets import read_recipe, write_dataset
 
 FOLDER = Path(__file__).resolve().parents[3] / "papers/fdc3d/recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
@@ -41,15 +37,9 @@ COMPRESS = ["--model.compression.steps", "2", "--model.compression.batch_size", 
 @pytest.fixture(scope="session")
 def arguments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """Recipe stem without method -> the arguments that point it at a tiny copy of its dataset."""
-    folder = tmp_path_factory.mktemp("ucf101")
-    case = ucf101(folder / "videos", folder / "annotations")
-    manifest = folder / "manifest.csv"
-    places = ["--root", str(folder / "videos"), "--annotations", str(folder / "annotations")]
-    assert prepare(["ucf101", *places, "--out", str(manifest), "--workers", "0", *case.options]) == 0
-    brats = write_brats(tmp_path_factory.mktemp("brats"))
     return {
-        VIDEO: ["--data.root", str(folder / "videos"), "--data.manifest", str(manifest), "--model.num_classes", "2"],
-        VOLUME: ["--data.root", str(brats)],
+        VIDEO: write_dataset("ucf101", tmp_path_factory.mktemp("ucf101")),
+        VOLUME: write_dataset("brats2018", tmp_path_factory.mktemp("brats2018")),
     }
 
 
@@ -79,15 +69,13 @@ def test_recipes_say_what_the_paper_says() -> None:
     for path in RECIPES:
         if path.stem.startswith("demo"):
             continue
-        content = yaml.safe_load(path.read_text())
-        model, data = content["model"]["init_args"], content["data"]["init_args"]
+        model, data, trainer = read_recipe(path)
         assert model["weight_decay"] == 1e-5, path.stem
-        assert content["trainer"]["max_epochs"] == 300
+        assert trainer["max_epochs"] == 300
         assert ("compression" in model) == path.stem.startswith("fdc3d")
         if "ucf101" in path.stem:
             assert model["learning_rate"] == 0.005
             assert (data["num_frames"], data["crop_size"], data["sampling"]) == (16, 112, "dense")
-            assert model["num_classes"] == BENCHMARKS["ucf101"].published["classes"]
             values = [255 * value for value in data["mean"]]
             assert values == pytest.approx([114.7748, 107.7354, 99.475], abs=1e-3)
         else:
@@ -117,7 +105,8 @@ def test_a_public_state_dict_is_a_starting_point(tmp_path: Path) -> None:
     state = ResNet3d(10, num_classes=400, width=1 / 16, shortcut="A").state_dict()
     stored = {f"module.{name}": value for name, value in state.items() if not name.endswith("num_batches_tracked")}
     torch.save({"epoch": 200, "arch": "resnet-10", "state_dict": stored}, tmp_path / "public.pth")
-    module = FDC3DModule(3, depth=10, width=1 / 16, shortcut="A", pretrained=str(tmp_path / "public.pth"))
+    module = FDC3DModule(3, depth=10, width=1 / 16, shortcut="A")
+    load_pretrained(module.network, tmp_path / "public.pth")
     for name, value in module.network.state_dict().items():
         assert torch.equal(value, state[name]) != name.startswith("fc."), name
 

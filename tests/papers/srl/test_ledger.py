@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 
 from common.reporting.ledger import Ledger, load
 
@@ -77,21 +76,17 @@ def test_inputs_fit_the_recipes(ledger: Ledger) -> None:
     """The network that is counted is the one that the recipe trains, at its input size."""
     for _, row in ledger.rows():
         for recipe in row.recipes.values():
-            config = yaml.safe_load((FOLDER / "recipes" / recipe.file).read_text())
-            data, model = config["data"]["init_args"], config["model"]["init_args"]
-            given = dict(zip(recipe.overrides[::2], map(yaml.safe_load, recipe.overrides[1::2]), strict=True))
+            model, data, _ = read_recipe(FOLDER / "recipes" / recipe.file, recipe.overrides)
             arguments = ledger.network(next(iter(row.networks.values()))).arguments
             spec = next(iter(row.networks.values()))
             pose = "pose" in recipe.file
             if pose:
-                size = [given.get("--data.height", data["height"]), given.get("--data.width", data["width"])]
-                assert spec.input == [1, 3, *size], row.id
-                assert given.get("--model.input_size", model["input_size"]) == size
+                assert spec.input == [1, 3, data["height"], data["width"]], row.id
             else:
                 assert spec.input == [1, 3, data["num_frames"], data["crop_size"], data["crop_size"]], row.id
             expected = {"depth": 50 if pose else 18, "block": None if pose else "srl-fft", "positions": "every"}
             for key in ("depth", "block", "positions", "phi", "groups", "block_positions", "short_receptive_field"):
-                trained = given.get(f"--model.{key}", model.get(key))
+                trained = model.get(key)
                 counted = arguments.get(key, expected.get(key))
                 if key == "block_positions" and arguments.get("block") in (None, "dilated"):
                     continue  # no blocks, so no places

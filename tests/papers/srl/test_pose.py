@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from torch import Tensor
 
 from common.training.checkpoints import CheckpointError
@@ -15,19 +14,12 @@ from common.training.task import load_module, load_pretrained
 from data.demo.figures import generate_figures
 from papers.srl import SRLPoseModule, pose_resnet
 from tests.coco import two_persons
+from tests.datasets import read_recipe
 
 FOLDER = Path(__file__).resolve().parents[3] / "papers/srl/recipes"
 RECIPES = sorted(FOLDER.glob("*_coco.yaml"))
-SMALL = [
-    "--model.width",
-    "0.125",
-    "--model.layers",
-    "[1, 1, 1, 1]",
-    "--model.input_size",
-    "[64, 64]",
-    "--model.imagenet",
-]
-SMALL += ["null", "--data.height", "64", "--data.width", "64", "--data.batch_size", "2", "--data.num_workers", "0"]
+SMALL = ["--model.width", "0.125", "--model.layers", "[1, 1, 1, 1]", "--model.imagenet", "null"]
+SMALL += ["--data.height", "64", "--data.width", "64", "--data.batch_size", "2", "--data.num_workers", "0"]
 
 
 def simple_baseline(depth: int) -> dict[str, Tensor]:
@@ -101,14 +93,13 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_recipes_say_what_the_paper_says() -> None:
     assert len(RECIPES) == 3
     for recipe in RECIPES:
-        content = yaml.safe_load(recipe.read_text())
-        model, data = content["model"]["init_args"], content["data"]["init_args"]
+        model, data, trainer = read_recipe(recipe)
         height, width = (int(n) for n in recipe.stem.split("_")[2].split("x"))
-        assert model["input_size"] == [height, width] == [data["height"], data["width"]]
+        assert [height, width] == [data["height"], data["width"]]
         assert data["batch_size"] == 32
-        assert content["trainer"]["max_epochs"] == 210
+        assert trainer["max_epochs"] == 210
         assert model.get("short_receptive_field", False) == ("short" in recipe.stem)
-    module = SRLPoseModule(block=None, width=0.125, layers=[1, 1, 1, 1])
+    module = SRLPoseModule(block=None, num_joints=17, input_size=(64, 64), width=0.125, layers=[1, 1, 1, 1])
     config = module.configure_optimizers()
     optimizer, schedule = config["optimizer"], config["lr_scheduler"]["scheduler"]
     assert isinstance(optimizer, torch.optim.Adam)
@@ -147,7 +138,18 @@ def test_the_demo_trains_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_crops_of_another_size_are_an_error(coco: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["fit", "--config", str(RECIPES[0]), "--data.root", str(coco), *SMALL, "--data.height", "128"]
+    arguments = [
+        "fit",
+        "--config",
+        str(RECIPES[0]),
+        "--data.root",
+        str(coco),
+        *SMALL,
+        "--data.height",
+        "128",
+        "--model.input_size",
+        "[64, 64]",
+    ]
     assert main([*arguments, "--trainer.accelerator", "cpu", "--trainer.fast_dev_run", "1"]) == 1
     error = capsys.readouterr().err
     assert "Traceback" not in error
@@ -155,7 +157,7 @@ def test_crops_of_another_size_are_an_error(coco: Path, capsys: pytest.CaptureFi
 
 
 def test_crops_that_the_network_does_not_divide_are_an_error(coco: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    size = ["--data.width", "48", "--model.input_size", "[64, 48]", "--model.block", "null"]
+    size = ["--data.width", "48", "--model.block", "null"]
     arguments = ["fit", "--config", str(RECIPES[1]), "--data.root", str(coco), *SMALL, *size]
     assert main([*arguments, "--trainer.accelerator", "cpu", "--trainer.fast_dev_run", "1"]) == 1
     assert "the network's heatmaps have 16 x 16 pixels, those of the data 16 x 12" in capsys.readouterr().err

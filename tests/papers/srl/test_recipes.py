@@ -7,20 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-import yaml
 from torch import nn
 
 from common.spectral import LearnableTransform2d
 from common.training.cli import main, run
 from common.training.task import load_module
-from data.prepare import main as prepare
 from papers.srl import SRLVideoModule
 from papers.srl.layers import SRLBlock
-from tests.data import test_prepare as official
+from tests.datasets import read_recipe, write_dataset
 
 FOLDER = Path(__file__).resolve().parents[3] / "papers/srl/recipes"
 RECIPES = sorted(FOLDER.glob("srl-fft_c2d-*.yaml"))
-SMALL = ["--model.width", "0.125", "--model.input_size", "64", "--model.imagenet", "null", "--data.crop_size", "64"]
+SMALL = ["--model.width", "0.125", "--model.imagenet", "null", "--data.crop_size", "64"]
 SMALL += ["--data.resize", "64", "--data.frame_stride", "1", "--data.num_clips", "2", "--data.batch_size", "2"]
 SMALL += ["--data.num_workers", "0", "--trainer.accelerator", "cpu"]
 
@@ -28,21 +26,13 @@ SMALL += ["--data.num_workers", "0", "--trainer.accelerator", "cpu"]
 @pytest.fixture(scope="module")
 def kinetics(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The arguments that point a recipe at a tiny copy of Kinetics-400."""
-    folder = tmp_path_factory.mktemp("kinetics400")
-    case = official.kinetics400(folder / "videos", folder / "annotations")
-    manifest = folder / "manifest.csv"
-    places = ["--root", str(folder / "videos"), "--annotations", str(folder / "annotations")]
-    assert prepare(["kinetics400", *places, "--out", str(manifest), "--workers", "0", *case.options]) == 0
-    arguments = ["--data.root", str(folder / "videos"), "--data.manifest", str(manifest)]
-    return [*arguments, "--model.num_classes", str(len(case.classes))]
+    return write_dataset("kinetics400", tmp_path_factory.mktemp("kinetics400"))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipe_says_what_section_4_2_says(recipe: Path) -> None:
-    content = yaml.safe_load(recipe.read_text())
-    model, data = content["model"]["init_args"], content["data"]["init_args"]
-    assert (model["num_classes"], model["num_frames"], data["num_frames"]) == (400, 8, 8)
-    assert model["input_size"] == data["crop_size"] == 224
+    model, data, _ = read_recipe(recipe)
+    assert (data["dataset"], data["num_frames"], data["crop_size"]) == ("kinetics400", 8, 224)
     assert (model["weight_decay"], model["dropout"]) == (5e-4, 0.5)
     assert data["num_clips"] == 25
     assert data["horizontal_flip"]
@@ -51,7 +41,7 @@ def test_recipe_says_what_section_4_2_says(recipe: Path) -> None:
 
 
 def test_optimiser_and_schedule() -> None:
-    module = SRLVideoModule(num_classes=3, width=0.125, input_size=64)
+    module = SRLVideoModule(num_classes=3, num_frames=8, width=0.125, input_size=64)
     config = module.configure_optimizers()
     group = config["optimizer"].param_groups[0]
     assert (group["momentum"], group["weight_decay"], group["lr"]) == (0.9, 5e-4, 0.01)
@@ -98,7 +88,9 @@ def test_without_the_callback_the_matrices_drift() -> None:
     errors = {}
     for callback in (False, True):
         torch.manual_seed(0)
-        module = SRLVideoModule(num_classes=3, block="srl-lo", width=0.125, input_size=64, learning_rate=0.5)
+        module = SRLVideoModule(
+            num_classes=3, block="srl-lo", num_frames=8, width=0.125, input_size=64, learning_rate=0.5
+        )
         (after_each_step,) = module.configure_callbacks()
         optimizer = module.configure_optimizers()["optimizer"]
         for block in (m for m in module.modules() if isinstance(m, SRLBlock)):

@@ -9,7 +9,10 @@ import torch
 from torch import nn
 
 from papers.stft2d import STFT2DModule, networks
-from papers.stft2d.lightning_module import Method
+from papers.stft2d.lightning_module import SIXTEEN_BLOCKS, Method
+from papers.stft2d.networks import NetworkOptions
+
+OPTIONS = NetworkOptions(b=2, f=8, block="fit")
 
 SMALL: dict[str, dict[str, object]] = {
     "stft": {"b": 2, "f": 8},
@@ -51,7 +54,7 @@ def count(network: nn.Module) -> int:
 )
 def test_parameters_of_table2(b: int, f: int, published: float, text: int, fit: int, deviation: float) -> None:
     with torch.device("meta"):
-        literal, fitted = networks.stft(10, b, f), networks.stft(10, b, f, block="fit")
+        literal, fitted = networks.stft(10, b=b, f=f), networks.stft(10, b=b, f=f, block="fit")
     norm_and_head = 16 * 2 * f + 10 * f + 10
     assert count(literal) == text == (271 * f + 3) * b + norm_and_head
     assert count(fitted) == fit == (391 * f + 3) * b + 30 * f**2 + norm_and_head
@@ -77,7 +80,7 @@ def test_parameters_of_the_baselines(name: str, published: float, deviation: flo
 @pytest.mark.parametrize(("b", "f"), [(4, 16), (8, 128), (64, 128), (64, 384)])
 def test_the_trainable_rival_is_as_large_as_the_paper_s_network(b: int, f: int) -> None:
     with torch.device("meta"):
-        rival, paper = networks.depthwise_separable(10, b, f), networks.stft(10, b, f)
+        rival, paper = networks.depthwise_separable(10, b=b, f=f), networks.stft(10, b=b, f=f)
     assert count(rival) == pytest.approx(count(paper), rel=0.03)
 
 
@@ -146,7 +149,7 @@ def test_fixed_filters_are_neither_parameters_nor_saved() -> None:
 
 @pytest.mark.parametrize("method", ["stft", "depthwise-separable", "relpu", "shufflenet-v2"])
 def test_module_trains_as_section_4_says(method: Method) -> None:
-    module = STFT2DModule(method, num_classes=3, b=2, f=8, block="fit")
+    module = STFT2DModule(method, OPTIONS if method in SIXTEEN_BLOCKS else NetworkOptions(), num_classes=3)
     optimizer = module.configure_optimizers()
     assert type(optimizer) is torch.optim.Adam
     (group,) = optimizer.param_groups
@@ -156,9 +159,9 @@ def test_module_trains_as_section_4_says(method: Method) -> None:
 
 
 def test_module_passes_its_options_on() -> None:
-    module = STFT2DModule("stft", num_classes=3, b=2, f=8, block="fit")
-    assert count(module.network) == count(networks.stft(3, 2, 8, "fit"))
-    assert count(STFT2DModule("relpu", 3, f=8).network) == count(networks.relpu(3, 8))
+    module = STFT2DModule("stft", OPTIONS, num_classes=3)
+    assert count(module.network) == count(networks.stft(3, OPTIONS))
+    assert count(STFT2DModule("relpu", NetworkOptions(f=8), 3).network) == count(networks.relpu(3, f=8))
 
 
 @pytest.mark.parametrize("name", list(SMALL))

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 
 from common.training.cli import main, run
 from data.demo import generate_digits
-from tests.images import write_cifar_binary, write_fashion_mnist
+from tests.datasets import read_recipe, write_dataset
 
 RECIPES = Path(__file__).resolve().parents[3] / "papers/stft2d/recipes"
 NAMES = sorted(path.name for path in RECIPES.glob("stft_*.yaml"))
@@ -19,13 +18,11 @@ QUIET = ["--trainer.enable_progress_bar", "false"]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_recipe_says_what_section_4_says(name: str) -> None:
-    content = yaml.safe_load((RECIPES / name).read_text())
-    model, data = content["model"]["init_args"], content["data"]["init_args"]
+    model, data, trainer = read_recipe(RECIPES / name)
     assert f"_{data['dataset']}.yaml" in name
-    assert (model["b"], model["f"], model["learning_rate"]) == (64, 128, 0.01)
-    assert model["num_classes"] == (100 if data["dataset"] == "cifar100" else 10)
+    assert (model["network"], model["learning_rate"]) == ({"b": 64, "f": 128}, 0.01)
     assert (data["batch_size"], data["batch_size_by_epoch"]) == (64, {300: 128})
-    assert content["trainer"]["max_epochs"] == 400
+    assert trainer["max_epochs"] == 400
     assert data["horizontal_flip"]
     if data["dataset"].startswith("cifar"):
         assert data["rotation"] == 20
@@ -35,12 +32,9 @@ def test_recipe_says_what_section_4_says(name: str) -> None:
 @pytest.mark.filterwarnings("ignore:.*images of (cifar|fashion)")
 def test_recipe_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    if "fashion" in name:
-        write_fashion_mnist(tmp_path / "data")
-    else:
-        classes = 100 if "100" in name else 10
-        write_cifar_binary(tmp_path / "data", classes, per_batch=classes)
-    args = ["--config", str(RECIPES / name), "--data.root", "data", "--data.batch_size", "4", *SMALL, *QUIET]
+    dataset = name.removesuffix(".yaml").rpartition("_")[2]
+    args = ["--config", str(RECIPES / name), *write_dataset(dataset, tmp_path), "--data.batch_size", "4"]
+    args += [*SMALL, *QUIET]
     for command in ("fit", "test"):
         assert main([command, *args, "--trainer.fast_dev_run", "true"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["data"]

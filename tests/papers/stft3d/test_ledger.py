@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 
 from common.reporting.ledger import Ledger, load
 
@@ -94,19 +93,15 @@ def test_inputs_and_classes_fit_the_recipes(ledger: Ledger) -> None:
     """The network that is counted is the one that the recipe trains, at its clip size."""
     for _, row in ledger.rows():
         for dataset, recipe in row.recipes.items():
-            config = yaml.safe_load((FOLDER / "recipes" / recipe.file).read_text())
-            data, model = config["data"]["init_args"], config["model"]["init_args"]
-            given = dict(zip(recipe.overrides[::2], recipe.overrides[1::2], strict=True))
+            model, data, _ = read_recipe(FOLDER / "recipes" / recipe.file, recipe.overrides)
             spec = next(iter(row.networks.values()))
-            frames = int(given.get("--data.num_frames", data["num_frames"]))
-            size = int(given.get("--data.crop_size", data["crop_size"]))
+            frames, size = data["num_frames"], data["crop_size"]
             assert spec.input == [1, 3, frames, size, size], row.id
-            method = given.get("--model.method", model["method"])
+            method = model["method"]
             assert ledger.network(spec).function == f"papers.stft3d.networks.{method.replace('-', '_')}"
             if dataset not in ("ucf101", "hmdb51"):
-                assert ledger.network(spec).arguments.get("num_classes", 174) == model["num_classes"], row.id
-            activation = given.get("--model.network.activation")
+                assert ledger.network(spec).arguments.get("num_classes", 174) == published_classes(dataset), row.id
+            activation = model.get("network", {}).get("activation")
             assert ledger.network(spec).arguments.get("activation") == activation
             if "from-kinetics" in recipe.file:
-                start = given.get("--model.pretrained", model["pretrained"])
-                assert f"{method}_bn-inception_{frames}f_kinetics400" in start, row.id
+                assert f"{method}_bn-inception_{frames}f_kinetics400" in model["pretrained"], row.id

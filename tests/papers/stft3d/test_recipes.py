@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from common.training.cli import main, run
-from data.annotations import BENCHMARKS
-from data.prepare import main as prepare
 from papers.stft3d import STFT3DModule
-from tests.data import test_prepare as official
+from papers.stft3d.networks import NetworkOptions
+from tests.datasets import read_recipe, write_dataset
 
 RECIPES = sorted((Path(__file__).resolve().parents[3] / "papers/stft3d/recipes").glob("t-stft_*.yaml"))
-WRITERS: dict[str, Callable] = {
-    "something-v1": official.something_v1,
-    "something-v2": official.something_v2,
-    "jester": official.jester,
-    "diving48": official.diving48,
-    "kinetics400": official.kinetics400,
-    "ucf101": official.ucf101,
-    "hmdb51": official.hmdb51,
-}
 WITH_FLIP = {"kinetics400", "ucf101", "hmdb51", "diving48"}  # Section 5.2
 SMALL = [
     "--model.network.width",
@@ -45,40 +35,26 @@ def dataset_of(recipe: Path) -> str:
 @pytest.fixture(scope="session")
 def datasets(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
     """A function from a dataset's name to the arguments that point a recipe at a tiny copy of it."""
-    made: dict[str, list[str]] = {}
-
-    def make(name: str) -> list[str]:
-        if name not in made:
-            folder = tmp_path_factory.mktemp(name)
-            case = WRITERS[name](folder / "videos", folder / "annotations")
-            manifest = folder / "manifest.csv"
-            places = ["--root", str(folder / "videos"), "--annotations", str(folder / "annotations")]
-            assert prepare([name, *places, "--out", str(manifest), "--workers", "0", *case.options]) == 0
-            made[name] = ["--data.root", str(folder / "videos"), "--data.manifest", str(manifest)]
-            made[name] += ["--model.num_classes", str(len(case.classes))]
-        return made[name]
-
-    return make
+    return cache(lambda name: write_dataset(name, tmp_path_factory.mktemp(name)))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipe_says_what_the_paper_says(recipe: Path) -> None:
-    content = yaml.safe_load(recipe.read_text())
-    model, data, name = content["model"]["init_args"], content["data"]["init_args"], dataset_of(recipe)
+    (model, data, trainer), name = read_recipe(recipe), dataset_of(recipe)
     finetuning = recipe.stem.endswith("_from-kinetics")
-    assert model["num_classes"] == BENCHMARKS[name].published["classes"]
+    assert data["dataset"] == name
     assert data["horizontal_flip"] == (name in WITH_FLIP)
     assert data["batch_size"] == 32
     assert data["crop_size"] == 112
     assert f"_{data['num_frames']}f_" in recipe.stem
-    assert content["trainer"]["max_epochs"] == (60 if finetuning else 160)
+    assert trainer["max_epochs"] == (60 if finetuning else 160)
     assert model.get("learning_rate", 0.1) == (0.01 if finetuning else 0.1)
     assert model.get("decay_every", 40) == (20 if finetuning else 40)
     assert ("pretrained" in model) == finetuning
 
 
 def test_optimiser_and_schedule_of_section_5_2() -> None:
-    module = STFT3DModule(num_classes=3, width=0.125)
+    module = STFT3DModule(num_classes=3, network=NetworkOptions(width=0.125))
     config = module.configure_optimizers()
     optimizer, schedule = config["optimizer"], config["lr_scheduler"]["scheduler"]
     group = optimizer.param_groups[0]
@@ -136,7 +112,7 @@ def test_recipe_runs_with_options(method: str, option: str, datasets: Callable[[
 
 def test_wrong_choices_are_named(datasets: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["fit", "--config", str(RECIPES[0]), *SMALL, *datasets("jester")]
-    assert main([*arguments, "--model.method", "i3d", "--model.network.memory_efficient", "true"]) == 1
-    assert "memory_efficient is for networks with fixed transforms, not i3d" in capsys.readouterr().err
+    assert main([*arguments, "--model.method", "i3d", "--model.network.memory_efficient", "true"]) != 0
+    assert "memory_efficient is for networks with fixed transforms, which I3D lacks" in capsys.readouterr().err
     assert main([*arguments, "--model.method", "t-sfft"]) == 2
     assert "t-stft" in capsys.readouterr().err
