@@ -1,4 +1,4 @@
-"""Tiny copies of datasets in their exact format, by the name that a recipe gives, and recipes with their dataset's facts."""
+"""Tiny copies of datasets in their exact format, by name, and recipes with the facts of their dataset."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def test_fast_dev_run_writes_nothing(recipe, tmp_path):
         (lambda c: c["model"]["init_args"].update(view_per_forward=1), "Did you mean views_per_forward?"),
         (
             lambda c: c["model"]["init_args"].update(qqq=1),
-            "It takes: num_classes, width, dropout, lr, views_per_forward, average, pretrained, imagenet",
+            "It takes: num_classes, width, dropout, lr, views_per_forward, average",
         ),
         (lambda c: c["data"]["init_args"].update(bach_size=1), "Did you mean batch_size?"),
         (lambda c: c["data"].update(initargs={"root": "x"}), "Did you mean init_args?"),

@@ -172,7 +172,7 @@ def test_errors_of_the_user(recipe, capsys, figures, as_ours):
     for arguments, message in (
         (
             ["--model.num_joints", "5"],
-            "num_joints is 17 in the data and 5 in the network; leave model.init_args.num_joints out",
+            "num_joints is 17 in the data and 5 in the network; leave",
         ),
         (["--model.lr", "1e30", "--trainer.max_epochs", "9"], "the training loss is "),
         (["--data.root", "nowhere"], "make a demo data set with: python -m data.demo figures --out nowhere"),

@@ -97,9 +97,7 @@ def test_an_output_that_is_not_finite_names_the_video(tmp_path):
 
 
 def test_data_with_other_classes_is_an_error(tmp_path):
-    with pytest.raises(
-        ValueError, match="num_classes is 4 in the data and 3 in the network; leave model.init_args.num_classes out"
-    ):
+    with pytest.raises(ValueError, match="num_classes is 4 in the data and 3 in the network; leave"):
         trainer(tmp_path).fit(TinyModule(), datamodule=SyntheticClips(classes=4))
 
 

@@ -173,9 +173,7 @@ def test_wrong_choices_are_named(data: VolumeDataModule) -> None:
     with pytest.raises(ValueError, match="loss is 'l2'"):
         TinySegmentation(loss="l2")
     module = TinySegmentation(num_regions=2)
-    with pytest.raises(
-        ValueError, match=r"num_regions is 3 in the data and 2 in the network; leave model\.init_args\.num_regions"
-    ):
+    with pytest.raises(ValueError, match="num_regions is 3 in the data and 2 in the network; leave"):
         trainer(max_epochs=1, enable_checkpointing=False).fit(module, datamodule=data)
 
 

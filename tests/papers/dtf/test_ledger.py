@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.reporting.ledger import Ledger, load
+from tests.datasets import read_recipe
 
 FOLDER = Path(__file__).resolve().parents[3] / "papers" / "dtf"
 

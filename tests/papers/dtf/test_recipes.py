@@ -131,7 +131,7 @@ def test_wrong_choices_are_named(datasets: Callable[[str], list[str]], capsys: p
     assert "num_frames is 4 in the data and 8 in the network" in capsys.readouterr().err
     assert main([*arguments, "--model.block", "dft"]) == 2
     assert "dtf" in capsys.readouterr().err
-    assert main([*arguments, "--model.backbone", "swin-t"]) == 1
+    assert main([*arguments, "--model.backbone", "swin-t"]) == 2
     assert "width and layers are for ResNets, not swin-t" in capsys.readouterr().err
 
 

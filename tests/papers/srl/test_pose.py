@@ -164,7 +164,7 @@ def test_crops_that_the_network_does_not_divide_are_an_error(coco: Path, capsys:
 
 
 def test_the_base_of_the_demo_does_not_see_the_head_from_the_ankle() -> None:
-    options = yaml.safe_load((FOLDER / "demo_pose.yaml").read_text())["model"]["init_args"]
+    options = {"num_joints": 17, "input_size": (96, 72), **read_recipe(FOLDER / "demo_pose.yaml")[0]}
     for block, expected in ((None, False), ("srl-fft", True), ("srl-lo", True), ("nl", True)):
         torch.manual_seed(0)
         network = SRLPoseModule(**{**options, "block": block}).network.eval()

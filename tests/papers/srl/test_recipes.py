@@ -108,7 +108,7 @@ def test_without_the_callback_the_matrices_drift() -> None:
 
 def test_wrong_choices_are_named(kinetics: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["fit", "--config", str(RECIPES[0]), *SMALL, *kinetics, "--trainer.fast_dev_run", "true"]
-    assert main([*arguments, "--model.block", "a2", "--model.groups", "2"]) == 1
+    assert main([*arguments, "--model.block", "a2", "--model.groups", "2"]) == 2
     assert "groups: options of SRL blocks, not of a2" in capsys.readouterr().err
     assert main([*arguments, "--data.crop_size", "56", "--model.input_size", "64"]) == 1
     assert "layer2.0.after was built for features" in capsys.readouterr().err
