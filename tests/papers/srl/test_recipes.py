@@ -111,4 +111,4 @@ def test_wrong_choices_are_named(kinetics: list[str], capsys: pytest.CaptureFixt
     assert main([*arguments, "--model.block", "a2", "--model.groups", "2"]) == 2
     assert "groups: options of SRL blocks, not of a2" in capsys.readouterr().err
     assert main([*arguments, "--data.crop_size", "56", "--model.input_size", "64"]) == 1
-    assert "layer2.0.after was built for features" in capsys.readouterr().err
+    assert "input_size is 56 in the data and 64 in the network" in capsys.readouterr().err
