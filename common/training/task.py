@@ -115,7 +115,7 @@ class TaskModule(L.LightningModule):
         Raises:
             ValueError: an argument of the module disagrees with the data; the message names both.
         """
-        data = getattr(self.trainer, "datamodule", None)
+        data: Any = getattr(self.trainer, "datamodule", None)
         if not hasattr(data, "facts"):
             return
         for name, value in data.facts().items():
