@@ -242,8 +242,8 @@ def demo_key(
 def demo_folder(ledger: Ledger, demo: Demo, row: DemoRow, data: Path, out: Path, seed: int, epochs: int | None) -> Path:
     """Where a training goes; it is finished if `result.json` is there."""
     before = None
-    if row.after is not None:
-        before = demo_folder(ledger, demo, demo.row(row.after), data, out, seed, epochs).name
+    if row.starts_from is not None:
+        before = demo_folder(ledger, demo, demo.row(row.starts_from), data, out, seed, epochs).name
     return out / row.id / demo_key(ledger, demo, row, data, seed, epochs, before)
 
 
@@ -261,12 +261,12 @@ def train_demo(
     folder = demo_folder(ledger, demo, row, data, out, seed, epochs)
     place, reused = folder.parent, (folder / "result.json").is_file()
     before = None
-    if row.after is not None and not reused:
-        before = train_demo(ledger, demo, demo.row(row.after), data, out, seed, epochs, progress)
+    if row.starts_from is not None and not reused:
+        before = train_demo(ledger, demo, demo.row(row.starts_from), data, out, seed, epochs, progress)
     if not reused:
         start = str(before.checkpoint().parent) if before else ""
-        overrides = [word.replace("{after}", start) for word in row.overrides]
-        arguments = Recipe(demo.recipe, overrides).commands(ledger.folder)[0]
+        overrides = [word.replace("{starts_from}", start) for word in row.overrides]
+        arguments = Recipe(demo.recipe, overrides).arguments(ledger.folder)
         arguments += data_arguments(data)
         if epochs is not None:
             arguments += ["--trainer.max_epochs", str(epochs)]
@@ -317,17 +317,17 @@ def train_all(
     if not tasks:
         return
     for row, seed in [(row, seed) for (_, seed), row in tasks.items()]:
-        while row.after is not None:
-            row = demo.row(row.after)
+        while row.starts_from is not None:
+            row = demo.row(row.starts_from)
             tasks.setdefault((row.id, seed), row)
-    waiting = sorted(tasks, key=lambda key: tasks[key].after is not None)
+    waiting = sorted(tasks, key=lambda key: tasks[key].starts_from is not None)
     running: dict[Future[Trained], tuple[str, int]] = {}
     threads = max(1, (os.cpu_count() or 1) // jobs)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(jobs, len(tasks)), context, _begin_worker, (threads,)) as pool:
         while waiting or running:
             # No more than run at once, so that an interruption finds none in a queue.
-            for key in [key for key in waiting if (tasks[key].after, key[1]) not in {*waiting, *running.values()}]:
+            for key in [key for key in waiting if (tasks[key].starts_from, key[1]) not in {*waiting, *running.values()}]:
                 if len(running) < jobs:
                     waiting.remove(key)
                     where = (data, out, key[1], epochs)
@@ -358,8 +358,8 @@ def train_row(
 ) -> list[Trained]:
     """Train and test the recipe of a row on real data; interrupted runs are resumed."""
     finished = []
-    for i, arguments in enumerate(row.recipes[dataset].commands(ledger.folder, str(data))):
-        arguments[2:2] = data_arguments(data)
+    for i, arguments in enumerate(ledger.training(row.recipes[dataset], run) for run in row.recipes[dataset].runs or [[]]):
+        arguments[2:2] = ["--data.root", str(data)]
         if epochs is not None:
             arguments += ["--trainer.max_epochs", str(epochs)]
         recipe = (ledger.folder / "recipes" / row.recipes[dataset].file).read_bytes()
@@ -399,11 +399,11 @@ def demo_table(ledger: Ledger, demo: Demo, runs: Sequence[Trained]) -> Shown:
     """
     names = dict.fromkeys(k for run in runs for k in run.result.metrics if k != "loss")
     columns = demo.columns or [Column(k, k.replace("top", "top ").replace("_", " "), k, 0.01) for k in names]
-    printed = {row.id: row.paper.get(demo.beside) or DASH for _, row in ledger.rows()} if demo.beside else {}
+    printed = {row.id: row.paper.get(demo.paper_column) or DASH for _, row in ledger.rows()} if demo.paper_column else {}
     group = "" if demo.columns else ("accuracy (%)" if demo.score == "top1" else "score (%)")
     heads = [Head("Network"), *(Head(c.name, group, "ours" if group else "text") for c in columns)]
     if printed:
-        heads.append(Head(f"paper, {next(c.name for t in ledger.tables for c in t.columns if c.key == demo.beside)}"))
+        heads.append(Head(f"paper, {next(c.name for t in ledger.tables for c in t.columns if c.key == demo.paper_column)}"))
     heads += [Head("loss")] if not demo.columns else []
     heads += [Head("Params"), Head("MACs"), Head("Tested on"), Head("Seed"), Head("Time")]
     cells = []
@@ -414,7 +414,7 @@ def demo_table(ledger: Ledger, demo: Demo, runs: Sequence[Trained]) -> Shown:
         for column in columns:
             values = [r.result.metrics[str(column.measure)] for r in trained if column.measure in r.result.metrics]
             line.append(mean_text(values, 1 / column.scale, 2))
-        line += [printed.get(demo.row(entry).of, DASH)] if printed else []
+        line += [printed.get(demo.row(entry).table_row, DASH)] if printed else []
         losses = [r.result.metrics["loss"] for r in trained if "loss" in r.result.metrics]
         line += [mean_text(losses, 1, 3)] if not demo.columns else []
         line += [

@@ -4,27 +4,33 @@
 
 - `paper`, `title`, `authors`, and `labels`: what the labels of the rows' networks mean;
 - `networks`: name -> `{function: dotted path, arguments, classes}`, `classes` being arguments that are classes;
-- `tables`: `{id, title, note, columns, rows}`.
+- `passed_on`: command-line options of a row that the training whose weights it starts from takes too, such as
+  `--model.depth`. That training is the recipe whose run folder the row's recipe names (`pretrained: runs/<recipe>`);
+- `tables`: `{id, title, note, columns, shared, rows}`.
   A column is `{key, name, measure, scale, dataset}`: `measure` names what it holds (`params`, `macs`, or a key of
   `result.json` such as `top1`), `scale` is the worth of one printed unit (0.01 for per cent; the suffixes K, M and G
-  of a printed number count too), `dataset` the recipe whose results stand there.
-  A row is `{id, name, statuses, paper, networks, recipes, note}`: `paper` maps column keys to printed text;
-  `networks` maps labels to `{network, arguments, input, complex_weight, counter, over}`, the first being the one that
-  the row is compared by: `over` names a network whose counts are subtracted, for tables of what a block adds, and
+  of a printed number count too), `dataset` the dataset whose results stand there.
+  `shared` states what the rows have in common: `{statuses, input, networks, recipes}`.
+  A row that quotes another group is a list: its id and name, and the printed numbers in the order of the columns.
+  Every other row is `{id, name, values, statuses, input, arguments, networks, overrides, recipes, note}`, of which all
+  but the first three add to or replace what is shared. `values` are the printed numbers; `networks` maps labels to the
+  name of a network or to `{network, arguments, input, complex_weight, counter, baseline}`, the first being the one that
+  the row is compared by: `baseline` names a network whose counts are subtracted, for tables of what a block adds, and
   `counter` is the dotted path of a function that counts as the paper does, called like `complexity.count` (default);
-  `recipes` maps data sets to `{file, overrides, runs}`, where `runs` lists the overrides of runs whose
-  results are averaged and `{root}` stands for the folder of the data.
-- `figures`: `{id, title, statuses, function, where}`, `function` being one of the paper's `reproduce.py`;
-- `demos`: a list of `{id, title, text, data, folder, recipe, seeds, score, beside, columns, rows, curves}`: `data` are
-  the arguments of `python -m data.demo`, `folder` the name of the folder that they are written to (their first word by
-  default). Every training runs with `seeds` seeds (1 by default), of which mean and deviation are shown. `score` is the
-  key of `result.json` that networks are compared by (`top1` by default), `columns` are what the table shows of
-  `result.json` (as the columns of a paper's table; all metrics by default), `beside` the key of a column of the paper's
-  table that is shown beside. A row is `{id, name, of, overrides, after}`: the id begins with that of the demo, `of` is
-  the table row that it stands for, and `after` a row of the same demo that is trained before, whose run folder replaces
-  `{after}` in the overrides. A curve is `{id, title, x, option, values, rows}`: the rows (ids, all by default) are
-  trained once more for every value of the command-line option, `x` being the name of the axis, such as `training images
-  per class` for `--data.train_per_class`.
+  `arguments` are of all networks of the row, `input` is the shape of their input. `recipes` maps datasets to
+  `{file, overrides, runs}`, or lists some of the shared ones; `runs` lists the overrides of runs whose results are
+  averaged; `overrides` are those of all recipes of the row;
+- `figures`: `{id, title, statuses, function, location}`, `function` being one of the paper's `reproduce.py`;
+- `demos`: a list of `{id, title, text, data, folder, recipe, seeds, score, paper_column, columns, rows, curves}`: `data`
+  are the arguments of `python -m data.demo`, `folder` the name of the folder that they are written to (their first word
+  by default). Every training runs with `seeds` seeds (1 by default), of which mean and deviation are shown. `score` is
+  the key of `result.json` that networks are compared by (`top1` by default), `columns` are what the table shows of
+  `result.json` (as the columns of a paper's table; all metrics by default), `paper_column` the key of a column of the
+  paper's table that is shown as well. A row is `{id, name, table_row, overrides, starts_from}`: the id begins with that
+  of the demo, `table_row` is the row that it stands for, and `starts_from` a row of the same demo that is trained
+  before, whose run folder replaces `{starts_from}` in the overrides. A curve is `{id, title, x, option, values, rows}`:
+  the rows (ids, all by default) are trained once more for every value of the command-line option, `x` being the name of
+  the axis, such as `training images per class` for `--data.train_per_class`.
 
 Statuses: `computed`, `demo`, `recipe`, `literature`, and for figures `diagram`.
 """
@@ -37,7 +43,7 @@ import importlib
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,7 +124,7 @@ class RowNetwork:
     arguments: dict[str, Any] = field(default_factory=dict)
     complex_weight: int = 1
     counter: str | None = None
-    over: str | None = None
+    baseline: str | None = None
 
 
 @dataclass
@@ -129,10 +135,20 @@ class Recipe:
     overrides: list[str] = field(default_factory=list)
     runs: list[list[str]] = field(default_factory=list)
 
-    def commands(self, folder: Path, root: str = "{root}") -> list[list[str]]:
-        """Arguments behind `spectral fit`, one list for every run."""
-        config = ["--config", str(folder / "recipes" / self.file), *self.overrides]
-        return [config + [word.replace("{root}", root) for word in run] for run in self.runs or [[]]]
+    def run_name(self, run: Sequence[str] = ()) -> str:
+        """Name of the run folder: the recipe's own, with what the overrides change."""
+        options = [*self.overrides, *run]
+        changes = [
+            f"{option.rpartition('.')[2]}-{re.sub(r'[^A-Za-z0-9.+]+', '-', Path(value).name.removesuffix('.csv')).strip('-')}"
+            for option, value in zip(options[::2], options[1::2], strict=True)
+            if option != "--model.imagenet"  # follows from the depth
+        ]
+        return "_".join([Path(self.file).stem, *changes])
+
+    def arguments(self, folder: Path, run: Sequence[str] = ()) -> list[str]:
+        """Arguments behind `spectral fit`."""
+        config = ["--config", str(folder / "recipes" / self.file), *self.overrides, *run]
+        return config if len(config) == 2 else [*config, "--name", self.run_name(run)]
 
 
 @dataclass
@@ -177,7 +193,7 @@ class Figure:
     id: str
     title: str
     statuses: list[str]
-    where: str
+    location: str
     function: str | None = None
     line: int = 0
 
@@ -193,9 +209,9 @@ class DemoRow:
 
     id: str
     name: str
-    of: str
+    table_row: str
     overrides: list[str] = field(default_factory=list)
-    after: str | None = None
+    starts_from: str | None = None
     line: int = 0
 
 
@@ -215,7 +231,7 @@ class Curve:
         """The training of a row with one of the values."""
         name = f"{of.name}, {value} {self.x}"
         row_id = f"{self.id}/{of.id.rpartition('/')[2]}/{value}"
-        return DemoRow(row_id, name, of.of, [*of.overrides, self.option, value], of.after, of.line)
+        return DemoRow(row_id, name, of.table_row, [*of.overrides, self.option, value], of.starts_from, of.line)
 
 
 @dataclass
@@ -231,7 +247,7 @@ class Demo:
     folder: str | None = None
     seeds: int = 1
     score: str = "top1"
-    beside: str | None = None
+    paper_column: str | None = None
     columns: list[Column] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
     line: int = 0
@@ -262,6 +278,7 @@ class Ledger:
     figures: list[Figure]
     demos: list[Demo] = field(default_factory=list)
     labels: dict[str, str] = field(default_factory=dict)
+    passed_on: list[str] = field(default_factory=list)
     path: Path = Path()
 
     @property
@@ -293,6 +310,37 @@ class Ledger:
             chosen |= dict.fromkeys(found)
         return [i for i in ids if i in chosen]
 
+    def training(self, recipe: Recipe, run: Sequence[str] = ()) -> list[str]:
+        """Arguments behind `spectral fit` for a run of a recipe."""
+        arguments = recipe.arguments(self.folder, run)
+        start = self.start(recipe, run)
+        if start is not None and start[1].overrides:  # without, the recipe names the run folder
+            arguments += [start[0], f"runs/{start[1].run_name()}"]
+        return arguments
+
+    def start(self, recipe: Recipe, run: Sequence[str] = ()) -> tuple[str, Recipe] | None:
+        """The option of a recipe that names another recipe's run folder, and that recipe with what is passed on."""
+        content = yaml.safe_load((self.folder / "recipes" / recipe.file).read_text(encoding="utf-8"))
+        model = content["model"].get("init_args", {})
+        places = {
+            "--model.pretrained": model.get("pretrained"),
+            "--model.compression.start": (model.get("compression") or {}).get("start"),
+        }
+        for option, value in places.items():
+            if str(value).startswith("runs/"):
+                given = [*recipe.overrides, *run]
+                pairs = [pair for pair in zip(given[::2], given[1::2], strict=True) if pair[0] in self.passed_on]
+                file = f"{str(value).removeprefix('runs/')}.yaml"
+                return option, Recipe(file, [word for pair in pairs for word in pair])
+        return None
+
+    def trainings(self, recipe: Recipe) -> Iterator[list[str]]:
+        """`training` of every run, each after that of the run whose weights it starts from."""
+        for run in recipe.runs or [[]]:
+            if (start := self.start(recipe, run)) is not None:
+                yield self.training(start[1])
+            yield self.training(recipe, run)
+
     def network(self, spec: RowNetwork) -> Network:
         """The network of a row with its own arguments."""
         base = self.networks[spec.network]
@@ -304,9 +352,9 @@ class Ledger:
         with torch.device("meta"):
             network = self.network(spec).build()
         found: Complexity = counter(network, spec.input, complex_weight=spec.complex_weight)
-        if spec.over is None:
+        if spec.baseline is None:
             return found
-        base = self.complexity(dataclasses.replace(spec, network=spec.over, over=None))
+        base = self.complexity(dataclasses.replace(spec, network=spec.baseline, baseline=None))
         return found.over(base)
 
 
@@ -314,6 +362,10 @@ class Ledger:
 
 
 class _Map(dict):
+    line = 0
+
+
+class _List(list):
     line = 0
 
 
@@ -330,6 +382,16 @@ class _Loader(yaml.SafeLoader):
         return result
 
 
+    def construct_located(self, node: yaml.SequenceNode) -> list[Any]:
+        result = _List(self.construct_sequence(node, deep=True))
+        result.line = node.start_mark.line + 1
+        return result
+
+
+_Loader.add_constructor(
+    yaml.resolver.BaseResolver.DEFAULT_SEQUENCE_TAG,
+    lambda loader, node: loader.construct_located(node),  # type: ignore[arg-type]
+)
 _Loader.add_constructor(
     yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG,
     lambda loader, node: loader.construct_mapping(node),  # type: ignore[arg-type]
@@ -351,10 +413,60 @@ def load(path: str | Path) -> Ledger:
         raise LedgerError(f"{path}: {error}") from error
     except OSError as error:
         raise LedgerError(f"{path}: {error.strerror}. Every paper folder has a ledger.yaml.") from error
+    for table in content.get("tables", []) if isinstance(content, dict) else []:
+        _write_out(table, str(path))
     ledger: Ledger = _build(Ledger, content, str(path), 1)
     ledger.path = path
     _check(ledger)
     return ledger
+
+
+def _write_out(table: Any, path: str) -> None:
+    """Give every row of a table what the rows share, in place, and its numbers by column."""
+    if not isinstance(table, dict) or not isinstance(table.get("rows"), list):
+        return  # reported when the table is built
+    shared = table.pop("shared", {})
+    where = f"{path}:{getattr(shared, 'line', table.line)}"
+    if unknown := set(shared) - {"statuses", "input", "networks", "recipes"}:
+        raise LedgerError(f"{where}: unknown key {unknown.pop()!r} in shared of {table.get('id')}")
+    keys = [column["key"] for column in table.get("columns", [])]
+    rows = []
+    for row in table["rows"]:
+        line = row.line
+        if isinstance(row, list):
+            row = _Map(id=row[0], name=row[1], values=row[2:], statuses=["literature"])
+        else:
+            row = _Map(row)
+            row.setdefault("statuses", shared.get("statuses", ["literature"]))
+            _with_shared(row, shared)
+        row.line = line
+        values = row.pop("values", [])
+        if len(values) != len(keys):
+            raise LedgerError(
+                f"{path}:{line}: {row['id']} has {len(values)} values; the columns are {', '.join(keys)}"
+            )
+        row["paper"] = dict(zip(keys, values, strict=True))
+        row["id"] = f"{table.get('id')}/{row['id']}"
+        rows.append(row)
+    table["rows"] = rows
+
+
+def _with_shared(row: dict[str, Any], shared: dict[str, Any]) -> None:
+    """Put the shared networks and recipes of a table into a row."""
+    shape, arguments = row.pop("input", shared.get("input")), row.pop("arguments", {})
+    overrides = row.pop("overrides", [])
+    networks = row.pop("networks", shared.get("networks", {}) if "computed" in row["statuses"] else {})
+    for label, spec in networks.items():
+        spec = {"network": spec} if isinstance(spec, str) else spec
+        template = shared.get("networks", {}).get(label, {})
+        merged = {"input": shape, **template, **spec}
+        merged["arguments"] = {**template.get("arguments", {}), **arguments, **spec.get("arguments", {})}
+        row.setdefault("networks", {})[label] = {k: v for k, v in merged.items() if v is not None}
+    recipes = row.pop("recipes", shared.get("recipes", {}) if "recipe" in row["statuses"] else {})
+    recipes = dict.fromkeys(recipes, {}) if isinstance(recipes, list) else recipes
+    for dataset, spec in recipes.items():
+        template = shared.get("recipes", {}).get(dataset, {})
+        row.setdefault("recipes", {})[dataset] = {"overrides": overrides, **template, **spec}
 
 
 def _build(kind: Any, value: Any, path: str, line: int) -> Any:
@@ -407,7 +519,7 @@ def _check(ledger: Ledger) -> None:
     def fail(entry: Any, message: str) -> typing.NoReturn:
         raise LedgerError(f"{ledger.path}:{entry.line}: {entry.id}: {message}")
 
-    shown_by_demo = {row.of for demo in ledger.demos for row in demo.rows}
+    shown_by_demo = {row.table_row for demo in ledger.demos for row in demo.rows}
     entries: list[Any] = [*ledger.tables, *(row for _, row in ledger.rows()), *ledger.figures, *ledger.demos]
     entries += [entry for demo in ledger.demos for entry in (*demo.rows, *demo.curves)]
     for entry in entries:
@@ -418,11 +530,6 @@ def _check(ledger: Ledger) -> None:
             if status not in STATUSES:
                 fail(entry, f"unknown status {status!r}; there are {', '.join(STATUSES)}")
     for table, row in ledger.rows():
-        keys = [c.key for c in table.columns]
-        if not row.id.startswith(f"{table.id}/"):
-            fail(row, f"the id must begin with {table.id}/")
-        if list(row.paper) != keys:
-            fail(row, f"the paper's numbers are for {', '.join(row.paper)}; the columns are {', '.join(keys)}")
         if not row.statuses:
             fail(row, "no status")
         needs = {
@@ -433,7 +540,7 @@ def _check(ledger: Ledger) -> None:
         for status, given in needs.items():
             if (status in row.statuses) != given:
                 fail(row, f"status {status} and what it needs must go together (networks, recipes, or a demo row)")
-        for name in (name for spec in row.networks.values() for name in (spec.network, spec.over or spec.network)):
+        for name in (name for spec in row.networks.values() for name in (spec.network, spec.baseline or spec.network)):
             if name not in ledger.networks:
                 near = difflib.get_close_matches(name, ledger.networks, n=1)
                 fail(row, f"no network {name!r}." + (f" Did you mean {near[0]}?" if near else ""))
@@ -444,8 +551,8 @@ def _check(ledger: Ledger) -> None:
             if not (ledger.folder / "recipes" / recipe.file).is_file():
                 fail(row, f"no recipe {recipe.file} in {ledger.folder / 'recipes'}")
     for figure in ledger.figures:
-        if ("computed" in figure.statuses) != (figure.function is not None):
-            fail(figure, "status computed and a function must go together")
+        if "computed" in figure.statuses and figure.function is None:
+            fail(figure, "status computed needs a function")
     for demo in ledger.demos:
         _check_demo(ledger, demo, fail)
 
@@ -458,16 +565,16 @@ def _check_demo(ledger: Ledger, demo: Demo, fail: Callable[[Any, str], typing.No
         if not entry.id.startswith(f"{demo.id}/"):
             fail(entry, f"the id must begin with {demo.id}/")
     for row in demo.rows:
-        if row.of not in of:
-            fail(row, f"there is no row {row.of}")
-        if row.after is not None and row.after not in before:
-            fail(row, f"there is no demo row {row.after} before this one")
-        if (row.after is not None) != any("{after}" in word for word in row.overrides):
-            fail(row, "`after` and {after} in the overrides must go together")
+        if row.table_row not in of:
+            fail(row, f"there is no row {row.table_row}")
+        if row.starts_from is not None and row.starts_from not in before:
+            fail(row, f"there is no demo row {row.starts_from} before this one")
+        if (row.starts_from is not None) != any("{starts_from}" in word for word in row.overrides):
+            fail(row, "`starts_from` and {starts_from} in the overrides must go together")
         before.append(row.id)
-    tables = {table.id: table for row in demo.rows if (table := of[row.of]) is not None}
-    if demo.beside and not any(c.key == demo.beside for table in tables.values() for c in table.columns):
-        fail(demo, f"no table of its rows has a column {demo.beside}")
+    tables = {table.id: table for row in demo.rows if (table := of[row.table_row]) is not None}
+    if demo.paper_column and not any(c.key == demo.paper_column for table in tables.values() for c in table.columns):
+        fail(demo, f"no table of its rows has a column {demo.paper_column}")
     for curve in demo.curves:
         if unknown := [row for row in curve.rows if row not in before]:
             fail(curve, f"there is no demo row {unknown[0]}")

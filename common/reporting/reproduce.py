@@ -86,8 +86,8 @@ class Counter:
         return json.dumps([*about, spec.input, spec.complex_weight, spec.counter])
 
     def count(self, spec: RowNetwork) -> Complexity:
-        if spec.over:  # the base of many rows is counted once
-            return self.count(replace(spec, over=None)).over(self.count(replace(spec, network=spec.over, over=None)))
+        if spec.baseline:  # the base of many rows is counted once
+            return self.count(replace(spec, baseline=None)).over(self.count(replace(spec, network=spec.baseline, baseline=None)))
         name = self.name(spec)
         if name not in self.known:
             self.known[name] = self.ledger.complexity(spec).to_dict() | {"by_module": {}}
@@ -232,10 +232,10 @@ def write_report(job: Job, folder: Path, facts: Mapping[str, str], command: str,
     report.section("Figures of the paper")
     for figure in ledger.figures:
         if figure.id in job.figures:
-            report.picture(job.figures[figure.id], figure.id, f"{figure.number}. {figure.title}. Code: {figure.where}.")
+            report.picture(job.figures[figure.id], figure.id, f"{figure.number}. {figure.title}. Code: {figure.location}.")
     for figure in ledger.figures:
         if figure.id not in job.figures:
-            report.text(f"**{figure.number}. {figure.title}.** {figure.where}")
+            report.text(f"**{figure.number}. {figure.title}.** {figure.location}")
     report.section("Coverage")
     report.table(status_table(ledger))
     report.section("Do it again")
@@ -267,7 +267,7 @@ def _report_demo(report: Report, ledger: Ledger, runs: DemoRuns, epochs: int | N
     first = [group[0] for group in groups.values()]
     several, seed = len(runs.rows) > len(first), first[0].result.facts["seed"]
     # Of many networks the trainings that go on from another are in the table and the cost plot alone.
-    shown_in_full = first if len(first) <= len(plots.COLOURS) else [r for r in first if demo.row(r.entry).after is None]
+    shown_in_full = first if len(first) <= len(plots.COLOURS) else [r for r in first if demo.row(r.entry).starts_from is None]
     curves = {run.name: run.curve("train_loss") for run in shown_in_full}
     if any(len(points) > 1 for points in curves.values()):
         shown = {name: points for name, points in curves.items() if points}
@@ -437,15 +437,15 @@ def list_records(ledger: Ledger, ids: Sequence[str], module: str) -> list[dict[s
             name = getattr(entry, "name", None) or entry.title
             records.append({"id": entry.id, "name": name, "statuses": statuses, "commands": commands, "remark": remark})
 
-    shown_by = {row.of: row.id for demo in ledger.demos for row in demo.rows}
+    shown_by = {row.table_row: row.id for demo in ledger.demos for row in demo.rows}
     for _, row in ledger.rows():
         commands = [f"python -m {module} {row.id} --complexity"] if row.networks else []
         commands += [f"python -m {module} {shown_by[row.id]}"] if row.id in shown_by else []
         for recipe in row.recipes.values():
-            commands += [f"spectral fit {shlex.join(c)}" for c in recipe.commands(_relative(ledger.folder))]
+            commands += [f"spectral fit {shlex.join(_relative(word) for word in c)}" for c in ledger.trainings(recipe)]
         add(row, commands, None if commands else "quoted; nothing to run")
     for figure in ledger.figures:
-        add(figure, [f"python -m {module} {figure.id}"] if figure.function else [], figure.where)
+        add(figure, [f"python -m {module} {figure.id}"] if figure.function else [], figure.location)
     for demo in ledger.demos:
         for own in demo.rows:
             add(own, [f"python -m {module} {own.id}"])
@@ -454,8 +454,10 @@ def list_records(ledger: Ledger, ids: Sequence[str], module: str) -> list[dict[s
     return records
 
 
-def _relative(path: Path) -> Path:
-    return path.resolve().relative_to(Path.cwd()) if Path.cwd() in path.resolve().parents else path
+def _relative(word: str) -> str:
+    """An absolute path below the current folder as a relative one; any other word as it is."""
+    path = Path(word)
+    return str(path.relative_to(Path.cwd())) if path.is_absolute() and path.is_relative_to(Path.cwd()) else word
 
 
 def _listing(ledger: Ledger, ids: Sequence[str], module: str) -> str:
@@ -506,7 +508,7 @@ def _work(
     for demo in ledger.demos:
         runs = DemoRuns(demo, args.out.parent / "demo" / demo.data_folder)
         job.demos.append(runs)
-        wanted = [row for row in demo.rows if row.id in ids or (args.demo and row.of in ids)]
+        wanted = [row for row in demo.rows if row.id in ids or (args.demo and row.table_row in ids)]
         curves = [curve for curve in demo.curves if curve.id in ids]
         if not wanted and not curves:
             continue
