@@ -327,7 +327,9 @@ def train_all(
     with ProcessPoolExecutor(min(jobs, len(tasks)), context, _begin_worker, (threads,)) as pool:
         while waiting or running:
             # No more than run at once, so that an interruption finds none in a queue.
-            for key in [key for key in waiting if (tasks[key].starts_from, key[1]) not in {*waiting, *running.values()}]:
+            for key in [
+                key for key in waiting if (tasks[key].starts_from, key[1]) not in {*waiting, *running.values()}
+            ]:
                 if len(running) < jobs:
                     waiting.remove(key)
                     where = (data, out, key[1], epochs)
@@ -358,11 +360,12 @@ def train_row(
 ) -> list[Trained]:
     """Train and test the recipe of a row on real data; interrupted runs are resumed."""
     finished = []
-    for i, arguments in enumerate(ledger.training(row.recipes[dataset], run) for run in row.recipes[dataset].runs or [[]]):
+    for i, arguments in enumerate(
+        ledger.training(row.recipes[dataset], run) for run in row.recipes[dataset].runs or [[]]
+    ):
         arguments[2:2] = ["--data.root", str(data)]
         if epochs is not None:
             arguments += ["--trainer.max_epochs", str(epochs)]
-        recipe = (ledger.folder / "recipes" / row.recipes[dataset].file).read_bytes()
         key = hashlib.sha256(recipe + json.dumps([arguments, seed]).encode()).hexdigest()[:12]
         folder = out / "recipes" / row.id / dataset / f"{i + 1}-{key}"
         reused = (folder / "result.json").is_file()
@@ -399,11 +402,15 @@ def demo_table(ledger: Ledger, demo: Demo, runs: Sequence[Trained]) -> Shown:
     """
     names = dict.fromkeys(k for run in runs for k in run.result.metrics if k != "loss")
     columns = demo.columns or [Column(k, k.replace("top", "top ").replace("_", " "), k, 0.01) for k in names]
-    printed = {row.id: row.paper.get(demo.paper_column) or DASH for _, row in ledger.rows()} if demo.paper_column else {}
+    printed = (
+        {row.id: row.paper.get(demo.paper_column) or DASH for _, row in ledger.rows()} if demo.paper_column else {}
+    )
     group = "" if demo.columns else ("accuracy (%)" if demo.score == "top1" else "score (%)")
     heads = [Head("Network"), *(Head(c.name, group, "ours" if group else "text") for c in columns)]
     if printed:
-        heads.append(Head(f"paper, {next(c.name for t in ledger.tables for c in t.columns if c.key == demo.paper_column)}"))
+        heads.append(
+            Head(f"paper, {next(c.name for t in ledger.tables for c in t.columns if c.key == demo.paper_column)}")
+        )
     heads += [Head("loss")] if not demo.columns else []
     heads += [Head("Params"), Head("MACs"), Head("Tested on"), Head("Seed"), Head("Time")]
     cells = []

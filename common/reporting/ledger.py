@@ -21,8 +21,8 @@
   `{file, overrides, runs}`, or lists some of the shared ones; `runs` lists the overrides of runs whose results are
   averaged; `overrides` are those of all recipes of the row;
 - `figures`: `{id, title, statuses, function, location}`, `function` being one of the paper's `reproduce.py`;
-- `demos`: a list of `{id, title, text, data, folder, recipe, seeds, score, paper_column, columns, rows, curves}`: `data`
-  are the arguments of `python -m data.demo`, `folder` the name of the folder that they are written to (their first word
+- `demos`: `{id, title, text, data, folder, recipe, seeds, score, paper_column, columns, rows, curves}`: `data` are the
+  arguments of `python -m data.demo`, `folder` the name of the folder that they are written to (their first word
   by default). Every training runs with `seeds` seeds (1 by default), of which mean and deviation are shown. `score` is
   the key of `result.json` that networks are compared by (`top1` by default), `columns` are what the table shows of
   `result.json` (as the columns of a paper's table; all metrics by default), `paper_column` the key of a column of the
@@ -137,12 +137,11 @@ class Recipe:
 
     def run_name(self, run: Sequence[str] = ()) -> str:
         """Name of the run folder: the recipe's own, with what the overrides change."""
-        options = [*self.overrides, *run]
-        changes = [
-            f"{option.rpartition('.')[2]}-{re.sub(r'[^A-Za-z0-9.+]+', '-', Path(value).name.removesuffix('.csv')).strip('-')}"
-            for option, value in zip(options[::2], options[1::2], strict=True)
-            if option != "--model.imagenet"  # follows from the depth
-        ]
+        options, changes = [*self.overrides, *run], []
+        for option, value in zip(options[::2], options[1::2], strict=True):
+            if option != "--model.imagenet":  # follows from the depth
+                short = re.sub(r"[^A-Za-z0-9.+]+", "-", Path(value).name.removesuffix(".csv")).strip("-")
+                changes.append(f"{option.rpartition('.')[2]}-{short}")
         return "_".join([Path(self.file).stem, *changes])
 
     def arguments(self, folder: Path, run: Sequence[str] = ()) -> list[str]:
@@ -381,7 +380,6 @@ class _Loader(yaml.SafeLoader):
         result.line = node.start_mark.line + 1
         return result
 
-
     def construct_located(self, node: yaml.SequenceNode) -> list[Any]:
         result = _List(self.construct_sequence(node, deep=True))
         result.line = node.start_mark.line + 1
@@ -442,9 +440,7 @@ def _write_out(table: Any, path: str) -> None:
         row.line = line
         values = row.pop("values", [])
         if len(values) != len(keys):
-            raise LedgerError(
-                f"{path}:{line}: {row['id']} has {len(values)} values; the columns are {', '.join(keys)}"
-            )
+            raise LedgerError(f"{path}:{line}: {row['id']} has {len(values)} values; the columns are {', '.join(keys)}")
         row["paper"] = dict(zip(keys, values, strict=True))
         row["id"] = f"{table.get('id')}/{row['id']}"
         rows.append(row)
@@ -463,7 +459,7 @@ def _with_shared(row: dict[str, Any], shared: dict[str, Any]) -> None:
         merged["arguments"] = {**template.get("arguments", {}), **arguments, **spec.get("arguments", {})}
         row.setdefault("networks", {})[label] = {k: v for k, v in merged.items() if v is not None}
     recipes = row.pop("recipes", shared.get("recipes", {}) if "recipe" in row["statuses"] else {})
-    recipes = dict.fromkeys(recipes, {}) if isinstance(recipes, list) else recipes
+    recipes = {dataset: {} for dataset in recipes} if isinstance(recipes, list) else recipes
     for dataset, spec in recipes.items():
         template = shared.get("recipes", {}).get(dataset, {})
         row.setdefault("recipes", {})[dataset] = {"overrides": overrides, **template, **spec}

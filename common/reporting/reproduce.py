@@ -87,7 +87,9 @@ class Counter:
 
     def count(self, spec: RowNetwork) -> Complexity:
         if spec.baseline:  # the base of many rows is counted once
-            return self.count(replace(spec, baseline=None)).over(self.count(replace(spec, network=spec.baseline, baseline=None)))
+            return self.count(replace(spec, baseline=None)).over(
+                self.count(replace(spec, network=spec.baseline, baseline=None))
+            )
         name = self.name(spec)
         if name not in self.known:
             self.known[name] = self.ledger.complexity(spec).to_dict() | {"by_module": {}}
@@ -232,7 +234,9 @@ def write_report(job: Job, folder: Path, facts: Mapping[str, str], command: str,
     report.section("Figures of the paper")
     for figure in ledger.figures:
         if figure.id in job.figures:
-            report.picture(job.figures[figure.id], figure.id, f"{figure.number}. {figure.title}. Code: {figure.location}.")
+            report.picture(
+                job.figures[figure.id], figure.id, f"{figure.number}. {figure.title}. Code: {figure.location}."
+            )
     for figure in ledger.figures:
         if figure.id not in job.figures:
             report.text(f"**{figure.number}. {figure.title}.** {figure.location}")
@@ -267,7 +271,9 @@ def _report_demo(report: Report, ledger: Ledger, runs: DemoRuns, epochs: int | N
     first = [group[0] for group in groups.values()]
     several, seed = len(runs.rows) > len(first), first[0].result.facts["seed"]
     # Of many networks the trainings that go on from another are in the table and the cost plot alone.
-    shown_in_full = first if len(first) <= len(plots.COLOURS) else [r for r in first if demo.row(r.entry).starts_from is None]
+    shown_in_full = (
+        first if len(first) <= len(plots.COLOURS) else [r for r in first if demo.row(r.entry).starts_from is None]
+    )
     curves = {run.name: run.curve("train_loss") for run in shown_in_full}
     if any(len(points) > 1 for points in curves.values()):
         shown = {name: points for name, points in curves.items() if points}
@@ -443,6 +449,7 @@ def list_records(ledger: Ledger, ids: Sequence[str], module: str) -> list[dict[s
         commands += [f"python -m {module} {shown_by[row.id]}"] if row.id in shown_by else []
         for recipe in row.recipes.values():
             commands += [f"spectral fit {shlex.join(_relative(word) for word in c)}" for c in ledger.trainings(recipe)]
+        commands = list(dict.fromkeys(commands))
         add(row, commands, None if commands else "quoted; nothing to run")
     for figure in ledger.figures:
         add(figure, [f"python -m {module} {figure.id}"] if figure.function else [], figure.location)

@@ -52,9 +52,7 @@ def test_the_files_are_those_of_coco(figures):
 
 
 def test_the_data_module_takes_them(figures):
-    data = KeypointDataModule(
-        str(figures), "figures"
-    )
+    data = KeypointDataModule(str(figures), "figures")
     data.setup("fit")
     assert data.output_names == list(NAMES)
     assert len(data.train_dataset) >= 20

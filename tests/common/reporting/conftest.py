@@ -22,24 +22,21 @@ tables:
       - {key: params, name: Params, measure: params}
       - {key: flops, name: FLOPs, measure: macs}
       - {key: top1, name: Top 1, measure: top1, scale: 0.01, dataset: real}
+    shared:
+      statuses: [computed, recipe, demo]
+      input: [1, 8]
+      recipes: {real: {file: demo.yaml}}
     rows:
-      - id: table1/a
+      - id: a
         name: A
-        statuses: [computed, recipe, demo]
-        paper: {frames: "8", params: "0.04K", flops: "32", top1: "50.0"}
-        networks:
-          ours: {network: linear, input: [1, 8]}
-          wide: {network: linear, arguments: {out_features: 8}, input: [1, 8]}
-        recipes:
-          real: {file: demo.yaml, overrides: [--data.batch_size, "2"]}
+        values: ["8", "0.04K", "32", "50.0"]
+        networks: {ours: {network: linear}, wide: {network: linear, arguments: {out_features: 8}}}
+        overrides: [--data.batch_size, "2"]
         note: A row of its own.
-      - id: table1/b
-        name: <B>
-        statuses: [literature]
-        paper: {frames: "-", params: "-", flops: "-", top1: "-"}
+      - [b, <B>, "-", "-", "-", "-"]
 figures:
-  - {id: figure1, title: A drawing, statuses: [diagram], where: nowhere}
-  - {id: figure2, title: A curve, statuses: [computed], where: here, function: curve}
+  - {id: figure1, title: A drawing, statuses: [diagram], location: nowhere}
+  - {id: figure2, title: A curve, statuses: [computed], location: here, function: curve}
 demos:
   - id: demo
     title: Two motions
@@ -47,18 +44,18 @@ demos:
     data: [motion, --size, "32", --frames, "8", --train, "3", --val, "2", --test, "2", --classes, move_left, move_right]
     recipe: demo.yaml
     rows:
-      - {id: demo/one, name: One, of: table1/a}
-      - {id: demo/two, name: Two, of: table1/a, overrides: [--model.dropout, "0.5"]}
+      - {id: demo/one, name: One, table_row: table1/a}
+      - {id: demo/two, name: Two, table_row: table1/a, overrides: [--model.dropout, "0.5"]}
 """
 
 RECIPE = """\
 model:
   class_path: tests.common.training.tiny.TinyModule
-  init_args: {num_classes: 2}
+  init_args: {num_classes: null}
 data:
   class_path: common.datamodules.VideoDataModule
   init_args:
-    {root: missing, manifest: missing/manifest.csv, batch_size: 2, num_workers: 0, num_frames: 4, crop_size: 24}
+    {root: missing, batch_size: 2, num_workers: 0, num_frames: 4, crop_size: 24}
 trainer: {max_epochs: 2, accelerator: cpu, devices: 1}
 """
 

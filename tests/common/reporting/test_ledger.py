@@ -58,18 +58,18 @@ def doubled(network: nn.Module, *inputs: Sequence[int], complex_weight: int = 1)
 def test_what_a_network_adds_to_another_counted_by_the_papers_convention(paper: Path) -> None:
     path = paper / "ledger.yaml"
     narrow = "  narrow: {function: torch.nn.Linear, arguments: {in_features: 8, out_features: 1}}\ntables:"
-    extra = f"over: narrow, counter: {__name__}.doubled, "
+    extra = f", baseline: narrow, counter: {__name__}.doubled"
     text = (
         path.read_text()
         .replace("tables:", narrow, 1)
-        .replace("ours: {network: linear, ", f"ours: {{network: linear, {extra}")
+        .replace("ours: {network: linear", f"ours: {{network: linear{extra}")
     )
     path.write_text(text)
     ledger = load(path)
     found = ledger.complexity(ledger.tables[0].rows[0].networks["ours"])
     assert (found.params, found.macs_paper) == (2 * (4 - 1) * 9, 2 * (4 - 1) * 8)
     assert found.macs_full == (4 - 1) * 8
-    path.write_text(text.replace("over: narrow", "over: narow"))
+    path.write_text(text.replace("baseline: narrow", "baseline: narow"))
     with pytest.raises(LedgerError, match=r"table1/a: no network 'narow'. Did you mean narrow\?"):
         load(path)
 
@@ -92,25 +92,24 @@ def test_networks_are_built_and_counted(paper: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('top1: "50.0"}', "top1: 50.0}", r"ledger.yaml:20: expected str, found 50.0. Quote it"),
-        ("note: A row of its own.", "nodes: x", r"17: unknown key 'nodes' of table1/a. Did you mean note\?"),
-        ("name: A\n", "name: A\n        name: B\n", r":19: name is given twice"),
-        ("        name: A\n", "", r":17: name of table1/a is missing"),
-        ("id: table1/b", "id: table1/a", r"table1/a: the id is taken by line 17"),
-        ("id: table1/b", "id: table2/b", r"table2/b: the id must begin with table1/"),
-        ("statuses: [literature]", "statuses: [guessed]", r"table1/b: unknown status 'guessed'"),
-        ("statuses: [literature]", "statuses: [computed]", r"table1/b: status computed and what it needs"),
-        ("[computed, recipe, demo]", "[computed, demo]", r"table1/a: status recipe and what it needs"),
-        ("{network: linear, input", "{network: linaer, input", r"no network 'linaer'. Did you mean linear\?"),
-        ("{file: demo.yaml, overrides", "{file: none.yaml, overrides", r"no recipe none.yaml"),
+        ('"50.0"]', "50.0]", r"ledger.yaml:21: expected str, found 50.0. Quote it"),
+        ("note: A row of its own.", "nodes: x", r"21: unknown key 'nodes' of table1/a. Did you mean note\?"),
+        ("name: A\n", "name: A\n        name: B\n", r":23: name is given twice"),
+        ("        name: A\n", "", r":21: name of table1/a is missing"),
+        ("- [b, ", "- [a, ", r"table1/a: the id is taken by line 21"),
+        ("statuses: [computed, recipe, demo]", "statuses: [guessed]", r"table1/a: unknown status 'guessed'"),
+        ("input: [1, 8]", "inputs: [1, 8]", r":\d+: unknown key 'inputs' in shared of table1"),
+        ("[computed, recipe, demo]", "[recipe, demo]", r"table1/a: status computed and what it needs"),
+        ("ours: {network: linear", "ours: {network: linaer", r"no network 'linaer'. Did you mean linear\?"),
+        ("{file: demo.yaml", "{file: none.yaml", r"no recipe none.yaml"),
         ("dataset: real}", "dataset: other}", r"no column shows real; there are other"),
         (
-            'paper: {frames: "8", ',
-            "paper: {",
-            r"the paper's numbers are for params, flops, top1; the columns are frames",
+            '["8", ',
+            "[",
+            r":21: a has 3 values; the columns are frames, params, flops, top1",
         ),
-        ("of: table1/a, overrides", "of: table1/c, overrides", r"demo/two: there is no row table1/c"),
-        ("function: curve", "", r"figure2: status computed and a function must go together"),
+        ("table_row: table1/a, overrides", "table_row: table1/c, overrides", r"demo/two: there is no row table1/c"),
+        ("function: curve", "", r"figure2: status computed needs a function"),
         ("title: A tiny paper", "title: [", r"ledger.yaml"),
     ],
 )

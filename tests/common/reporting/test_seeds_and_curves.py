@@ -21,7 +21,7 @@ tables:
   - id: table1
     title: T
     columns: [{key: a, name: A}]
-    rows: [{id: table1/x, name: X, statuses: [demo], paper: {a: "1"}}]
+    rows: [{id: x, name: X, statuses: [demo], values: ["1"]}]
 figures: []
 demos:
   - id: demo
@@ -31,8 +31,8 @@ demos:
     recipe: demo.yaml
     seeds: 2
     rows:
-      - {id: demo/x, name: X, of: table1/x, overrides: [--model.b, "2"]}
-      - {id: demo/y, name: Y, of: table1/x}
+      - {id: demo/x, name: X, table_row: table1/x, overrides: [--model.b, "2"]}
+      - {id: demo/y, name: Y, table_row: table1/x}
     curves:
       - {id: demo/few, title: Few, x: images per class, option: --data.train_per_class, values: ["5", "20"],
          rows: [demo/x]}

@@ -19,12 +19,12 @@ SECOND = """\
     data: [motion, --size, "32", --frames, "8", --train, "3", --val, "2", --test, "2", --classes, move_left, move_right]
     recipe: demo.yaml
     score: mean_class
-    beside: top1
+    paper_column: top1
     columns: [{key: top5, name: Top five, measure: top5}, {key: loss, name: Loss, measure: loss}]
     rows:
-      - {id: demo-more/first, name: First, of: table1/a}
-      - {id: demo-more/second, name: Second, of: table1/a, after: demo-more/first,
-         overrides: [--model.pretrained, "{after}/last.ckpt"]}
+      - {id: demo-more/first, name: First, table_row: table1/a}
+      - {id: demo-more/second, name: Second, table_row: table1/a, starts_from: demo-more/first,
+         overrides: [--model.pretrained, "{starts_from}/last.ckpt"]}
 """
 
 
@@ -71,9 +71,9 @@ def test_both_are_trained_and_shown(jobs: str, two: Path, tmp_path: Path, capsys
     ("old", "new", "message"),
     [
         ("demo-more/second", "demo/second", "the id must begin with demo-more/"),
-        ("after: demo-more/first", "after: demo/one", "there is no demo row demo/one before this one"),
-        ("{after}/last.ckpt", "x", "must go together"),
-        ("beside: top1", "beside: top2", "has a column top2"),
+        ("starts_from: demo-more/first", "starts_from: demo/one", "there is no demo row demo/one before this one"),
+        ("{starts_from}/last.ckpt", "x", "must go together"),
+        ("paper_column: top1", "paper_column: top2", "has a column top2"),
     ],
 )
 def test_mistakes_are_named(two: Path, old: str, new: str, message: str) -> None:

@@ -55,11 +55,11 @@ def test_the_demos_hold_every_method_at_both_rates(ledger: Ledger) -> None:
         chosen = set()
         for row in demo.rows[1:-1]:
             given = dict(zip(row.overrides[::2], row.overrides[1::2], strict=True))
-            assert row.after == f"{demo.id}/dense"
+            assert row.starts_from == f"{demo.id}/dense"
             chosen.add((given["--model.compression.method"], given["--model.compression.rate"]))
         assert chosen == {(method, rate) for method in METHODS for rate in ("2", "4")}
-        assert demo.rows[0].after is None
-        assert (demo.rows[-1].id, demo.rows[-1].after) == (f"{demo.id}/dense-longer", f"{demo.id}/dense")
+        assert demo.rows[0].starts_from is None
+        assert (demo.rows[-1].id, demo.rows[-1].starts_from) == (f"{demo.id}/dense-longer", f"{demo.id}/dense")
 
 
 def test_networks_fit_the_recipes(ledger: Ledger) -> None:

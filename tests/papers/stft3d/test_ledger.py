@@ -105,4 +105,6 @@ def test_inputs_and_classes_fit_the_recipes(ledger: Ledger) -> None:
             activation = model.get("network", {}).get("activation")
             assert ledger.network(spec).arguments.get("activation") == activation
             if "from-kinetics" in recipe.file:
-                assert f"{method}_bn-inception_{frames}f_kinetics400" in model["pretrained"], row.id
+                _, start = ledger.start(recipe)
+                before, at, _ = read_recipe(FOLDER / "recipes" / start.file, start.overrides)
+                assert (before["method"], at["num_frames"], at["dataset"]) == (method, frames, "kinetics400"), row.id
