@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -62,3 +63,13 @@ def test_paper_folders_have_the_same_files(paper: str) -> None:
 def test_only_the_fixed_names_stand_at_the_top() -> None:
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     assert packages == {"common", "data", "papers", "tests"}
+
+
+def test_reporting_flows_one_way() -> None:
+    """Ledger, counting, runs, tables and plots, page, command: each imports only what stands before it."""
+    order = ["results", "ledger", "counting", "runs", "plots", "tables", "page", "reproduce"]
+    folder = ROOT / "common" / "reporting"
+    assert {path.stem for path in folder.glob("*.py")} - {"__init__"} == set(order)
+    for position, name in enumerate(order):
+        for imported in re.findall(r"common\.reporting(?:\.| import )(\w+)", (folder / f"{name}.py").read_text()):
+            assert imported in order[:position] or imported == name, f"{name} imports {imported}"

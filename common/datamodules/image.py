@@ -301,7 +301,7 @@ class ImageDataModule(LabelledDataModule):
             if self._colours is None and name != "train":
                 raise ManifestError(f"{self.root} has no training images to compute mean and std from; give them.")
             mean, std = self._colours or ((0.0,) * 3, (1.0,) * 3)
-            spec = ImageSpec(height, width, mean, std)  # type: ignore[arg-type]
+            spec = ImageSpec(height, width, mean, std)
             if self._colours is None:
                 mean, std = colour_statistics(self._images("train", spec))
                 spec = replace(spec, mean=mean, std=std)

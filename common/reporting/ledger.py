@@ -388,7 +388,7 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_constructor(
     yaml.resolver.BaseResolver.DEFAULT_SEQUENCE_TAG,
-    lambda loader, node: loader.construct_located(node),  # type: ignore[arg-type]
+    lambda loader, node: loader.construct_located(node),  # type: ignore[union-attr]
 )
 _Loader.add_constructor(
     yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG,
@@ -424,7 +424,7 @@ def _write_out(table: Any, path: str) -> None:
     if not isinstance(table, dict) or not isinstance(table.get("rows"), list):
         return  # reported when the table is built
     shared = table.pop("shared", {})
-    where = f"{path}:{getattr(shared, 'line', table.line)}"
+    where = f"{path}:{getattr(shared, 'line', 1)}"
     if unknown := set(shared) - {"statuses", "input", "networks", "recipes"}:
         raise LedgerError(f"{where}: unknown key {unknown.pop()!r} in shared of {table.get('id')}")
     keys = [column["key"] for column in table.get("columns", [])]

@@ -6,7 +6,7 @@
     python -m papers.<paper>.reproduce table2 --complexity   parameters and multiply-adds of some rows
     python -m papers.<paper>.reproduce ROW --data DIR        train and test a row's recipe on the real data
 
-What is finished is not done again (see :mod:`common.reporting.demo`). An interrupted run leaves nothing half-written
+What is finished is not done again (see :mod:`common.reporting.runs`). An interrupted run leaves nothing half-written
 and goes on at the network that was not finished.
 """
 
@@ -21,12 +21,9 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -34,307 +31,16 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from common.evaluation.complexity import Complexity
-from common.reporting import plots, tables
-from common.reporting.demo import (
-    ROOT,
-    DemoRuns,
-    ReproduceError,
-    Trained,
-    by_entry,
-    curve_points,
-    demo_tables,
-    make_demo_data,
-    score_name,
-    source_hash,
-    train_all,
-    train_row,
-)
-from common.reporting.ledger import DASH, Ledger, LedgerError, RowNetwork, load
-from common.reporting.report import Report, png
-from common.reporting.results import Result, ResultError, append, read, written_whole
-from common.reporting.tables import Head, Shown
+from common.reporting import tables
+from common.reporting.counting import complexity_records, count_rows
+from common.reporting.ledger import Ledger, LedgerError, load
+from common.reporting.page import EXPLANATION, png, run_facts, write_report
+from common.reporting.results import ResultError, append, read, written_whole
+from common.reporting.runs import DemoRuns, Job, ReproduceError, Trained, make_demo_data, train_all, train_row
+from common.reporting.tables import demo_tables
 
-#: makes a figure of the paper; the argument is what the main job found so far, or None where it did not run
-FigureFunction = Callable[["Job | None"], Figure]
-
-EXPLANATION = (
-    "The columns called **paper** repeat what the paper prints; **ours** was counted or measured by the programs of "
-    "this repository; Δ is ours against the paper's; a dash means that there is no number. Multiply-adds follow the "
-    "paper's convention (convolutions and matrix products); the **full count** adds normalisation, activations, "
-    "pooling, element-wise arithmetic and transforms. "
-    "Status: C computed here, D shown by the demo, R complete recipe for the real data, L quoted from the literature."
-)
-
-
-# Complexity
-
-
-class Counter:
-    """Counts networks once; the counts are kept in a file until a source changes."""
-
-    def __init__(self, ledger: Ledger, cache: Path | None = None) -> None:
-        self.ledger, self.cache = ledger, cache
-        self.key = source_hash(ROOT / "common", ledger.folder, but=ROOT / "common" / "reporting") + torch.__version__
-        self.known: dict[str, dict[str, Any]] = {}
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            stored = json.loads(cache.read_text(encoding="utf-8")) if cache else {}
-            self.known = stored["counts"] if stored["key"] == self.key else {}
-
-    def name(self, spec: RowNetwork) -> str:
-        network = self.ledger.network(spec)
-        about = [network.function, network.arguments, network.classes]
-        return json.dumps([*about, spec.input, spec.complex_weight, spec.counter])
-
-    def count(self, spec: RowNetwork) -> Complexity:
-        if spec.baseline:  # the base of many rows is counted once
-            return self.count(replace(spec, baseline=None)).over(
-                self.count(replace(spec, network=spec.baseline, baseline=None))
-            )
-        name = self.name(spec)
-        if name not in self.known:
-            self.known[name] = self.ledger.complexity(spec).to_dict() | {"by_module": {}}
-        return Complexity(**self.known[name])
-
-    def save(self) -> None:
-        if self.cache:
-            with written_whole(self.cache) as file:
-                json.dump({"key": self.key, "counts": self.known}, file)
-
-
-def count_rows(
-    ledger: Ledger, ids: Sequence[str], progress: Progress, cache: Path | None = None
-) -> dict[str, dict[str, Complexity]]:
-    """Row id -> label -> complexity, for the rows among `ids` that have networks."""
-    rows = [row for _, row in ledger.rows() if row.id in ids and row.networks]
-    counter = Counter(ledger, cache)
-    task = progress.add_task("Counting networks", total=sum(len(row.networks) for row in rows))
-    counts: dict[str, dict[str, Complexity]] = {}
-    try:
-        for row in rows:
-            counts[row.id] = {}
-            for label, spec in row.networks.items():
-                counts[row.id][label] = counter.count(spec)
-                progress.advance(task)
-    finally:
-        counter.save()
-    return counts
-
-
-def complexity_records(ledger: Ledger, counts: Mapping[str, Mapping[str, Complexity]]) -> list[dict[str, Any]]:
-    """One record a row: the numbers of its first network beside the paper's, and those of all its networks."""
-    records = []
-    for table, row in ledger.rows():
-        if row.id not in counts:
-            continue
-        paper = {m: c.value(row.paper[c.key]) for m in ("params", "macs") if (c := table.column(m))}
-        label, first = next(iter(counts[row.id].items()))
-        records.append(
-            {
-                "row": row.id,
-                "name": row.name,
-                "params": first.params,
-                "paper_params": _whole(paper.get("params")),
-                "macs_paper_convention": first.macs_paper,
-                "macs_full": first.macs_full,
-                "paper_macs": _whole(paper.get("macs")),
-                "network": label,
-                "networks": {
-                    label: {
-                        "function": ledger.network(row.networks[label]).function,
-                        "arguments": ledger.network(row.networks[label]).arguments,
-                        "input": row.networks[label].input,
-                        "params": c.params,
-                        "fixed_values": c.fixed_values,
-                        "macs_paper_convention": c.macs_paper,
-                        "macs_full": c.macs_full,
-                    }
-                    for label, c in counts[row.id].items()
-                },
-            }
-        )
-    return records
-
-
-def _whole(value: float | None) -> int | None:
-    return None if value is None else round(value)
-
-
-def paper_points(ledger: Ledger, table_id: str, measure: str = "top1") -> list[plots.Point]:
-    """The paper's accuracies and multiply-adds of a table, by network name."""
-    table = next(t for t in ledger.tables if t.id == table_id)
-    cost, accuracy, params = table.column("macs"), table.column(measure), table.column("params")
-    frames = next((c for c in table.columns if c.key == "frames"), None)
-    points = []
-    for row in table.rows:
-        x = cost.value(row.paper[cost.key]) if cost else None
-        y = accuracy.value(row.paper[accuracy.key]) if accuracy else None
-        if x is not None and y is not None:
-            label = row.paper[frames.key] if frames else ""
-            points.append(plots.Point(row.name, x, y, label, params.value(row.paper[params.key]) if params else None))
-    return points
-
-
-@dataclass
-class Job:
-    """What the main job found, for the report."""
-
-    ledger: Ledger
-    counts: dict[str, dict[str, Complexity]] = field(default_factory=dict)
-    demos: list[DemoRuns] = field(default_factory=list)
-    results: list[Result] = field(default_factory=list)
-    figures: dict[str, bytes] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
-
-    def data(self, demo: str = "demo") -> Path | None:
-        """The folder of a demo's data; None if it was not made."""
-        return next((d.data for d in self.demos if d.demo.id == demo and d.data.is_dir()), None)
-
-    def trained(self) -> list[Trained]:
-        """Every demo training."""
-        return [run for runs in self.demos for run in runs.all]
-
-
-def status_table(ledger: Ledger) -> Shown:
-    """How many rows and figures have which status."""
-    statuses = ["computed", "demo", "recipe", "literature", "diagram"]
-    heads = [Head("Table or figure"), Head("entries", "", "text"), *(Head(s) for s in statuses)]
-    groups: list[tuple[str, list[Any]]] = [(f"{t.number}. {t.title}", t.rows) for t in ledger.tables]
-    groups.append(("Figures", ledger.figures))
-    cells = []
-    for name, entries in groups:
-        numbers = [sum(s in e.statuses for e in entries) for s in statuses]
-        cells.append([name, str(len(entries)), *(str(n) if n else DASH for n in numbers)])
-    return Shown("Every row and figure of the paper", heads, cells, ["An entry can have several statuses."], "status")
-
-
-def write_report(job: Job, folder: Path, facts: Mapping[str, str], command: str, epochs: int | None = None) -> Path:
-    """The page, the Markdown and the pictures; returns the path of the page."""
-    ledger = job.ledger
-    report = Report(ledger.title, f"{ledger.authors}. The paper's numbers beside what this machine found.", facts)
-    if job.failures:
-        report.section("Failures")
-        for failure in job.failures:
-            report.text(failure)
-    for runs in job.demos:
-        if runs.all:
-            _report_demo(report, ledger, runs, epochs)
-    report.section("Tables of the paper")
-    report.text(EXPLANATION)
-    for table in ledger.tables:
-        report.table(tables.paper_table(ledger, table, job.counts, job.results))
-    for table in ledger.tables:
-        if len(points := paper_points(ledger, table.id)) > 3:
-            own = [row.name for row in table.rows if "recipe" in row.statuses]
-            title = f"{table.number}: the paper's accuracy against the paper's FLOPs"
-            report.picture(
-                plots.accuracy_against_cost(points, title, highlight=own),
-                f"{table.id}-cost",
-                f"All values as printed in {table.number}; labels are frames, areas are parameters.",
-            )
-    report.section("Figures of the paper")
-    for figure in ledger.figures:
-        if figure.id in job.figures:
-            report.picture(
-                job.figures[figure.id], figure.id, f"{figure.number}. {figure.title}. Code: {figure.location}."
-            )
-    for figure in ledger.figures:
-        if figure.id not in job.figures:
-            report.text(f"**{figure.number}. {figure.title}.** {figure.location}")
-    report.section("Coverage")
-    report.table(status_table(ledger))
-    report.section("Do it again")
-    report.text("The whole report, a list of all rows with their commands, and one row on the real data:")
-    report.code(f"{command}\n{command} --list\n{command} ROW --data DIR")
-    return report.write(folder)
-
-
-def _report_demo(report: Report, ledger: Ledger, runs: DemoRuns, epochs: int | None) -> None:
-    """Tables, curves, cost and confusion of one demo."""
-    demo = runs.demo
-    report.section("Demo, measured here" if len(ledger.demos) == 1 else f"Demo, measured here: {demo.title}")
-    report.text(demo.text)
-    if epochs is not None:
-        report.text(f"**Trained for {epochs} epochs instead of the recipe's, to try things out.**")
-    for shown_table in demo_tables(ledger, runs):
-        report.table(shown_table)
-    for curve in demo.curves:
-        if lines := curve_points(curve, demo, runs.curves):
-            name = "top-1 accuracy (%)" if demo.score == "top1" else f"{score_name(demo)} (%)"
-            report.picture(
-                plots.mean_curves(lines, curve.title, curve.x, name),
-                curve.id.replace("/", "-"),
-                f"{curve.title}. Mean and standard deviation of {demo.seeds} seeds.",
-            )
-    if not runs.rows:
-        return
-    groups = by_entry(runs.rows)
-    first = [group[0] for group in groups.values()]
-    several, seed = len(runs.rows) > len(first), first[0].result.facts["seed"]
-    # Of many networks the trainings that go on from another are in the table and the cost plot alone.
-    shown_in_full = (
-        first if len(first) <= len(plots.COLOURS) else [r for r in first if demo.row(r.entry).starts_from is None]
-    )
-    curves = {run.name: run.curve("train_loss") for run in shown_in_full}
-    if any(len(points) > 1 for points in curves.values()):
-        shown = {name: points for name, points in curves.items() if points}
-        report.picture(
-            plots.learning_curves(shown, "Training loss on the demo", "loss"),
-            f"{demo.id}-curves",
-            "Mean training loss of every epoch on the demo data" + (f", seed {seed}." if several else "."),
-        )
-    points = [
-        plots.Point(
-            # `Method, 2x` is a point of the series `Method`, where there are many.
-            group[0].name.partition(", ")[0] if len(groups) > len(plots.COLOURS) else group[0].name,
-            group[0].complexity().macs_paper,
-            float(np.mean([r.result.metrics[demo.score] for r in group])),
-            group[0].name.partition(", ")[2] if len(groups) > len(plots.COLOURS) else "",
-            group[0].complexity().params,
-        )
-        for group in groups.values()
-        if all(demo.score in r.result.metrics for r in group)
-    ]
-    if points:
-        name = "top-1 accuracy (%)" if demo.score == "top1" else f"{score_name(demo)} (%)"
-        report.picture(
-            plots.accuracy_against_cost(points, f"Demo: {score_name(demo)} against cost", name),
-            f"{demo.id}-cost",
-            f"Measured here, on the demo data: {score_name(demo)} against multiply-adds; areas are parameters.",
-        )
-    if names := first[0].class_names():
-        report.picture(
-            plots.confusion_matrices({run.name: run.confusion() for run in shown_in_full}, names),
-            f"{demo.id}-confusion",
-            "Measured here: what the networks take the test data for "
-            f"({first[0].result.videos}{f', seed {seed}' if several else ''}).",
-        )
-
-
-def run_facts(job: Job, seconds: float) -> dict[str, str]:
-    """When, where and with what the report was made."""
-    from common.training.cli import git_state, package_versions
-
-    state, versions = git_state(), package_versions()
-    commit = f"{state['commit'][:12]}{' with changes' if state['dirty'] else ''}" if state["commit"] else DASH
-    facts = {
-        "Date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "Commit": commit,
-        "Machine": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
-        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"),
-        "Versions": ", ".join(f"{name} {number}" for name, number in versions.items() if name != "gpu"),
-        "Duration": f"{seconds / 60:.1f} min",
-    }
-    if runs := job.trained():
-        trained = [run for run in runs if not run.reused]
-        videos = sum(run.result.facts["videos"] or 0 for run in runs)
-        expected = sum(run.result.facts["videos_expected"] or 0 for run in runs)
-        facts["Demo"] = f"{len(runs)} trainings, {len(trained)} of them in this run"
-        facts["Tested on"] = f"{videos} of {expected} test files ({len(runs)} trainings)"
-        facts["Seed"] = ", ".join(sorted({str(run.result.facts["seed"]) for run in runs}))
-    return facts
-
-
-# The command
+#: makes a figure of the paper; the argument is what the main job has found so far, or None where it did not run
+FigureFunction = Callable[[Job | None], Figure]
 
 
 def main(folder: Path, figures: Mapping[str, FigureFunction], argv: Sequence[str] | None = None) -> int:
@@ -365,7 +71,7 @@ def main(folder: Path, figures: Mapping[str, FigureFunction], argv: Sequence[str
         console = Console(file=sys.stderr)
         with Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False) as progress:
             if args.complexity:
-                counts = count_rows(ledger, ids, progress, args.out / "complexity.json")
+                counts = _count(ledger, ids, args.out, progress)
                 finish: Callable[[], int] = lambda: _print_complexity(ledger, counts, args.json)  # noqa: E731
             else:
                 job = _work(ledger, ids, figures, args, data, progress)
@@ -501,6 +207,13 @@ def _wide_console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=200)
 
 
+def _count(ledger: Ledger, ids: Sequence[str], out: Path, progress: Progress) -> dict[str, dict[str, Complexity]]:
+    task = progress.add_task("Counting networks", total=None)
+    return count_rows(
+        ledger, ids, out / "complexity.json", lambda done, total: progress.update(task, completed=done, total=total)
+    )
+
+
 def _work(
     ledger: Ledger,
     ids: Sequence[str],
@@ -511,58 +224,68 @@ def _work(
 ) -> Job:
     """Count, train, test and draw what was chosen; a failure is noted and the rest goes on."""
     job = Job(ledger)
-    job.counts = count_rows(ledger, ids, progress, args.out / "complexity.json")
+    job.counts = _count(ledger, ids, args.out, progress)
     for demo in ledger.demos:
         runs = DemoRuns(demo, args.out.parent / "demo" / demo.data_folder)
         job.demos.append(runs)
-        wanted = [row for row in demo.rows if row.id in ids or (args.demo and row.table_row in ids)]
-        curves = [curve for curve in demo.curves if curve.id in ids]
-        if not wanted and not curves:
-            continue
-        task = progress.add_task("Making the demo data", total=1)
-        make_demo_data(demo.data, runs.data)
-        progress.advance(task)
-        plan = [(runs.rows, row) for row in wanted]
-        plan += [
-            (runs.curves, curve.row(row, value))
-            for curve in curves
-            for row in demo.rows_of(curve)
-            for value in curve.values
-        ]
-        seeds = range(args.seed, args.seed + demo.seeds)
-        task = progress.add_task("Training the demo networks", total=len(plan) * len(seeds))
-        work = [(entry, seed) for _, entry in plan for seed in seeds]
-        lists = [finished for finished, _ in plan for _ in seeds]
-        found: dict[int, Trained] = {}
-        where = (runs.data, args.out, args.epochs, progress)
-        for position, result in train_all(ledger, demo, work, *where, min(args.jobs, len(work))):
-            entry, seed = work[position]
-            with _noting_failure(job, f"{entry.id}, seed {seed}" if len(seeds) > 1 else entry.id):
-                if isinstance(result, BaseException):
-                    raise result
-                found[position] = result
-            progress.advance(task)
-        for position in sorted(found):
-            lists[position].append(found[position])
-    for _, row in ledger.rows() if data else ():
-        if row.id in ids and row.recipes:
-            for dataset in row.recipes:
-                root = data.get(dataset, data.get("") if len(row.recipes) == 1 or not args.rows else None)
-                if root is None:
-                    continue
-                with _noting_failure(job, f"{row.id} on {dataset}"):
-                    real = train_row(ledger, row, dataset, root, args.out, args.seed, args.epochs, progress)
-                    append(ledger.folder / "results.csv", [run.result for run in real])
+        _train_demo(job, runs, ids, args, progress)
+    if data:
+        _train_recipes(job, ids, args, data, progress)
     for figure in ledger.figures:
         if figure.id in ids and figure.function:
             with _noting_failure(job, figure.id):
-                try:
-                    function = figures[figure.function]
-                except KeyError:
-                    raise LedgerError(f"{ledger.path}:{figure.line}: no figure function {figure.function}") from None
-                job.figures[figure.id] = png(function(job))
+                if figure.function not in figures:
+                    raise LedgerError(f"{ledger.path}:{figure.line}: no figure function {figure.function}")
+                job.figures[figure.id] = png(figures[figure.function](job))
     job.results = read(ledger.folder / "results.csv")
     return job
+
+
+def _train_demo(job: Job, runs: DemoRuns, ids: Sequence[str], args: argparse.Namespace, progress: Progress) -> None:
+    """Train and test the chosen rows and curves of a demo with all of its seeds."""
+    demo = runs.demo
+    wanted = [row for row in demo.rows if row.id in ids or (args.demo and row.table_row in ids)]
+    plan = [(runs.rows, row) for row in wanted]
+    plan += [
+        (runs.curves, curve.row(row, value))
+        for curve in demo.curves
+        if curve.id in ids
+        for row in demo.rows_of(curve)
+        for value in curve.values
+    ]
+    if not plan:
+        return
+    task = progress.add_task("Making the demo data", total=1)
+    make_demo_data(demo.data, runs.data)
+    progress.advance(task)
+    seeds = range(args.seed, args.seed + demo.seeds)
+    work = [(finished, entry, seed) for finished, entry in plan for seed in seeds]
+    task = progress.add_task("Training the demo networks", total=len(work))
+    results: dict[int, Trained] = {}
+    entries = [(entry, seed) for _, entry, seed in work]
+    where = (runs.data, args.out, args.epochs, progress)
+    for position, result in train_all(job.ledger, demo, entries, *where, min(args.jobs, len(work))):
+        entry, seed = entries[position]
+        with _noting_failure(job, f"{entry.id}, seed {seed}" if len(seeds) > 1 else entry.id):
+            if isinstance(result, BaseException):
+                raise result
+            results[position] = result
+        progress.advance(task)
+    for position in sorted(results):
+        work[position][0].append(results[position])
+
+
+def _train_recipes(
+    job: Job, ids: Sequence[str], args: argparse.Namespace, data: Mapping[str, Path], progress: Progress
+) -> None:
+    """Train and test the recipes of the chosen rows on the data that is there."""
+    for _, row in job.ledger.rows():
+        for dataset in row.recipes if row.id in ids else ():
+            root = data.get(dataset, data.get("") if len(row.recipes) == 1 or not args.rows else None)
+            if root is not None:
+                with _noting_failure(job, f"{row.id} on {dataset}"):
+                    real = train_row(job.ledger, row, dataset, root, args.out, args.seed, args.epochs, progress)
+                    append(job.ledger.folder / "results.csv", [run.result for run in real])
 
 
 @contextlib.contextmanager

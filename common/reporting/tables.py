@@ -10,18 +10,21 @@ import html
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 from rich.table import Table as RichTable
 
 from common.evaluation.complexity import Complexity
-from common.reporting.ledger import DASH, Column, Ledger, Row, Table
+from common.reporting.ledger import DASH, Column, Curve, Demo, Ledger, Row, Table
 from common.reporting.results import Result
+from common.reporting.runs import DemoRuns, Trained, by_entry
 
 STATUS_MARKS = {"computed": "C", "demo": "D", "recipe": "R", "literature": "L", "diagram": "G"}
 
 
 @dataclass
-class Head:
+class ColumnHeader:
     """A column: `group` spans neighbouring columns; `kind` is text, paper, ours, difference or other."""
 
     name: str
@@ -30,11 +33,11 @@ class Head:
 
 
 @dataclass
-class Shown:
+class RenderedTable:
     """A table to show. `cells[i][j]` is text; `notes` stand below it."""
 
     title: str
-    heads: list[Head]
+    heads: list[ColumnHeader]
     cells: list[list[str]]
     notes: list[str] = field(default_factory=list)
     id: str = ""
@@ -46,7 +49,7 @@ def paper_table(
     complexities: Mapping[str, Mapping[str, Complexity]],
     results: Sequence[Result] = (),
     rows: Sequence[Row] | None = None,
-) -> Shown:
+) -> RenderedTable:
     """A table of the paper with ours beside it.
 
     Args:
@@ -62,10 +65,10 @@ def paper_table(
     extra = [c for c in (Column("params", "Params", "params"), Column("macs", "MACs", "macs")) if any(labels)]
     columns = table.columns + [c for c in extra if table.column(str(c.measure)) is None]
 
-    heads = [Head("Model")]
+    heads = [ColumnHeader("Model")]
     cells: list[list[str]] = [[row.name] for row in rows]
 
-    def add(head: Head, values: list[str]) -> None:
+    def add(head: ColumnHeader, values: list[str]) -> None:
         if head.kind in ("text", "paper") or any(v != DASH for v in values):
             heads.append(head)
             for line, value in zip(cells, values, strict=True):
@@ -75,37 +78,40 @@ def paper_table(
         printed = [row.paper.get(column.key) for row in rows]
         shown = [DASH if p in (None, "-") else str(p) for p in printed]
         if column.measure is None:
-            add(Head(column.name), shown)
+            add(ColumnHeader(column.name), shown)
             continue
         if column.key in {c.key for c in table.columns}:
-            add(Head("paper", column.name, "paper"), shown)
+            add(ColumnHeader("paper", column.name, "paper"), shown)
         primary: list[float | None]
         if column.measure in ("params", "macs"):
             primary = [_counted(next(iter(counted[row.id].values()), None), column.measure) for row in rows]
         else:
             primary = [_measured(results, row.id, column) for row in rows]
-        add(Head("ours", column.name, "ours"), [column.print(v, p) for v, p in zip(primary, printed, strict=True)])
+        add(
+            ColumnHeader("ours", column.name, "ours"),
+            [column.print(v, p) for v, p in zip(primary, printed, strict=True)],
+        )
         differences = [_difference(column, v, column.value(p)) for v, p in zip(primary, printed, strict=True)]
-        add(Head("Δ", column.name, "difference"), differences)
+        add(ColumnHeader("Δ", column.name, "difference"), differences)
         for label in others if column.measure == "params" else []:
             values = [_counted(dict(list(counted[row.id].items())[1:]).get(label), column.measure) for row in rows]
             texts = [column.print(v, p) for v, p in zip(values, printed, strict=True)]
-            add(Head(label, column.name, "other"), texts)
+            add(ColumnHeader(label, column.name, "other"), texts)
         if column.measure == "macs":
             full = [next(iter(counted[row.id].values()), None) for row in rows]
             texts = [column.print(None if c is None else c.macs_full, p) for c, p in zip(full, printed, strict=True)]
-            add(Head("full count", column.name, "other"), texts)
+            add(ColumnHeader("full count", column.name, "other"), texts)
     primary_labels = [names[0] if names else DASH for names in labels]
     if any(label not in ("ours", DASH) for label in primary_labels):
-        add(Head("Network"), primary_labels)
-    add(Head("Status"), [" ".join(STATUS_MARKS[s] for s in row.statuses) for row in rows])
+        add(ColumnHeader("Network"), primary_labels)
+    add(ColumnHeader("Status"), [" ".join(STATUS_MARKS[s] for s in row.statuses) for row in rows])
     notes = [table.note] if table.note else []
     for note in dict.fromkeys(row.note for row in rows if row.note):
         about = ", ".join(row.id.partition("/")[2] for row in rows if row.note == note)
         notes.append(f"{about}: {note}")
     used = dict.fromkeys(label for names in labels for label in names)
     notes += [f"`{label}`: {ledger.labels[label]}" for label in used if label in ledger.labels]
-    return Shown(f"{table.number}. {table.title}", heads, cells, notes, table.id)
+    return RenderedTable(f"{table.number}. {table.title}", heads, cells, notes, table.id)
 
 
 def _counted(complexity: Complexity | None, measure: str) -> float | None:
@@ -135,7 +141,7 @@ def _difference(column: Column, ours: float | None, paper: float | None) -> str:
 # Rendering
 
 
-def to_markdown(table: Shown, heading: str = "###") -> str:
+def to_markdown(table: RenderedTable, heading: str = "###") -> str:
     """A GitHub table with its title and notes."""
     names = [(f"{h.group} " if h.group else "") + h.name for h in table.heads]
     align = [":--" if h.kind == "text" else "--:" for h in table.heads]
@@ -149,7 +155,7 @@ def _escape(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def to_html(table: Shown) -> str:
+def to_html(table: RenderedTable) -> str:
     """A `<table>` in a scrolling frame, with two header lines where columns are grouped."""
     grouped = any(h.group for h in table.heads)
     first, second = [], []
@@ -183,7 +189,7 @@ def inline_html(text: str) -> str:
     return re.sub(r"[*][*]([^*]+)[*][*]", r"<strong>\1</strong>", text)
 
 
-def to_terminal(table: Shown) -> RichTable:
+def to_terminal(table: RenderedTable) -> RichTable:
     """For `rich.print`."""
     shown = RichTable(title=table.title, title_justify="left", caption="\n".join(table.notes), caption_justify="left")
     styles = {"ours": "bold", "difference": "dim", "other": "dim"}
@@ -194,3 +200,115 @@ def to_terminal(table: Shown) -> RichTable:
     for row in table.cells:
         shown.add_row(*row)
     return shown
+
+
+def demo_table(ledger: Ledger, demo: Demo, runs: Sequence[Trained]) -> RenderedTable:
+    """What was measured on the embedded data; a number of the paper beside it is of other data, for the order only.
+
+    Several seeds of one network are one row: mean and standard deviation (n - 1).
+    """
+    names = dict.fromkeys(k for run in runs for k in run.result.metrics if k != "loss")
+    columns = demo.columns or [Column(k, k.replace("top", "top ").replace("_", " "), k, 0.01) for k in names]
+    printed = (
+        {row.id: row.paper.get(demo.paper_column) or DASH for _, row in ledger.rows()} if demo.paper_column else {}
+    )
+    group = "" if demo.columns else ("accuracy (%)" if demo.score == "top1" else "score (%)")
+    heads = [ColumnHeader("Network"), *(ColumnHeader(c.name, group, "ours" if group else "text") for c in columns)]
+    if printed:
+        heads.append(
+            ColumnHeader(
+                f"paper, {next(c.name for t in ledger.tables for c in t.columns if c.key == demo.paper_column)}"
+            )
+        )
+    heads += [ColumnHeader("loss")] if not demo.columns else []
+    heads += [
+        ColumnHeader("Params"),
+        ColumnHeader("MACs"),
+        ColumnHeader("Tested on"),
+        ColumnHeader("Seed"),
+        ColumnHeader("Time"),
+    ]
+    cells = []
+    for entry, trained in by_entry(runs).items():
+        run = trained[0]
+        c = run.complexity()
+        line = [run.name]
+        for column in columns:
+            values = [r.result.metrics[str(column.measure)] for r in trained if column.measure in r.result.metrics]
+            line.append(mean_text(values, 1 / column.scale, 2))
+        line += [printed.get(demo.row(entry).table_row, DASH)] if printed else []
+        losses = [r.result.metrics["loss"] for r in trained if "loss" in r.result.metrics]
+        line += [mean_text(losses, 1, 3)] if not demo.columns else []
+        line += [
+            f"{c.params:,}",
+            f"{c.macs_paper / 1e6:,.1f} M",
+            run.result.videos,
+            ", ".join(str(r.result.facts["seed"]) for r in trained),
+            f"{sum(r.seconds() for r in trained):.0f} s",
+        ]
+        cells.append(line)
+    notes = (
+        ["The paper's numbers are of other data and larger networks; only the order can be compared."]
+        if printed
+        else []
+    )
+    return RenderedTable(f"Demo. {demo.title}", heads, cells, notes, demo.id)
+
+
+def mean_text(values: Sequence[float], scale: float, digits: int) -> str:
+    """The mean of some numbers times `scale`, with the standard deviation if there are several; a dash for none."""
+    if not values:
+        return DASH
+    mean = f"{scale * float(np.mean(values)):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {scale * float(np.std(values, ddof=1)):.{digits}f}"
+
+
+def curve_points(curve: Curve, demo: Demo, runs: Sequence[Trained]) -> dict[str, dict[float, list[float]]]:
+    """Network -> value of the option -> the demo's score for every seed, as far as trained."""
+    groups = by_entry(runs)
+    points = {
+        row.name: {
+            float(value): [run.result.metrics[demo.score] for run in groups[curve.row(row, value).id]]
+            for value in curve.values
+            if curve.row(row, value).id in groups
+        }
+        for row in demo.rows_of(curve)
+    }
+    return {name: own for name, own in points.items() if own}
+
+
+def score_name(demo: Demo) -> str:
+    """`accuracy` for `top1`."""
+    return {"top1": "accuracy", "ap": "AP", "dice": "Dice"}.get(demo.score, demo.score.replace("_", " "))
+
+
+def curve_table(curve: Curve, demo: Demo, runs: Sequence[Trained]) -> RenderedTable:
+    """One row for every network, one column for every value of the option; the score in per cent."""
+    heads = [ColumnHeader(curve.x), *(ColumnHeader(value, score_name(demo), "ours") for value in curve.values)]
+    cells = [
+        [name, *(mean_text(own.get(float(value), []), 100, 2) for value in curve.values)]
+        for name, own in curve_points(curve, demo, runs).items()
+    ]
+    return RenderedTable(f"Demo. {curve.title}", heads, cells, [], curve.id.replace("/", "-"))
+
+
+def demo_tables(ledger: Ledger, runs: DemoRuns) -> list[RenderedTable]:
+    """The demo's table and one for every curve, as far as trained."""
+    shown = [demo_table(ledger, runs.demo, runs.rows)] if runs.rows else []
+    curves = [curve_table(curve, runs.demo, runs.curves) for curve in runs.demo.curves]
+    return shown + [table for table in curves if table.cells]
+
+
+def status_table(ledger: Ledger) -> RenderedTable:
+    """How many rows and figures have which status."""
+    statuses = ["computed", "demo", "recipe", "literature", "diagram"]
+    heads = [ColumnHeader("Table or figure"), ColumnHeader("entries", "", "text"), *(ColumnHeader(s) for s in statuses)]
+    groups: list[tuple[str, list[Any]]] = [(f"{t.number}. {t.title}", t.rows) for t in ledger.tables]
+    groups.append(("Figures", ledger.figures))
+    cells = []
+    for name, entries in groups:
+        numbers = [sum(s in e.statuses for e in entries) for s in statuses]
+        cells.append([name, str(len(entries)), *(str(n) if n else DASH for n in numbers)])
+    return RenderedTable(
+        "Every row and figure of the paper", heads, cells, ["An entry can have several statuses."], "status"
+    )

@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 import warnings
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -128,7 +129,8 @@ class SpectralCLI(LightningCLI):
     ``validate`` and ``test``, ``result`` (the content of ``result.json``).
     """
 
-    def __init__(self, args: list[str]) -> None:
+    def __init__(self, args: list[str], callbacks: Sequence[Callback] = ()) -> None:
+        self.more_callbacks = callbacks
         self.run_dir: Path | None = None
         self.result: dict[str, Any] | None = None
         try:
@@ -241,7 +243,7 @@ class SpectralCLI(LightningCLI):
             if self.subcommand == "fit" and settings.enable_checkpointing is not False:
                 extra += callbacks.checkpoint_callbacks(self.run_dir, self.model.score, config.checkpoint_every_n_steps)
         own = settings.callbacks or []
-        kwargs["callbacks"] = [*(own if isinstance(own, list) else [own]), *extra]
+        kwargs["callbacks"] = [*(own if isinstance(own, list) else [own]), *self.more_callbacks, *extra]
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
@@ -357,17 +359,18 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         file.write("\n")
 
 
-def run(args: list[str]) -> SpectralCLI:
+def run(args: list[str], callbacks: Sequence[Callback] = ()) -> SpectralCLI:
     """Run ``fit``, ``validate`` or ``test`` and return the finished command; errors are raised.
 
     Args:
         args: command line arguments, e.g. ``["test", "--config", "recipe.yaml", "--ckpt_path", "best"]``.
+        callbacks: callbacks of the trainer in addition to those of the recipe.
     """
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_not_advertising)
     with warnings.catch_warnings():
         for message in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
-        return SpectralCLI(args)
+        return SpectralCLI(args, callbacks)
 
 
 def _not_advertising(record: logging.LogRecord) -> bool:

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from common.datamodules.manifest import Manifest
-from common.reporting.demo import Trained
 from common.reporting.plots import COLOURS, MARKERS, style
-from common.reporting.reproduce import Job, main
+from common.reporting.reproduce import main
+from common.reporting.runs import Job, Trained
 from common.training.task import load_module
 from papers.dtf import visualise
 from papers.dtf.networks import dtf_blocks, dtf_net

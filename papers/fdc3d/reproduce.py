@@ -27,9 +27,9 @@ from common.datamodules.volumes import (
 )
 from common.evaluation.complexity import count
 from common.evaluation.volume_scores import dice_per_case
-from common.reporting.demo import ReproduceError, Trained
 from common.reporting.plots import COLOURS, MARKERS, style
-from common.reporting.reproduce import Job, main
+from common.reporting.reproduce import main
+from common.reporting.runs import Job, ReproduceError, Trained
 from common.spectral.transforms import dct_matrix
 from common.training.callbacks import overlay
 from common.training.task import TaskModule, load_module

@@ -16,9 +16,9 @@ from torch import nn
 from common.datamodules.manifest import Manifest
 from common.datamodules.readers import open_video
 from common.evaluation.latency import measure_latency, peak_allocated
-from common.reporting.demo import make_demo_data
 from common.reporting.plots import COLOURS, MARKERS, style
-from common.reporting.reproduce import Job, main
+from common.reporting.reproduce import main
+from common.reporting.runs import Job, make_demo_data
 from papers.srl.layers import (
     CompactNonLocalBlock,
     DoubleAttentionBlock,

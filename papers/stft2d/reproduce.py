@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from common.reporting.plots import style
-from common.reporting.reproduce import Job, main
+from common.reporting.reproduce import main
+from common.reporting.runs import Job
 from papers.stft2d.layers import DepthwiseSTFTSeparable
 
 SIZE = 7

@@ -15,7 +15,8 @@ from torch import Tensor
 from common.datamodules.manifest import Manifest
 from common.datamodules.readers import open_video
 from common.reporting.plots import COLOURS, style
-from common.reporting.reproduce import Job, main
+from common.reporting.reproduce import main
+from common.reporting.runs import Job
 from common.spectral import ST_FREQUENCIES, DepthwiseSTFT, lowest_frequencies, stft_kernels
 
 KERNEL = (3, 3, 3)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from common.reporting.page import png
 from common.reporting.plots import Point, accuracy_against_cost, confusion_matrices, learning_curves, pareto_front
-from common.reporting.report import png
 
 POINTS = [Point("A", 1e9, 0.5), Point("A", 2e9, 0.6), Point("B", 2e9, 0.4), Point("B", 3e9, 0.6, "64", 5e6)]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from common.reporting.report import Report
-from common.reporting.tables import Head, Shown
+from common.reporting.page import Report
+from common.reporting.tables import ColumnHeader, RenderedTable
 
 
 def make() -> Report:
@@ -17,7 +17,9 @@ def make() -> Report:
     report = Report("A <title>", "subtitle", {"Commit": "abc & def"})
     report.section("First part")
     report.text("Some `code` and **weight**, 1 < 2.")
-    report.table(Shown("T", [Head("Name"), Head("ours", "n", "ours")], [["x", "–"]], ["note"], "table1"))
+    report.table(
+        RenderedTable("T", [ColumnHeader("Name"), ColumnHeader("ours", "n", "ours")], [["x", "–"]], ["note"], "table1")
+    )
     report.picture(figure, "curve", 'A "curve".')
     report.section("Second part")
     report.code("make reproduce")

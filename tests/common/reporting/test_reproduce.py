@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from common.reporting import demo, reproduce
+from common.reporting import reproduce, runs
 from common.reporting.ledger import load
 from common.reporting.reproduce import main
 from common.reporting.results import read
@@ -55,13 +55,13 @@ def test_the_whole_job_and_a_second_run(
     assert readme.endswith("<!-- tables: end -->\n\nMore.\n")
     assert [row.entry for row in read(paper / "results.csv")] == ["demo/one", "demo/two"]
 
-    monkeypatch.setattr(demo, "run_recipe", forbid)
+    monkeypatch.setattr(runs, "run_recipe", forbid)
     monkeypatch.setattr(reproduce.Ledger, "complexity", forbid)
     assert main(paper, FIGURES, ["--out", str(out)]) == 0
     assert len(read(out / "results.csv")) == 2
     assert "2 trainings, 0 of them in this run" in (out / "report" / "index.html").read_text()
 
-    key = demo.demo_key
+    key = runs.demo_key
     ledger = load(paper / "ledger.yaml")
     own = ledger.demos[0]
     one, two = own.rows
@@ -95,7 +95,7 @@ def test_a_failure_is_told_and_the_rest_goes_on(paper: Path, out: Path, capsys: 
 def test_an_interruption_leaves_nothing_half_done(
     paper: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train = demo.run_recipe
+    train = runs.run_recipe
     trained = []
 
     def interrupted(arguments: list[str], folder: Path, *rest: object) -> None:
@@ -105,7 +105,7 @@ def test_an_interruption_leaves_nothing_half_done(
         trained.append(folder)
         train(arguments, folder, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(demo, "run_recipe", interrupted)
+    monkeypatch.setattr(runs, "run_recipe", interrupted)
     command = ["--out", str(out), "--epochs", "1", "--jobs", "1"]
     assert main(paper, FIGURES, command) == 130
     assert "goes on from there" in capsys.readouterr().err
@@ -118,19 +118,19 @@ def test_an_interruption_leaves_nothing_half_done(
 
 
 def test_lightnings_way_of_stopping_is_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(arguments: list[str]) -> None:
+    def stop(*_: object) -> None:
         raise SystemExit(1)
 
     monkeypatch.setattr("common.training.cli.run", stop)
     with pytest.raises(KeyboardInterrupt):
-        demo.run_recipe(["--config", "x.yaml"], tmp_path / "run", 0)
+        runs.run_recipe(["--config", "x.yaml"], tmp_path / "run", 0)
 
 
 def test_a_logger_made_during_a_training_goes_on_with_the_terminal(tmp_path: Path) -> None:
     logger = logging.getLogger("made.meanwhile")
     try:
         for number in (1, 2):
-            with (tmp_path / "log.txt").open("a") as log, demo._output_to(log):
+            with (tmp_path / "log.txt").open("a") as log, runs._output_to(log):
                 if number == 1:
                     logger.addHandler(logging.StreamHandler())
                 logger.warning("training %d", number)
@@ -156,7 +156,7 @@ def test_a_recipe_on_real_data(paper: Path, out: Path, capsys: pytest.CaptureFix
 def test_a_row_without_data_says_how_to_run_it(
     paper: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "run_recipe", forbid)
+    monkeypatch.setattr(runs, "run_recipe", forbid)
     assert main(paper, FIGURES, ["table1/a", "figure2", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert f"spectral fit --config {paper / 'recipes' / 'demo.yaml'} --data.batch_size 2" in printed

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from common.reporting import plots
-from common.reporting.demo import Trained, by_entry, curve_points, curve_table, mean_text
 from common.reporting.ledger import Ledger, LedgerError, load
 from common.reporting.results import _FACTS, Result, append, read
+from common.reporting.runs import Trained, by_entry
+from common.reporting.tables import curve_points, curve_table, mean_text
 
 LEDGER = """
 paper: p

@@ -9,8 +9,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from common.reporting.ledger import LedgerError, load
-from common.reporting.reproduce import Job, main
+from common.reporting.reproduce import main
 from common.reporting.results import read
+from common.reporting.runs import Job
 
 SECOND = """\
   - id: demo-more

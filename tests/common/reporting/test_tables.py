@@ -12,7 +12,7 @@ from common.evaluation.complexity import count
 from common.reporting import tables
 from common.reporting.ledger import Ledger, load
 from common.reporting.results import Result
-from common.reporting.tables import Shown, paper_table
+from common.reporting.tables import RenderedTable, paper_table
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def ledger(paper: Path) -> Ledger:
     return load(paper / "ledger.yaml")
 
 
-def shown(ledger: Ledger, results: tuple[Result, ...] = ()) -> Shown:
+def shown(ledger: Ledger, results: tuple[Result, ...] = ()) -> RenderedTable:
     row = ledger.tables[0].rows[0]
     counts = {label: ledger.complexity(spec) for label, spec in row.networks.items()}
     return paper_table(ledger, ledger.tables[0], {row.id: counts}, results)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from common.reporting.ledger import load
-from common.reporting.report import png
+from common.reporting.page import png
 from common.training.cli import run as spectral
 from data.demo import generate_motion
 from papers.dtf import reproduce

@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from common.reporting.report import png
+from common.reporting.page import png
 from common.training.cli import run
 from papers.dtf import dtf_net, dtf_transformer, visualise
 from papers.dtf.networks import dtf_blocks

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from common.reporting.demo import ReproduceError
 from common.reporting.ledger import load
-from common.reporting.report import png
-from common.reporting.reproduce import Job, main
+from common.reporting.page import png
+from common.reporting.reproduce import main
+from common.reporting.runs import Job, ReproduceError
 from papers.fdc3d import networks, reproduce
 
 ROOT = Path(__file__).resolve().parents[3]

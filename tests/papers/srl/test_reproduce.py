@@ -12,7 +12,7 @@ from torch import nn
 
 from common.evaluation.latency import peak_allocated
 from common.reporting.ledger import load
-from common.reporting.report import png
+from common.reporting.page import png
 from papers.srl import reproduce
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.reporting.demo import DemoRuns
 from common.reporting.ledger import load
-from common.reporting.report import png
-from common.reporting.reproduce import Job
+from common.reporting.page import png
+from common.reporting.runs import DemoRuns, Job
 from data.demo.motion import generate_motion
 from papers.stft3d import reproduce
 

@@ -1,7 +1,7 @@
-"""Training and testing for the reports: recipes on real data, and the demos on embedded data.
+"""Trainings of a ledger: recipes on real data, and the demos on generated data.
 
 A demo network is trained anew when its recipe file, its overrides, the seed, the data (manifest and parameters), the
-training that it goes on from, or the sources of the paper or of `common` (but for this package) have changed.
+training that it starts from, or the sources of the paper or of `common` (but for this package) have changed.
 """
 
 from __future__ import annotations
@@ -33,55 +33,26 @@ import torch
 from rich.progress import Progress, TaskID
 
 from common.evaluation.complexity import Complexity, count
-from common.reporting import plots
-from common.reporting.ledger import DASH, Column, Curve, Demo, DemoRow, Ledger, Recipe, Row
+from common.reporting.counting import ROOT, source_hash
+from common.reporting.ledger import Demo, DemoRow, Ledger, Recipe, Row
 from common.reporting.results import Result, from_json, written_whole
-from common.reporting.tables import Head, Shown
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class ReproduceError(Exception):
     """A row could not be computed, trained or tested."""
 
 
-def source_hash(*folders: Path, but: Path | None = None) -> str:
-    """Hash of all Python sources below the folders, except those below `but`."""
-    digest = hashlib.sha256()
-    for folder in folders:
-        for path in sorted(folder.rglob("*.py")):
-            if but is None or but not in path.parents:
-                digest.update(str(path.relative_to(ROOT) if ROOT in path.parents else path).encode())
-                digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-# Training and testing
-
-
 class StepProgress(L.Callback):
-    """Moves the bar of the command that runs now; see `_training_bar`."""
+    """Moves a progress bar by the optimiser steps of a training, and by one more for the test."""
 
-    bar: tuple[Progress, TaskID] | None = None
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self.progress, self.task = progress, task
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.bar:  # one step more, for the test
-            self.bar[0].update(self.bar[1], total=int(trainer.estimated_stepping_batches) + 1)
+        self.progress.update(self.task, total=int(trainer.estimated_stepping_batches) + 1)
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        if self.bar:
-            self.bar[0].update(self.bar[1], completed=trainer.global_step)
-
-
-@contextlib.contextmanager
-def _training_bar(progress: Progress, name: str) -> Iterator[None]:
-    task = progress.add_task(f"  {name}", total=None)
-    StepProgress.bar = (progress, task)
-    try:
-        yield
-        progress.update(task, total=1, completed=1)
-    finally:
-        StepProgress.bar = None
+        self.progress.update(self.task, completed=trainer.global_step)
 
 
 @dataclass
@@ -125,7 +96,7 @@ class Trained:
         return matrix
 
 
-def run_recipe(arguments: Sequence[str], folder: Path, seed: int, bar: bool = True) -> None:
+def run_recipe(arguments: Sequence[str], folder: Path, seed: int, callbacks: Sequence[L.Callback] = ()) -> None:
     """Train and test through the command line `spectral`, in this process; its output goes to `folder/log.txt`.
 
     A training that was interrupted in `folder` is resumed. Afterwards `folder` holds `result.json`, the predictions,
@@ -140,13 +111,11 @@ def run_recipe(arguments: Sequence[str], folder: Path, seed: int, bar: bool = Tr
     common = [*arguments, "--seed_everything", str(seed), "--trainer.default_root_dir", str(folder)]
     common += ["--trainer.enable_progress_bar", "false"]
     fit = ["fit", *common, "--name", "fit"]
-    if bar:
-        fit += [f"--trainer.callbacks+={StepProgress.__module__}.{StepProgress.__name__}"]
     if list(folder.glob("fit/*/last.ckpt")):
         fit += ["--ckpt_path", "last"]
     with (folder / "log.txt").open("a", encoding="utf-8") as log, _output_to(log):
         try:
-            trained = cli.run(fit)
+            trained = cli.run(fit, callbacks)
         except SystemExit as stop:  # Lightning's way of passing an interruption on
             raise KeyboardInterrupt from stop
         assert trained.run_dir is not None
@@ -235,7 +204,7 @@ def demo_key(
     digest.update(json.dumps([row.overrides, seed, epochs, after, torch.__version__]).encode())
     for file in sorted(path for path in data.iterdir() if path.is_file()):
         digest.update(file.name.encode() + file.read_bytes())
-    digest.update(source_hash(ROOT / "common", ledger.folder, but=ROOT / "common" / "reporting").encode())
+    digest.update(source_hash(ROOT / "common", ledger.folder, exclude=ROOT / "common" / "reporting").encode())
     return digest.hexdigest()[:12]
 
 
@@ -273,8 +242,9 @@ def train_demo(
         place.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=place))
         try:
-            with _training_bar(progress, row.name + (f", seed {seed}" if demo.seeds > 1 else "")):
-                run_recipe(arguments, partial, seed)
+            task = progress.add_task(f"  {row.name}" + (f", seed {seed}" if demo.seeds > 1 else ""), total=None)
+            run_recipe(arguments, partial, seed, [StepProgress(progress, task)])
+            progress.update(task, total=1, completed=1)
             os.replace(partial, folder)
         except BaseException as error:
             if isinstance(error, Exception):  # keep the log of a failure, nothing of an interruption
@@ -360,24 +330,23 @@ def train_row(
 ) -> list[Trained]:
     """Train and test the recipe of a row on real data; interrupted runs are resumed."""
     finished = []
-    for i, arguments in enumerate(
-        ledger.training(row.recipes[dataset], run) for run in row.recipes[dataset].runs or [[]]
-    ):
+    recipe = row.recipes[dataset]
+    content = (ledger.folder / "recipes" / recipe.file).read_bytes()
+    for i, run in enumerate(recipe.runs or [[]]):
+        arguments = ledger.training(recipe, run)
         arguments[2:2] = ["--data.root", str(data)]
         if epochs is not None:
             arguments += ["--trainer.max_epochs", str(epochs)]
-        key = hashlib.sha256(recipe + json.dumps([arguments, seed]).encode()).hexdigest()[:12]
+        key = hashlib.sha256(content + json.dumps([arguments, seed]).encode()).hexdigest()[:12]
         folder = out / "recipes" / row.id / dataset / f"{i + 1}-{key}"
         reused = (folder / "result.json").is_file()
         if not reused:
-            with _training_bar(progress, f"{row.id} {dataset}"):
-                run_recipe(arguments, folder, seed)
+            task = progress.add_task(f"  {row.id} {dataset}", total=None)
+            run_recipe(arguments, folder, seed, [StepProgress(progress, task)])
+            progress.update(task, total=1, completed=1)
         result = from_json(folder / "result.json", row.id, dataset)
         finished.append(Trained(row.id, row.name, result, folder, reused))
     return finished
-
-
-# What is shown
 
 
 @dataclass
@@ -395,51 +364,6 @@ class DemoRuns:
         return [*self.rows, *self.curves]
 
 
-def demo_table(ledger: Ledger, demo: Demo, runs: Sequence[Trained]) -> Shown:
-    """What was measured on the embedded data; a number of the paper beside it is of other data, for the order only.
-
-    Several seeds of one network are one row: mean and standard deviation (n - 1).
-    """
-    names = dict.fromkeys(k for run in runs for k in run.result.metrics if k != "loss")
-    columns = demo.columns or [Column(k, k.replace("top", "top ").replace("_", " "), k, 0.01) for k in names]
-    printed = (
-        {row.id: row.paper.get(demo.paper_column) or DASH for _, row in ledger.rows()} if demo.paper_column else {}
-    )
-    group = "" if demo.columns else ("accuracy (%)" if demo.score == "top1" else "score (%)")
-    heads = [Head("Network"), *(Head(c.name, group, "ours" if group else "text") for c in columns)]
-    if printed:
-        heads.append(
-            Head(f"paper, {next(c.name for t in ledger.tables for c in t.columns if c.key == demo.paper_column)}")
-        )
-    heads += [Head("loss")] if not demo.columns else []
-    heads += [Head("Params"), Head("MACs"), Head("Tested on"), Head("Seed"), Head("Time")]
-    cells = []
-    for entry, trained in by_entry(runs).items():
-        run = trained[0]
-        c = run.complexity()
-        line = [run.name]
-        for column in columns:
-            values = [r.result.metrics[str(column.measure)] for r in trained if column.measure in r.result.metrics]
-            line.append(mean_text(values, 1 / column.scale, 2))
-        line += [printed.get(demo.row(entry).table_row, DASH)] if printed else []
-        losses = [r.result.metrics["loss"] for r in trained if "loss" in r.result.metrics]
-        line += [mean_text(losses, 1, 3)] if not demo.columns else []
-        line += [
-            f"{c.params:,}",
-            f"{c.macs_paper / 1e6:,.1f} M",
-            run.result.videos,
-            ", ".join(str(r.result.facts["seed"]) for r in trained),
-            f"{sum(r.seconds() for r in trained):.0f} s",
-        ]
-        cells.append(line)
-    notes = (
-        ["The paper's numbers are of other data and larger networks; only the order can be compared."]
-        if printed
-        else []
-    )
-    return Shown(f"Demo. {demo.title}", heads, cells, notes, demo.id)
-
-
 def by_entry(runs: Sequence[Trained]) -> dict[str, list[Trained]]:
     """Runs by their ledger entry: the seeds of one training."""
     groups: dict[str, list[Trained]] = {}
@@ -448,45 +372,21 @@ def by_entry(runs: Sequence[Trained]) -> dict[str, list[Trained]]:
     return groups
 
 
-def mean_text(values: Sequence[float], scale: float, digits: int) -> str:
-    """The mean of some numbers times `scale`, with the standard deviation if there are several; a dash for none."""
-    if not values:
-        return DASH
-    mean = f"{scale * float(np.mean(values)):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {scale * plots.deviation(values):.{digits}f}"
+@dataclass
+class Job:
+    """What the main job has counted, trained and drawn so far."""
 
+    ledger: Ledger
+    counts: dict[str, dict[str, Complexity]] = field(default_factory=dict)
+    demos: list[DemoRuns] = field(default_factory=list)
+    results: list[Result] = field(default_factory=list)
+    figures: dict[str, bytes] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
 
-def curve_points(curve: Curve, demo: Demo, runs: Sequence[Trained]) -> dict[str, dict[float, list[float]]]:
-    """Network -> value of the option -> the demo's score for every seed, as far as trained."""
-    groups = by_entry(runs)
-    points = {
-        row.name: {
-            float(value): [run.result.metrics[demo.score] for run in groups[curve.row(row, value).id]]
-            for value in curve.values
-            if curve.row(row, value).id in groups
-        }
-        for row in demo.rows_of(curve)
-    }
-    return {name: own for name, own in points.items() if own}
+    def data(self, demo: str = "demo") -> Path | None:
+        """The folder of a demo's data; None if it was not made."""
+        return next((d.data for d in self.demos if d.demo.id == demo and d.data.is_dir()), None)
 
-
-def score_name(demo: Demo) -> str:
-    """`accuracy` for `top1`."""
-    return {"top1": "accuracy", "ap": "AP", "dice": "Dice"}.get(demo.score, demo.score.replace("_", " "))
-
-
-def curve_table(curve: Curve, demo: Demo, runs: Sequence[Trained]) -> Shown:
-    """One row for every network, one column for every value of the option; the score in per cent."""
-    heads = [Head(curve.x), *(Head(value, score_name(demo), "ours") for value in curve.values)]
-    cells = [
-        [name, *(mean_text(own.get(float(value), []), 100, 2) for value in curve.values)]
-        for name, own in curve_points(curve, demo, runs).items()
-    ]
-    return Shown(f"Demo. {curve.title}", heads, cells, [], curve.id.replace("/", "-"))
-
-
-def demo_tables(ledger: Ledger, runs: DemoRuns) -> list[Shown]:
-    """The demo's table and one for every curve, as far as trained."""
-    shown = [demo_table(ledger, runs.demo, runs.rows)] if runs.rows else []
-    curves = [curve_table(curve, runs.demo, runs.curves) for curve in runs.demo.curves]
-    return shown + [table for table in curves if table.cells]
+    def trained(self) -> list[Trained]:
+        """Every demo training."""
+        return [run for runs in self.demos for run in runs.all]

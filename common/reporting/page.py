@@ -11,16 +11,41 @@ from __future__ import annotations
 import base64
 import html
 import io
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+import torch
 from jinja2 import Environment
 from matplotlib.figure import Figure
 
+from common.reporting import plots
+from common.reporting.ledger import DASH, Ledger
 from common.reporting.results import written_whole
-from common.reporting.tables import Shown, inline_html, to_html, to_markdown
+from common.reporting.runs import DemoRuns, Job, by_entry
+from common.reporting.tables import (
+    RenderedTable,
+    curve_points,
+    demo_tables,
+    inline_html,
+    paper_table,
+    score_name,
+    status_table,
+    to_html,
+    to_markdown,
+)
+
+EXPLANATION = (
+    "The columns called **paper** repeat what the paper prints; **ours** was counted or measured by the programs of "
+    "this repository; Δ is ours against the paper's; a dash means that there is no number. Multiply-adds follow the "
+    "paper's convention (convolutions and matrix products); the **full count** adds normalisation, activations, "
+    "pooling, element-wise arithmetic and transforms. "
+    "Status: C computed here, D shown by the demo, R complete recipe for the real data, L quoted from the literature."
+)
 
 
 @dataclass
@@ -58,7 +83,7 @@ class Report:
         """Lines to type."""
         self._add(f"<pre><code>{html.escape(text)}</code></pre>", f"```\n{text}\n```")
 
-    def table(self, table: Shown) -> None:
+    def table(self, table: RenderedTable) -> None:
         """A table under its title."""
         anchor = f' id="{html.escape(table.id)}"' if table.id else ""
         self._add(f"<h3{anchor}>{html.escape(table.title)}</h3>{to_html(table)}", to_markdown(table))
@@ -198,3 +223,145 @@ figcaption { color: var(--dim); font-size: .85rem; margin-top: .45rem; max-width
 }
 @media print { nav { display: none; } main { margin: 0; padding: 0; max-width: none; } .scroll { overflow: visible; } }
 """
+
+
+def write_report(job: Job, folder: Path, facts: Mapping[str, str], command: str, epochs: int | None = None) -> Path:
+    """The page, the Markdown and the pictures; returns the path of the page."""
+    ledger = job.ledger
+    report = Report(ledger.title, f"{ledger.authors}. The paper's numbers beside what this machine found.", facts)
+    if job.failures:
+        report.section("Failures")
+        for failure in job.failures:
+            report.text(failure)
+    for runs in job.demos:
+        if runs.all:
+            _report_demo(report, ledger, runs, epochs)
+    report.section("Tables of the paper")
+    report.text(EXPLANATION)
+    for table in ledger.tables:
+        report.table(paper_table(ledger, table, job.counts, job.results))
+    for table in ledger.tables:
+        if len(points := paper_points(ledger, table.id)) > 3:
+            own = [row.name for row in table.rows if "recipe" in row.statuses]
+            title = f"{table.number}: the paper's accuracy against the paper's FLOPs"
+            report.picture(
+                plots.accuracy_against_cost(points, title, highlight=own),
+                f"{table.id}-cost",
+                f"All values as printed in {table.number}; labels are frames, areas are parameters.",
+            )
+    report.section("Figures of the paper")
+    for figure in ledger.figures:
+        if figure.id in job.figures:
+            report.picture(
+                job.figures[figure.id], figure.id, f"{figure.number}. {figure.title}. Code: {figure.location}."
+            )
+    for figure in ledger.figures:
+        if figure.id not in job.figures:
+            report.text(f"**{figure.number}. {figure.title}.** {figure.location}")
+    report.section("Coverage")
+    report.table(status_table(ledger))
+    report.section("Do it again")
+    report.text("The whole report, a list of all rows with their commands, and one row on the real data:")
+    report.code(f"{command}\n{command} --list\n{command} ROW --data DIR")
+    return report.write(folder)
+
+
+def _report_demo(report: Report, ledger: Ledger, runs: DemoRuns, epochs: int | None) -> None:
+    """Tables, curves, cost and confusion of one demo."""
+    demo = runs.demo
+    report.section("Demo, measured here" if len(ledger.demos) == 1 else f"Demo, measured here: {demo.title}")
+    report.text(demo.text)
+    if epochs is not None:
+        report.text(f"**Trained for {epochs} epochs instead of the recipe's, to try things out.**")
+    for shown_table in demo_tables(ledger, runs):
+        report.table(shown_table)
+    for curve in demo.curves:
+        if lines := curve_points(curve, demo, runs.curves):
+            name = "top-1 accuracy (%)" if demo.score == "top1" else f"{score_name(demo)} (%)"
+            report.picture(
+                plots.mean_curves(lines, curve.title, curve.x, name),
+                curve.id.replace("/", "-"),
+                f"{curve.title}. Mean and standard deviation of {demo.seeds} seeds.",
+            )
+    if not runs.rows:
+        return
+    groups = by_entry(runs.rows)
+    first = [group[0] for group in groups.values()]
+    several, seed = len(runs.rows) > len(first), first[0].result.facts["seed"]
+    # Of many networks the trainings that go on from another are in the table and the cost plot alone.
+    shown_in_full = (
+        first if len(first) <= len(plots.COLOURS) else [r for r in first if demo.row(r.entry).starts_from is None]
+    )
+    curves = {run.name: run.curve("train_loss") for run in shown_in_full}
+    if any(len(points) > 1 for points in curves.values()):
+        shown = {name: points for name, points in curves.items() if points}
+        report.picture(
+            plots.learning_curves(shown, "Training loss on the demo", "loss"),
+            f"{demo.id}-curves",
+            "Mean training loss of every epoch on the demo data" + (f", seed {seed}." if several else "."),
+        )
+    points = [
+        plots.Point(
+            # `Method, 2x` is a point of the series `Method`, where there are many.
+            group[0].name.partition(", ")[0] if len(groups) > len(plots.COLOURS) else group[0].name,
+            group[0].complexity().macs_paper,
+            float(np.mean([r.result.metrics[demo.score] for r in group])),
+            group[0].name.partition(", ")[2] if len(groups) > len(plots.COLOURS) else "",
+            group[0].complexity().params,
+        )
+        for group in groups.values()
+        if all(demo.score in r.result.metrics for r in group)
+    ]
+    if points:
+        name = "top-1 accuracy (%)" if demo.score == "top1" else f"{score_name(demo)} (%)"
+        report.picture(
+            plots.accuracy_against_cost(points, f"Demo: {score_name(demo)} against cost", name),
+            f"{demo.id}-cost",
+            f"Measured here, on the demo data: {score_name(demo)} against multiply-adds; areas are parameters.",
+        )
+    if names := first[0].class_names():
+        report.picture(
+            plots.confusion_matrices({run.name: run.confusion() for run in shown_in_full}, names),
+            f"{demo.id}-confusion",
+            "Measured here: what the networks take the test data for "
+            f"({first[0].result.videos}{f', seed {seed}' if several else ''}).",
+        )
+
+
+def run_facts(job: Job, seconds: float) -> dict[str, str]:
+    """When, where and with what the report was made."""
+    from common.training.cli import git_state, package_versions
+
+    state, versions = git_state(), package_versions()
+    commit = f"{state['commit'][:12]}{' with changes' if state['dirty'] else ''}" if state["commit"] else DASH
+    facts = {
+        "Date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "Commit": commit,
+        "Machine": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"),
+        "Versions": ", ".join(f"{name} {number}" for name, number in versions.items() if name != "gpu"),
+        "Duration": f"{seconds / 60:.1f} min",
+    }
+    if runs := job.trained():
+        trained = [run for run in runs if not run.reused]
+        videos = sum(run.result.facts["videos"] or 0 for run in runs)
+        expected = sum(run.result.facts["videos_expected"] or 0 for run in runs)
+        facts["Demo"] = f"{len(runs)} trainings, {len(trained)} of them in this run"
+        facts["Tested on"] = f"{videos} of {expected} test files ({len(runs)} trainings)"
+        facts["Seed"] = ", ".join(sorted({str(run.result.facts["seed"]) for run in runs}))
+    return facts
+
+
+def paper_points(ledger: Ledger, table_id: str, measure: str = "top1") -> list[plots.Point]:
+    """The paper's accuracies and multiply-adds of a table, by network name."""
+    table = next(t for t in ledger.tables if t.id == table_id)
+    cost, accuracy, params = table.column("macs"), table.column(measure), table.column("params")
+    frames = next((c for c in table.columns if c.key == "frames"), None)
+    points = []
+    for row in table.rows:
+        x = cost.value(row.paper[cost.key]) if cost else None
+        y = accuracy.value(row.paper[accuracy.key]) if accuracy else None
+        if x is not None and y is not None:
+            label = row.paper[frames.key] if frames else ""
+            points.append(plots.Point(row.name, x, y, label, params.value(row.paper[params.key]) if params else None))
+    return points
