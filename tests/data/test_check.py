@@ -12,7 +12,7 @@ from PIL import Image
 
 from common.datamodules.manifest import Manifest
 from data.check import check, main
-from data.demo import generate_motion
+from data.demo.motion import generate_motion
 from tests.media import truncate
 
 
