@@ -105,21 +105,16 @@ class Manifest:
                 problems.append((line, str(error)))
         problems += _conflicts(entries)
         if problems:
-            problems.sort()
-            lines = [f"{csv_path}:{line}: {text}" for line, text in problems[:MAX_REPORTED]]
-            rest = f"\n... and {len(problems) - MAX_REPORTED} more" if len(problems) > MAX_REPORTED else ""
-            raise ManifestError("the manifest has wrong lines:\n" + "\n".join(lines) + rest)
+            lines = [f"{csv_path}:{line}: {text}" for line, text in sorted(problems)]
+            raise ManifestError(f"the manifest has wrong lines:\n{shorten(lines)}")
         if not entries:
             raise ManifestError(f"{csv_path} lists no videos.")
         manifest = cls(root, tuple(entries), tuple(names), csv_path, len(entries))
         if duplicates := manifest.duplicates():
-            shown = "\n".join(
-                f"  {path}: lines {', '.join(map(str, lines))}"
-                for path, lines in list(duplicates.items())[:MAX_REPORTED]
-            )
+            shown = [f"  {path}: lines {', '.join(map(str, lines))}" for path, lines in duplicates.items()]
             warnings.warn(
                 f"{csv_path} lists {len(duplicates)} videos more than once (in one split they count twice, "
-                f"across splits the evaluation sees training videos):\n{shown}",
+                f"across splits the evaluation sees training videos):\n{shorten(shown)}",
                 stacklevel=2,
             )
         return manifest if split is None else manifest.split(split)
@@ -256,6 +251,51 @@ class Manifest:
             temporary.replace(path)
 
 
+def shorten(lines: Sequence[str], limit: int = MAX_REPORTED) -> str:
+    """The first of many lines for a message, and how many more there are."""
+    more = [f"... and {len(lines) - limit} more"] if len(lines) > limit else []
+    return "\n".join([*lines[:limit], *more])
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, with or without a byte-order mark.
+
+    Raises:
+        ManifestError: the file cannot be read, has another encoding, or holds NUL characters.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ManifestError(f"{path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ManifestError(
+            f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start}): save it in UTF-8."
+        ) from None
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise ManifestError(f"{path}:{line}: holds a NUL character: it is not a text file, or damaged.")
+    return text
+
+
+def read_csv(path: Path, required: Sequence[str]) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The header of a CSV file, and its rows that are not blank with their line numbers; fields are stripped.
+
+    Raises:
+        ManifestError: the file cannot be read, or a required column is missing or named twice.
+    """
+    reader = csv.reader(io.StringIO(read_text(path)))
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        rows = [(reader.line_num, [field.strip() for field in fields]) for fields in reader if "".join(fields).strip()]
+    except csv.Error as error:
+        raise ManifestError(f"{path}:{reader.line_num}: not a CSV file: {error}.") from error
+    if missing := [name for name in required if name not in header]:
+        raise ManifestError(f"{path}:1: missing columns: {', '.join(missing)}. Its columns: {','.join(header)}.")
+    if len(set(header)) != len(header):
+        raise ManifestError(f"{path}:1: a column is named twice: {','.join(header)}.")
+    return header, rows
+
+
 def read_class_names(path: str | Path, missing_ok: bool = False) -> list[str] | None:
     """Read a class list, one name a line (blank lines at the end are ignored). Names must be unique."""
     path = Path(path)
@@ -263,7 +303,7 @@ def read_class_names(path: str | Path, missing_ok: bool = False) -> list[str] | 
         if missing_ok:
             return None
         raise ManifestError(f"no class list at {path}.")
-    names = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
+    names = [line.strip() for line in read_text(path).rstrip().splitlines()]
     seen: dict[str, int] = {}
     for line, name in enumerate(names, 1):
         if not name:
@@ -307,7 +347,7 @@ def find_files(paths: str | Path | Iterable[str | Path], kind: Kind) -> list[Pat
                 raise FileNotFoundError(f"no {kind}s below {path} (extensions {' '.join(sorted(_EXTENSIONS[kind]))}).")
             found += below
         elif path.is_file() and path.suffix.lower() == ".txt":
-            for number, text in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+            for number, text in enumerate(read_text(path).splitlines(), 1):
                 if text.strip():
                     listed = path.parent / text.strip()
                     if not listed.exists():
@@ -334,28 +374,18 @@ def _check_root(root: Path, kind: Kind = "video") -> None:
 
 def _read_rows(csv_path: Path) -> tuple[list[tuple[int, dict[str, str]]], list[tuple[int, str]]]:
     """Rows as (line number, fields), and the lines whose number of fields is wrong."""
-    with open(csv_path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file)
-        header = [name.strip() for name in next(reader, [])]
-        missing = [name for name in ("path", "split") if name not in header]
-        if not {"label", "label_name"} & set(header):
-            missing.append("label")
-        if missing:
-            raise ManifestError(f"{csv_path}:1: missing columns: {', '.join(missing)}. Columns: {','.join(COLUMNS)}.")
-        if unknown := [name for name in header if name not in COLUMNS]:
-            raise ManifestError(f"{csv_path}:1: unknown columns: {', '.join(unknown)}. Columns: {','.join(COLUMNS)}.")
-        if len(set(header)) != len(header):
-            raise ManifestError(f"{csv_path}:1: a column is named twice: {','.join(header)}.")
-        rows, problems = [], []
-        for fields in reader:
-            if not any(field.strip() for field in fields):
-                continue
-            if len(fields) != len(header):
-                problems.append((reader.line_num, f"{len(fields)} fields, the header has {len(header)}."))
-                continue
-            row = dict.fromkeys(COLUMNS, "") | {k: v.strip() for k, v in zip(header, fields, strict=True)}
-            rows.append((reader.line_num, row))
-        return rows, problems
+    header, lines = read_csv(csv_path, ("path", "split"))
+    if not {"label", "label_name"} & set(header):
+        raise ManifestError(f"{csv_path}:1: missing columns: label. Its columns: {','.join(header)}.")
+    if unknown := [name for name in header if name not in COLUMNS]:
+        raise ManifestError(f"{csv_path}:1: unknown columns: {', '.join(unknown)}. Columns: {','.join(COLUMNS)}.")
+    rows, problems = [], []
+    for line, fields in lines:
+        if len(fields) != len(header):
+            problems.append((line, f"{len(fields)} fields, the header has {len(header)}."))
+        else:
+            rows.append((line, dict.fromkeys(COLUMNS, "") | dict(zip(header, fields, strict=True))))
+    return rows, problems
 
 
 def _class_list(
