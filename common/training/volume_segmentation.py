@@ -28,8 +28,8 @@ from common.datamodules.volumes import (
     save_label,
     voxel_volume,
 )
+from common.evaluation.figures import slice_figure
 from common.evaluation.volume_scores import VolumeResult, VolumeScores, dice_per_case
-from common.training.callbacks import slice_figure
 from common.training.classification import write_rows
 from common.training.task import TaskModule
 
