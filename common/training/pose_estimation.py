@@ -27,7 +27,7 @@ from common.evaluation.keypoints import (
     evaluate_oks,
     mirror_heatmaps,
     to_detections,
-    to_picture,
+    to_image,
 )
 from common.training.task import TaskModule
 
@@ -135,7 +135,7 @@ class PoseEstimationModule(TaskModule):
     def locate(self, heatmaps: Tensor, centre: Tensor, size: Tensor) -> Tensor:
         """Keypoints in the picture: heatmaps (B, J, h, w), boxes (B, 2) -> (B, J, 3) float64: x, y, height."""
         points = decode_heatmaps(heatmaps, self.quarter_offset)
-        return to_picture(points, centre, size, (heatmaps.shape[2], heatmaps.shape[3]))
+        return to_image(points, centre, size, (heatmaps.shape[2], heatmaps.shape[3]))
 
     def evaluate_batch(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Add the persons of a batch to the scores; returns their ``heatmaps`` (B, J, h, w)."""

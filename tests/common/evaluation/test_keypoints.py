@@ -17,7 +17,7 @@ from common.evaluation.keypoints import (
     mirror_heatmaps,
     oks_between,
     to_detections,
-    to_picture,
+    to_image,
 )
 from tests.coco import BODY, CATEGORY, annotation
 
@@ -65,7 +65,7 @@ def test_decoding_undoes_drawing():
     heatmaps, weights = draw_heatmaps(points, np.ones(17, bool), SPEC, sigma=2)
     assert weights.all()
     found = decode_heatmaps(heatmaps[None], quarter_offset=False)
-    places = to_picture(found, torch.tensor(centre)[None], torch.tensor(size)[None], SPEC.heatmap_size)
+    places = to_image(found, torch.tensor(centre)[None], torch.tensor(size)[None], SPEC.heatmap_size)
     # the Gaussian's middle is the next pixel, half a pixel of the heatmap off at most
     assert np.abs(places[0, :, :2].numpy() - truth).max() <= 0.5 * size[0] / 48 + 1e-4
 
@@ -156,7 +156,7 @@ def test_oks_between_predictions_is_that_of_pycocotools():
     assert oks_between(points[0], 8000, points[1:], np.array([8000]), SIGMAS).item() == pytest.approx(theirs, rel=1e-9)
 
 
-def test_double_detections_are_dropped():
+def test_duplicate_detections_are_dropped():
     rng = np.random.default_rng(0)
     first, other = rng.uniform(0, 100, (2, 17, 2))
     points = np.stack([first, first + 0.5, other, other + 40])
@@ -177,7 +177,7 @@ def test_rescoring_by_hand():
 
 
 def test_other_keypoints_need_constants():
-    with pytest.raises(ValueError, match="constants for COCO's 17 keypoints, not for 5: give oks_sigmas"):
+    with pytest.raises(ValueError, match="constants for COCO's 17 keypoints, not for 5: set oks_sigmas"):
         default_sigmas(5)
 
 
@@ -193,5 +193,5 @@ def test_each_person_counts_once_in_any_order():
     assert index.tolist() == [0, 1, 2, 3, 4] == loss.tolist()
     assert torch.equal(found, keypoints)
     scores.reset()
-    with pytest.raises(ValueError, match="no person was looked at"):
+    with pytest.raises(ValueError, match="no person was scored"):
         scores.compute()

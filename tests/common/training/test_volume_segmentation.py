@@ -73,7 +73,7 @@ def test_a_case_counts_once_whatever_the_order() -> None:
     assert results[0].videos == results[1].videos == 4
     assert results[0].metrics()["dice_wt"] == pytest.approx(float(dice[:, 1].mean()))
     assert results[0].metrics()["dice"] == pytest.approx(float(dice.mean()))
-    with pytest.raises(ValueError, match="no case was scored"):
+    with pytest.raises(ValueError, match="no volume was scored"):
         VolumeScores(["ET"]).compute()
 
 
