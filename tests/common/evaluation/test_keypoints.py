@@ -6,7 +6,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from common.datamodules.keypoints import KeypointSpec, crop_matrix, draw_heatmaps, fit_box, move_points
+from common.datamodules.pose_geometry import KeypointSpec, PersonCrop, draw_heatmaps
 from common.evaluation.keypoints import (
     METRICS,
     KeypointScores,
@@ -59,15 +59,14 @@ def test_a_gaussian_is_found_within_a_quarter_of_a_pixel():
 
 def test_decoding_undoes_drawing():
     rng = np.random.default_rng(0)
-    centre, size = fit_box([100, 50, 80, 200], SPEC)
+    crop = PersonCrop.around([100, 50, 80, 200], SPEC)
     truth = np.column_stack([rng.uniform(90, 190, 17), rng.uniform(60, 240, 17)])
-    points = move_points(truth, crop_matrix(centre, size, SPEC))
-    heatmaps, weights = draw_heatmaps(points, np.ones(17, bool), SPEC, sigma=2)
+    heatmaps, weights = draw_heatmaps(crop.to_crop(truth), np.ones(17, bool), SPEC, sigma=2)
     assert weights.all()
     found = decode_heatmaps(heatmaps[None], quarter_offset=False)
-    places = to_image(found, torch.tensor(centre)[None], torch.tensor(size)[None], SPEC.heatmap_size)
+    places = to_image(found, torch.tensor(crop.centre)[None], torch.tensor(crop.size)[None], SPEC.heatmap_size)
     # the Gaussian's middle is the next pixel, half a pixel of the heatmap off at most
-    assert np.abs(places[0, :, :2].numpy() - truth).max() <= 0.5 * size[0] / 48 + 1e-4
+    assert np.abs(places[0, :, :2].numpy() - truth).max() <= 0.5 * crop.size[0] / 48 + 1e-4
 
 
 def test_mirrored_heatmaps():

@@ -11,7 +11,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from common.datamodules.keypoints import KeypointDataModule, KeypointSpec, annotated_persons, read_annotations
+from common.datamodules import KeypointDataModule
+from common.datamodules.coco import annotated_persons, read_annotations
+from common.datamodules.pose_geometry import KeypointSpec
 from common.evaluation.keypoints import decode_heatmaps, default_sigmas, evaluate_oks
 from common.training.checkpoints import CheckpointError
 from common.training.cli import main, run
