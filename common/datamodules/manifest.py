@@ -24,7 +24,10 @@ COLUMNS = ("path", "label", "label_name", "num_frames", "fps", "duration", "spli
 SPLITS = ("train", "val", "test")
 CLASSES_FILE = "classes.txt"
 VIDEO_EXTENSIONS = frozenset(
-    (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp", ".ogv", ".m2ts")
+    (
+        *(".mp4", ".m4v", ".mov", ".qt", ".avi", ".divx", ".mkv", ".webm", ".mpg", ".mpeg", ".vob", ".ts", ".mts"),
+        *(".m2ts", ".wmv", ".asf", ".flv", ".f4v", ".3gp", ".3g2", ".ogv", ".ogm", ".mxf", ".rm", ".rmvb", ".gif"),
+    )
 )
 IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png"})
 _EXTENSIONS = {"video": VIDEO_EXTENSIONS, "image": IMAGE_EXTENSIONS}

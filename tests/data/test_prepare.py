@@ -320,7 +320,7 @@ def test_an_empty_or_holed_frame_folder_is_a_problem(place: Workplace) -> None:
     assert status == 1
     assert "1 of 3 videos" in printed
     assert "00003.jpg is missing" in printed
-    assert "no jpg or png frames" in printed
+    assert "holds no jpg or png frames" in printed
 
 
 def test_no_probe_leaves_the_numbers_empty_but_still_looks_for_the_files(place: Workplace) -> None:

@@ -143,6 +143,31 @@ def test_rotation(tmp_path, rotation):
     assert np.array_equal(frames.numpy(), reference[[5, 2]])
 
 
+# x' = a x + c y, y' = b x + d y; what each makes of the decoded frames (N, H, W, 3)
+ORIENTATIONS = {
+    (1, 0, 0, 1): lambda v: v,
+    (-1, 0, 0, 1): lambda v: v[:, :, ::-1],  # mirrored left to right
+    (1, 0, 0, -1): lambda v: v[:, ::-1],  # upside down
+    (-1, 0, 0, -1): lambda v: v[:, ::-1, ::-1],
+    (0, 1, 1, 0): lambda v: v.swapaxes(1, 2),
+    (0, 1, -1, 0): lambda v: np.rot90(v, -1, axes=(1, 2)),
+    (0, -1, 1, 0): lambda v: np.rot90(v, 1, axes=(1, 2)),
+    (0, -1, -1, 0): lambda v: v.swapaxes(1, 2)[:, ::-1, ::-1],
+}
+
+
+@pytest.mark.parametrize("matrix", ORIENTATIONS)
+def test_all_eight_display_matrices(tmp_path, matrix):
+    path = media.write_video(tmp_path / "a.mp4", num_frames=8, matrix=matrix)
+    expected = ORIENTATIONS[matrix](media.decode_all(path))
+    with open_video(path) as video:
+        assert np.array_equal(video.get_frames([6, 1]).numpy(), expected[[6, 1]])
+
+
+def test_another_display_matrix_is_refused(tmp_path):
+    fails(media.write_video(tmp_path / "a.mp4", num_frames=3, rotation=30), "rotates it by 30 degrees, not by a mult")
+
+
 def test_variable_frame_rate(tmp_path):
     gaps = [40, 40, 10, 200, 40, 33, 77, 500, 20, 40] * 3
     times = np.cumsum([0, *gaps[:-1]]).tolist()
@@ -236,6 +261,22 @@ def test_truncated_avi(tmp_path):
     fails(media.truncate(media.write_video(tmp_path / "a.avi", num_frames=60, codec="mpeg4"), 0.6), "truncated", "60")
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "reason"),
+    [
+        ("a.webm", {"codec": "libvpx-vp9"}, "the header says 1.6 seconds, the frames end after 0."),
+        ("a.mkv", {"audio": True}, "the header says 1.6 seconds"),
+        ("a.ts", {}, "its last transport packet is incomplete"),
+        ("a.gif", {"codec": "gif", "pix_fmt": "rgb8"}, "the end of the GIF image is missing"),
+    ],
+)
+def test_truncated_files_of_containers_without_a_frame_count(tmp_path, name, arguments, reason):
+    path = media.write_video(tmp_path / name, num_frames=40, **arguments)
+    with open_video(path) as video:
+        assert (video.num_frames, video.get_frames([39]).shape) == (40, (1, 48, 64, 3))
+    fails(media.truncate(path, 0.605), "truncated", reason)
+
+
 def test_damaged_frame_is_an_error_only_if_asked_for(tmp_path):
     position = 11
     path = media.write_video(tmp_path / "a.avi", num_frames=60, gop=6, codec="mpeg4")
@@ -308,7 +349,7 @@ def test_missing_frames_are_named(tmp_path):
 def test_frame_numbered_twice(tmp_path):
     folder = media.write_frames(tmp_path / "v", 3)
     media.write_frames(folder, 1, "img_2.jpg")
-    fails(folder, "img_2.jpg", "img_00002.jpg", "twice")
+    fails(folder, "img_2.jpg", "img_00002.jpg", "exists twice")
 
 
 def test_two_series_in_a_folder(tmp_path):
@@ -318,7 +359,7 @@ def test_two_series_in_a_folder(tmp_path):
 
 
 def test_empty_folder(tmp_path):
-    fails(tmp_path, "no jpg or png")
+    fails(tmp_path, "holds no jpg or png frames")
 
 
 def test_broken_frame_is_named(tmp_path):
