@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from common.datamodules.folders import read_class_folders
 from common.datamodules.manifest import Entry, Manifest, ManifestError, shorten
 from common.datamodules.readers import VideoReadError, open_video
 from data._parallel import map_files
@@ -184,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # duplicates are reported below
             if args.manifest.is_dir():
-                manifest = Manifest.from_folders(args.manifest)
+                manifest = read_class_folders(args.manifest)
             else:
                 manifest = Manifest.read(args.manifest, args.root or args.manifest.parent)
         report = check(manifest, decode=args.decode, workers=args.workers)

@@ -21,10 +21,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from common.datamodules.folders import VIDEO_EXTENSIONS
 from common.datamodules.manifest import (
     CLASSES_FILE,
     SPLITS,
-    VIDEO_EXTENSIONS,
     Entry,
     Manifest,
     ManifestError,

@@ -18,8 +18,9 @@ from torchvision.transforms.v2 import functional as F
 from common.datamodules.archives import ImageArchive, class_members, read_cifar, read_fashion_mnist
 from common.datamodules.clip_spec import Spec
 from common.datamodules.datasets import with_dataset
+from common.datamodules.folders import find_files, read_class_folders
 from common.datamodules.loading import Item, LabelledDataModule, manifest_items, path_items
-from common.datamodules.manifest import Manifest, ManifestError, find_files
+from common.datamodules.manifest import Manifest, ManifestError
 from common.datamodules.readers import ImageReadError
 from common.datamodules.sampling import sample_generator
 from common.datamodules.transforms import normalise
@@ -350,7 +351,7 @@ class ImageDataModule(LabelledDataModule):
     def _loaded(self) -> Manifest | ImageArchive:
         if self._source is None:
             read = ARCHIVES.get(self.dataset or "")
-            self._source = read(self.root) if read else Manifest.from_folders(self.root, kind="image")
+            self._source = read(self.root) if read else read_class_folders(self.root, kind="image")
             if isinstance(self._source, ImageArchive):
                 for split, expected in self._published.items():
                     if (count := len(self._source.splits[split][1])) != expected:

@@ -241,15 +241,6 @@ class KeypointDataModule(LoadingDataModule):
         Raises:
             ManifestError: no root, missing or wrong files, images that are not there, no persons for the stage.
         """
-<<<<<<< HEAD
-=======
-        if not self.root.is_dir():
-            raise ManifestError(
-                f"the data root {self.root} does not exist (resolved: {self.root.resolve()}): set `root` to the "
-                "folder with COCO's images and annotations, or make a demo data set with: "
-                f"python -m data.demo figures --out {self.root}"
-            )
->>>>>>> b68ae0f (Separate COCO files and pose geometry from the keypoint data module)
         if stage in (None, "fit") and self.train_dataset is None:
             self.train_dataset = self._make("train", self.augmentation)
         if stage in (None, "fit", "validate") and self.val_dataset is None:

@@ -26,7 +26,7 @@ from PIL import Image
 from pytorchvideo.data.video import Video
 from torch import Tensor
 
-from common.datamodules.manifest import IMAGE_EXTENSIONS
+from common.datamodules.folders import IMAGE_EXTENSIONS
 
 # Containers that store presentation times; in others (AVI) FFmpeg makes them up, in decoding order.
 _TIMED_CONTAINERS = {"mp4", "matroska", "mpegts"}

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from common.datamodules.clip_spec import ClipSpec
 from common.datamodules.datasets import with_dataset
+from common.datamodules.folders import find_files, read_class_folders
 from common.datamodules.loading import (
     EvalDataset,
     LabelledDataModule,
@@ -14,7 +15,7 @@ from common.datamodules.loading import (
     manifest_items,
     path_items,
 )
-from common.datamodules.manifest import MAX_REPORTED, Manifest, ManifestError, find_videos
+from common.datamodules.manifest import MAX_REPORTED, Manifest, ManifestError
 from common.datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD, SCALES
 
 
@@ -183,7 +184,7 @@ class VideoDataModule(LabelledDataModule):
             ManifestError: no root, wrong lines, missing files, labels outside the class list, no videos for the stage.
         """
         if stage == "predict" and self.predict_paths is not None:
-            items = path_items(find_videos(self.predict_paths))
+            items = path_items(find_files(self.predict_paths, "video"))
             self.predict_dataset = EvalDataset(items, self.clip_spec)
             return
         if self.manifest is None:
@@ -224,7 +225,7 @@ class VideoDataModule(LabelledDataModule):
     def _read_manifest(self) -> Manifest:
         path = self.root / (self.manifest_path or "manifest.csv")
         if self.manifest_path is None and not path.is_file():
-            return Manifest.from_folders(self.root, self._given_names)
+            return read_class_folders(self.root, self._given_names)
         if not path.is_file() and Path(str(self.manifest_path)).is_file():
             path = Path(str(self.manifest_path))
         if not path.is_file() and self.dataset is not None:

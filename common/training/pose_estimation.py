@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.table import Column, Table
 from torch import Tensor
 
+from common.datamodules.folders import find_files
 from common.datamodules.image import open_image
 from common.datamodules.keypoints import PersonDataset
-from common.datamodules.manifest import find_files
 from common.datamodules.pose_geometry import KeypointSpec, PersonCrop
 from common.evaluation.keypoints import (
     CONFIDENT,

@@ -327,7 +327,7 @@ def test_wrong_folders(tmp_path):
     with pytest.raises(ManifestError, match=r"python -m data.demo digits --out"):
         folder(tmp_path / "none").setup("fit")
     (tmp_path / "a").mkdir()
-    with pytest.raises(ManifestError, match=r"class folders without an image in .*: a. Known image extensions: .jpeg"):
+    with pytest.raises(ManifestError, match=r"class folders without images in .*: a. Known image extensions: .jpeg"):
         folder(tmp_path).setup("fit")
 
 
