@@ -15,10 +15,10 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from common.datamodules.archives import ImageArchive, class_members, read_cifar, read_fashion_mnist
 from common.datamodules.clip_spec import Spec
 from common.datamodules.datasets import with_dataset
 from common.datamodules.folders import find_files, read_class_folders
+from common.datamodules.image_archives import ImageArchive, read_cifar, read_fashion_mnist
 from common.datamodules.loading import Item, LabelledDataModule, manifest_items, path_items
 from common.datamodules.manifest import Manifest, ManifestError
 from common.datamodules.readers import ImageReadError
@@ -431,6 +431,12 @@ class ImageDataModule(LabelledDataModule):
         if split == "train" and self.train_per_class is not None:
             expected = None
         return ImageDataset(items, spec, pixels, augmentation, self.image_size is None, expected)
+
+
+def class_members(labels: Tensor | Sequence[int], classes: int) -> list[Tensor]:
+    """Positions of the members of each class, ascending."""
+    labels = torch.as_tensor(labels)
+    return [torch.nonzero(labels == k).flatten() for k in range(classes)]
 
 
 def colour_statistics(images: Tensor) -> tuple[tuple[float, float, float], tuple[float, float, float]]:

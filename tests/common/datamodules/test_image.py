@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from common.datamodules import ImageDataModule, ImageReadError, ImageSpec, load_image
-from common.datamodules.archives import read_cifar, read_fashion_mnist
 from common.datamodules.image import Augmentation, ImageDataset, colour_statistics, fit_image, read_image
+from common.datamodules.image_archives import read_cifar, read_fashion_mnist
 from common.datamodules.loading import TrainBatchSampler
 from common.datamodules.manifest import ManifestError
 from common.datamodules.sampling import sample_generator
@@ -83,10 +83,10 @@ def test_errors_of_cifar_name_the_file(tmp_path):
     batch = place / "data_batch_2.bin"
     content = batch.read_bytes()
     batch.write_bytes(content[:-1])
-    with pytest.raises(ManifestError, match=r"data_batch_2.bin has 30729 bytes, no multiple of 3073"):
+    with pytest.raises(ManifestError, match=r"data_batch_2.bin has 30729 bytes, not a multiple of 3073"):
         read_cifar(tmp_path, "cifar10")
     batch.write_bytes(b"\x0a" + content[1:])
-    with pytest.raises(ManifestError, match=r"data_batch_2.bin has labels from 1 to 10; 0..9 exist"):
+    with pytest.raises(ManifestError, match=r"data_batch_2.bin has labels from 1 to 10, outside 0..9"):
         read_cifar(tmp_path, "cifar10")
     batch.unlink()
     with pytest.raises(ManifestError, match=r"cifar-10-batches-bin lacks data_batch_2.bin"):
@@ -123,8 +123,10 @@ def test_errors_of_fashion_mnist_name_the_file(tmp_path):
     images = tmp_path / "t10k-images-idx3-ubyte"
     content = images.read_bytes()
     for wrong, message in (
-        (content[:-1], "should hold 20x28x28 values and has 15679"),
-        (b"\0\0\x0d\3" + content[4:], "is no idx file"),
+        (content[:-1], "should hold 20x28x28 values, but holds 15679"),
+        (content + b"0", "should hold 20x28x28 values, but holds more"),
+        (b"\0\0\x0d\3" + content[4:], "is not an idx file"),
+        (content[:4] + b"\x7f\xff\xff\xff" + content[8:], "says that it holds 2147483647x28x28 values; it is damaged"),
     ):
         images.write_bytes(wrong)
         with pytest.raises(ManifestError, match=f"t10k-images-idx3-ubyte {message}"):
