@@ -24,7 +24,7 @@ _HOMES = {
     "open_video": "readers",
     "VideoDataModule": "video",
     "VolumeDataModule": "volumes",
-    "VolumeReadError": "volumes",
+    "VolumeReadError": "brats",
     "VolumeSpec": "volumes",
 }
 __all__ = list(_HOMES)

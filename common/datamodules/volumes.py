@@ -1,23 +1,18 @@
-"""Brain scans with tumour labels in the folders and files of BraTS 2018, and their Lightning data module."""
+"""The Lightning data module for brain scans with tumour labels."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-import nibabel as nib
-import numpy as np
 import torch
-from monai.data import MetaTensor
 from monai.transforms import (
     Compose,
-    NormalizeIntensity,
     RandCropByPosNegLabeld,
     RandFlipd,
     RandScaleIntensityd,
@@ -25,27 +20,25 @@ from monai.transforms import (
     RandSpatialCropd,
     SpatialPadd,
 )
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError, SpatialImage
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from common.datamodules.brats import (
+    MODALITIES,
+    REGIONS,
+    Case,
+    check_case,
+    find_case,
+    find_case_folders,
+    load_volume,
+    plain_tensor,
+    read_label,
+)
 from common.datamodules.clip_spec import Spec
 from common.datamodules.datasets import with_dataset
 from common.datamodules.loading import LoadingDataModule
 from common.datamodules.manifest import ManifestError
-from common.datamodules.readers import ReadError
 from common.datamodules.sampling import sample_generator
-
-MODALITIES = ("flair", "t1", "t1ce", "t2")
-SUFFIXES = (".nii.gz", ".nii")
-LABELS = (0, 1, 2, 4)  # background, dead and non-enhancing core, oedema, enhancing tumour
-#: the regions that are scored, each the union of labels; in the order of Table 4 of the FDC3D paper
-REGIONS = {"ET": (4,), "WT": (1, 2, 4), "TC": (1, 4)}
-
-
-class VolumeReadError(ReadError):
-    """A case, or a file of it, is missing, broken or does not fit its others."""
 
 
 @dataclass(frozen=True)
@@ -79,152 +72,6 @@ class VolumeSpec(Spec):
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one patch with its batch axis."""
         return 1, len(self.modalities), *self.patch_size
-
-
-@dataclass(frozen=True)
-class Case:
-    """One scan: its folder and the file of each modality; ``label`` is None where there is no ``_seg`` file."""
-
-    name: str
-    folder: Path
-    images: tuple[Path, ...]
-    label: Path | None
-
-
-def find_case_folders(paths: Iterable[str | Path]) -> list[Path]:
-    """Folders with files ``<case>_<modality>.nii.gz`` or ``.nii``: those given, or at any depth below them; sorted.
-
-    Raises:
-        FileNotFoundError: a path is no folder, or has no such files.
-    """
-    folders: list[Path] = []
-    for path in map(Path, paths):
-        if not path.is_dir():
-            raise FileNotFoundError(f"{path}: there is no such folder; a case is a folder with one file per modality.")
-        found = sorted({file.parent for suffix in SUFFIXES for file in path.rglob(f"*_*{suffix}")})
-        if not found:
-            raise FileNotFoundError(f"{path}: no file named <case>_<modality>.nii.gz lies in it or below it.")
-        folders += found
-    return folders
-
-
-def find_case(folder: Path, modalities: Sequence[str] = MODALITIES, labelled: bool = False) -> Case:
-    """The files of one case. Raises VolumeReadError with the names of those missing (``labelled``: also of labels)."""
-    name = folder.resolve().name
-
-    def find(part: str) -> Path | None:
-        found = [path for suffix in SUFFIXES if (path := folder / f"{name}_{part}{suffix}").is_file()]
-        return found[0] if found else None
-
-    images = {modality: find(modality) for modality in modalities}
-    missing = [f"{name}_{modality}.nii.gz" for modality, path in images.items() if path is None]
-    label = find("seg")
-    if labelled and label is None:
-        missing.append(f"{name}_seg.nii.gz")
-    if missing:
-        raise VolumeReadError(folder, f"it has no {', nor '.join(missing)}.")
-    return Case(name, folder, tuple(path for path in images.values() if path is not None), label)
-
-
-def _load(path: Path, read: Callable[[SpatialImage], Any]) -> Any:
-    try:
-        return read(nib.load(path))  # type: ignore[arg-type]
-    except FileNotFoundError as error:
-        raise VolumeReadError(path, "there is no such file.") from error
-    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise VolumeReadError(path, f"no readable NIfTI file ({reason}).") from error
-
-
-def check_case(case: Case) -> tuple[int, ...]:
-    """Compare the headers of a case's files; no voxel is read. Returns the shape (X, Y, Z).
-
-    Raises:
-        VolumeReadError: a file cannot be read, has other than three axes, or another shape or place in space than
-            the first one (a file that is not aligned).
-    """
-    files = [*case.images, *([case.label] if case.label else [])]
-    headers = [_load(path, lambda image: (tuple(image.shape), np.asarray(image.affine))) for path in files]
-    shape, affine = headers[0]
-    if len(shape) != 3:
-        raise VolumeReadError(files[0], f"it has the shape {shape}; a scan has three axes.")
-    for path, (other, place) in zip(files[1:], headers[1:], strict=True):
-        if other != shape:
-            raise VolumeReadError(path, f"its shape is {other}, that of {files[0].name} {shape}; they are not aligned.")
-        if not np.allclose(place, affine, atol=1e-3):
-            raise VolumeReadError(
-                path, f"its affine places it elsewhere in space than {files[0].name}; they are not aligned."
-            )
-    return shape
-
-
-def read_images(case: Case) -> Tensor:
-    """The images of a case, float32 (C, D, H, W) = (modalities, Z, Y, X), as stored. Raises VolumeReadError."""
-    images = []
-    for path in case.images:
-        image = _load(path, lambda image: np.asarray(image.get_fdata(dtype=np.float32)))
-        if not np.isfinite(image).all():
-            raise VolumeReadError(path, "it holds values that are NaN or infinite.")
-        images.append(torch.from_numpy(image.transpose(2, 1, 0).copy()))
-    return torch.stack(images)
-
-
-def read_label(path: Path) -> Tensor:
-    """A label file as uint8 (D, H, W). Raises VolumeReadError, also for labels other than 0, 1, 2 and 4."""
-    label = _load(path, lambda image: np.asarray(image.dataobj))
-    if unknown := sorted(set(np.unique(label).tolist()) - set(LABELS)):
-        raise VolumeReadError(path, f"it holds the label {unknown[0]}; those of BraTS 2018 are 0, 1, 2 and 4.")
-    return torch.from_numpy(label.astype(np.uint8).transpose(2, 1, 0).copy())
-
-
-def normalise_volume(images: Tensor) -> Tensor:
-    """Every channel of (C, D, H, W) to mean 0 and deviation 1 over its voxels that are not zero; these stay zero."""
-    return _plain(NormalizeIntensity(nonzero=True, channel_wise=True)(images)).float()
-
-
-def _plain(x: Any) -> Tensor:
-    """MONAI returns tensors that carry metadata, which would follow through the network."""
-    return x.as_tensor() if isinstance(x, MetaTensor) else torch.as_tensor(x)
-
-
-def load_volume(case: Case) -> Tensor:
-    """A case as the network takes it: float32 (C, D, H, W), checked and normalised. Raises VolumeReadError."""
-    check_case(case)
-    return normalise_volume(read_images(case))
-
-
-def label_to_regions(label: Tensor) -> Tensor:
-    """Labels (..., D, H, W) to the regions ET, WT and TC, bool (..., 3, D, H, W); they contain each other."""
-    return torch.stack([torch.isin(label, torch.tensor(v, device=label.device)) for v in REGIONS.values()], dim=-4)
-
-
-def regions_to_label(regions: Tensor) -> Tensor:
-    """Regions ET, WT and TC, bool (..., 3, D, H, W), to labels uint8 (..., D, H, W); the innermost region counts."""
-    et, wt, tc = regions.unbind(-4)
-    label = torch.zeros_like(wt, dtype=torch.uint8)
-    label[wt] = 2
-    label[tc] = 1
-    label[et] = 4
-    return label
-
-
-def save_label(label: Tensor, like: Path, out: Path, overwrite: bool = False) -> None:
-    """Write labels (D, H, W) as a NIfTI file with the shape, affine and space of the file ``like``.
-
-    Raises:
-        FileExistsError: ``out`` exists and ``overwrite`` is False; it is left as it is.
-    """
-    if out.exists() and not overwrite:
-        raise FileExistsError(f"{out} exists; give another folder, or --force to overwrite it")
-    header = _load(like, lambda image: (image.affine, image.header.copy()))
-    header[1].set_data_dtype(np.uint8)
-    image = nib.Nifti1Image(label.cpu().numpy().transpose(2, 1, 0), *header)
-    nib.save(image, out)
-
-
-def voxel_volume(path: Path) -> float:
-    """What one voxel of a NIfTI file takes up, in millilitres."""
-    return _load(path, lambda image: abs(float(np.linalg.det(image.affine[:3, :3])))) / 1000
 
 
 @dataclass(frozen=True)
@@ -281,7 +128,7 @@ class VolumeDataset(Dataset):
             self.augment.set_random_state(int(torch.randint(2**31, (), generator=sample_generator(self.seed, *key))))
             found = self.augment({"volume": volume, "label": label[None]})
             found = found[0] if isinstance(found, list) else found
-            volume, label = _plain(found["volume"]).contiguous(), _plain(found["label"])[0].contiguous()
+            volume, label = plain_tensor(found["volume"]).contiguous(), plain_tensor(found["label"])[0].contiguous()
         return {"volume": volume, "label": label, "volume_index": index, "path": self.items[index].name}
 
 

@@ -15,9 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
-from common.datamodules.manifest import Manifest
-from common.datamodules.volumes import (
-    VolumeSpec,
+from common.datamodules.brats import (
     find_case,
     find_case_folders,
     label_to_regions,
@@ -25,6 +23,8 @@ from common.datamodules.volumes import (
     read_label,
     regions_to_label,
 )
+from common.datamodules.manifest import Manifest
+from common.datamodules.volumes import VolumeSpec
 from common.evaluation.complexity import count
 from common.evaluation.figures import draw_slice
 from common.evaluation.volume_scores import dice_per_case

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.datamodules.volumes import VolumeDataModule, find_case, find_case_folders, read_images, read_label
+from common.datamodules.brats import find_case, find_case_folders, read_images, read_label
+from common.datamodules.volumes import VolumeDataModule
 from data.demo.__main__ import main
 from data.demo._folder import DemoError
 from data.demo.brain import draw_case, generate_brain

@@ -11,12 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from common.datamodules.manifest import ManifestError
-from common.datamodules.volumes import (
+from common.datamodules.brats import (
     REGIONS,
-    VolumeDataModule,
     VolumeReadError,
-    VolumeSpec,
     check_case,
     find_case,
     find_case_folders,
@@ -28,6 +25,8 @@ from common.datamodules.volumes import (
     save_label,
     voxel_volume,
 )
+from common.datamodules.manifest import ManifestError
+from common.datamodules.volumes import VolumeDataModule, VolumeSpec
 from tests.volumes import AFFINE, draw, write, write_brats, write_case
 
 
@@ -189,19 +188,19 @@ def test_broken_missing_and_misaligned_files_are_named(root: Path) -> None:
         t1.write_bytes(good)
 
     t1.unlink()
-    refused(f"it has no {name}_t1.nii.gz")
+    refused(f"it lacks {name}_t1.nii.gz")
     t1.write_bytes(b"no image")
-    refused(rf"{name}_t1\.nii\.gz: no readable NIfTI")
+    refused(rf"{name}_t1\.nii\.gz: not a readable NIfTI")
     write(t1, images[0][:, :, :-1])
     refused(rf"{name}_t1\.nii\.gz: its shape is \(14, 16, 11\)")
     moved = AFFINE.copy()
     moved[0, 3] = 5
     write(t1, images[0], moved)
-    refused(rf"{name}_t1\.nii\.gz: its affine places it elsewhere")
+    refused(rf"{name}_t1\.nii\.gz: its affine differs from that of")
     write(t1, images[0][..., None])
     refused("not aligned")
     seg.unlink()
-    refused(f"it has no {name}_seg.nii.gz")
+    refused(f"it lacks {name}_seg.nii.gz")
     write(seg, label + np.uint8(1))
     with pytest.raises(VolumeReadError, match=rf"{name}_seg\.nii\.gz: it holds the label 3"):
         read_label(seg)
@@ -211,8 +210,20 @@ def test_broken_missing_and_misaligned_files_are_named(root: Path) -> None:
     with pytest.raises(VolumeReadError, match=rf"{name}_t1\.nii\.gz: it holds values that are NaN"):
         load_volume(find_case(folder))
     t1.write_bytes(good[: len(good) // 2])  # the header is whole, the voxels are not
-    with pytest.raises(VolumeReadError, match=rf"{name}_t1\.nii\.gz: no readable NIfTI"):
+    with pytest.raises(VolumeReadError, match=rf"{name}_t1\.nii\.gz: not a readable NIfTI"):
         load_volume(find_case(folder))
+
+
+def test_a_header_that_claims_too_many_voxels_is_refused_before_they_are_read(root: Path) -> None:
+    folder = find_case_folders([root])[0]
+    header = nib.Nifti1Header()
+    header.set_data_shape((20000, 20000, 20))
+    path = folder / f"{folder.name}_seg.nii.gz"
+    path.write_bytes(gzip.compress(header.binaryblock + bytes(4)))
+    with pytest.raises(VolumeReadError, match=r"_seg.nii.gz: its header claims 20000 x 20000 x 20 voxels; at most"):
+        module(root).setup("fit")
+    with pytest.raises(VolumeReadError, match="its header claims"):
+        read_label(path)
 
 
 def test_a_case_that_is_there_twice(root: Path) -> None:
@@ -235,7 +246,7 @@ def test_wrong_values_are_named(root: Path, tmp_path: Path) -> None:
             module(root, **options)
     with pytest.raises(ManifestError, match="has no val cases"):
         module(root, val_share=0.0).setup("validate")
-    with pytest.raises(FileNotFoundError, match="there is no such folder"):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
         module(tmp_path / "none").setup("fit")
     with pytest.raises(ValueError, match="unknown keys in VolumeSpec: size"):
         VolumeSpec.from_dict({"size": 3})

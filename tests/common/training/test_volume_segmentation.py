@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from common.datamodules.volumes import VolumeDataModule, find_case_folders, label_to_regions
+from common.datamodules.brats import find_case_folders, label_to_regions
+from common.datamodules.volumes import VolumeDataModule
 from common.evaluation.volume_scores import VolumeScores, dice_per_case
 from common.training.task import NonFiniteError, load_module
 from common.training.volume_segmentation import OUTSIDE, VolumeSegmentationModule
@@ -143,7 +144,7 @@ def test_training_learns_and_the_checkpoint_predicts_alone(
     options.force, options.paths = True, [str(folder), str(broken), str(tmp_path / "nothing")]
     assert loaded.predict(options) == 1
     printed = "".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "error:ithasno" in printed
+    assert "error:itlacks" in printed
     assert "thereisnosuchfolder" in printed.replace(str(tmp_path / "nothing"), "")
 
 
