@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.datamodules.manifest import ManifestError, read_csv, read_text, shorten
+from common.datamodules.errors import DatasetError
+from common.datamodules.manifest import read_csv, read_text, shorten
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,14 @@ class _Problems:
 
     def check(self) -> None:
         if self.lines:
-            raise ManifestError(f"the annotations have wrong lines:\n{shorten(self.lines)}")
+            raise DatasetError(f"the annotations have wrong lines:\n{shorten(self.lines)}")
 
 
 def _find(folder: Path, *names: str) -> Path:
     """The first of the file names that exists in the folder or in its sub-folder ``labels``."""
     path = _find_optional(folder, *names)
     if path is None:
-        raise ManifestError(
+        raise DatasetError(
             f"no {' or '.join(names)} in {folder}: set --annotations to the folder with the official annotation files."
         )
     return path
@@ -98,9 +99,9 @@ def _json(path: Path, kind: type) -> Any:
     try:
         content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise ManifestError(f"{path}:{error.lineno}: not valid JSON: {error.msg}.") from None
+        raise DatasetError(f"{path}:{error.lineno}: not valid JSON: {error.msg}.") from None
     if not isinstance(content, kind):
-        raise ManifestError(f"{path}: holds a JSON {type(content).__name__}, expected a {kind.__name__}.")
+        raise DatasetError(f"{path}: holds a JSON {type(content).__name__}, expected a {kind.__name__}.")
     return content
 
 
@@ -185,7 +186,7 @@ def read_something_v2(folder: Path) -> Listing:
             labels[_unbracketed(name)] = int(label)
     problems.check()
     if sorted(labels.values()) != list(range(len(labels))):
-        raise ManifestError(f"{class_file}: the indices of the {len(labels)} classes should be 0..{len(labels) - 1}.")
+        raise DatasetError(f"{class_file}: the indices of the {len(labels)} classes should be 0..{len(labels) - 1}.")
     videos = []
     for split, stem in (("train", "train"), ("val", "validation"), ("test", "test")):
         names = (f"{prefix}-{stem}.json", f"{stem}.json")
@@ -322,7 +323,7 @@ def read_hmdb51(folder: Path, split: str = "1") -> Listing:
     )
     paths = {path.name.removesuffix(ending): path for path in sorted(folder.glob("*" + ending))}
     if not paths:
-        raise ManifestError(f"no *{ending} in {folder}: set --annotations to the folder testTrainMulti_7030_splits.")
+        raise DatasetError(f"no *{ending} in {folder}: set --annotations to the folder testTrainMulti_7030_splits.")
     problems = _Problems()
     videos = []
     for label, (name, path) in enumerate(paths.items()):

@@ -21,9 +21,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from common.datamodules.errors import DatasetError, VideoReadError
 from common.datamodules.folders import read_class_folders
-from common.datamodules.manifest import Entry, Manifest, ManifestError, shorten
-from common.datamodules.readers import VideoReadError, open_video
+from common.datamodules.manifest import Entry, Manifest, shorten
+from common.datamodules.video_reader import open_video
 from data._parallel import map_files
 
 MAX_REPORTED = 20
@@ -191,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
         report = check(manifest, decode=args.decode, workers=args.workers)
         if args.report:
             report.write(args.report)
-    except (ManifestError, FileExistsError) as error:
+    except (DatasetError, FileExistsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

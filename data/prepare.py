@@ -21,16 +21,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from common.datamodules.errors import DatasetError, VideoReadError
 from common.datamodules.folders import VIDEO_EXTENSIONS
-from common.datamodules.manifest import (
-    CLASSES_FILE,
-    SPLITS,
-    Entry,
-    Manifest,
-    ManifestError,
-    shorten,
-)
-from common.datamodules.readers import VideoReadError, open_video
+from common.datamodules.manifest import CLASSES_FILE, SPLITS, Entry, Manifest, shorten
+from common.datamodules.video_reader import open_video
 from data._parallel import map_files
 from data.annotations import BENCHMARKS, Benchmark, ListedVideo, Listing
 
@@ -87,7 +81,7 @@ def prepare(
         The manifest written; its ``expected`` is the number of videos in the annotations.
 
     Raises:
-        ManifestError: the annotation files or the root are missing or wrong, a manifest or another class list exists
+        DatasetError: the annotation files or the root are missing or wrong, a manifest or another class list exists
             already, or videos are missing.
     """
     console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
@@ -96,12 +90,12 @@ def prepare(
     listing = benchmark.read(annotations, **({benchmark.option: option} if option else {}))
     classes, class_file = "".join(f"{name}\n" for name in listing.class_names), out.parent / CLASSES_FILE
     if not force and class_file.exists() and class_file.read_text(encoding="utf-8") != classes:
-        raise ManifestError(f"{class_file} holds other classes: give every dataset a folder of its own.")
+        raise DatasetError(f"{class_file} holds other classes: give every dataset a folder of its own.")
     console.print(_counts_table(benchmark, listing))
     if only is not None:
         listing = replace(listing, videos=tuple(video for video in listing.videos if video.split in only))
         if not listing.videos:
-            raise ManifestError(f"the annotation files list no videos of {' or '.join(only)}: correct --only.")
+            raise DatasetError(f"the annotation files list no videos of {' or '.join(only)}: correct --only.")
 
     videos = _find(listing, root, probe, workers)
     report = out.with_suffix(".report.csv")
@@ -109,7 +103,7 @@ def prepare(
     if problems := _write_report(videos, report):
         text = f"{counts} can be used below {root}; the others are listed in {report}:\n{shorten(problems)}"
         if not allow_missing or len(problems) == len(videos):
-            raise ManifestError(f"{text}\n{_advice(videos)}")
+            raise DatasetError(f"{text}\n{_advice(videos)}")
         console.print(f"{text}\n{KEPT}")
     trained = {video.listed.label for video in videos if video.usable and video.listed.split == "train"}
     if empty := [name for label, name in enumerate(listing.class_names) if label not in trained]:
@@ -123,11 +117,11 @@ def prepare(
 def _check_folders(root: Path, annotations: Path, out: Path, force: bool) -> None:
     for folder, option, content in ((root, "--root", "videos"), (annotations, "--annotations", "annotation files")):
         if not folder.is_dir():
-            raise ManifestError(
+            raise DatasetError(
                 f"no folder {folder} (resolved: {folder.resolve()}): set {option} to the folder of the {content}."
             )
     if out.exists() and not force:
-        raise ManifestError(f"{out} exists: choose another --out, or give --force to replace it.")
+        raise DatasetError(f"{out} exists: choose another --out, or give --force to replace it.")
 
 
 def _counts_table(benchmark: Benchmark, listing: Listing) -> Table:
@@ -173,7 +167,7 @@ def locate(videos: Sequence[ListedVideo], root: Path) -> dict[str, str]:
     """Paths relative to the root, by key, of the listed videos that exist: files, or folders of frames.
 
     Raises:
-        ManifestError: a video exists more than once.
+        DatasetError: a video exists more than once.
     """
     uses = Counter(video.alias for video in videos)
     keys = {video.alias: video.key for video in videos if uses[video.alias] == 1}
@@ -185,7 +179,7 @@ def locate(videos: Sequence[ListedVideo], root: Path) -> dict[str, str]:
             repeated.setdefault(key, [paths[key]]).append(path)
     if repeated:
         shown = shorten(["  " + " and ".join(group) for group in repeated.values()])
-        raise ManifestError(f"{len(repeated)} videos exist more than once below {root}: set --root lower.\n{shown}")
+        raise DatasetError(f"{len(repeated)} videos exist more than once below {root}: set --root lower.\n{shown}")
     return paths
 
 
@@ -289,7 +283,7 @@ def main(argv: list[str] | None = None) -> int:
             force=args.force,
             workers=args.workers,
         )
-    except ManifestError as error:
+    except DatasetError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

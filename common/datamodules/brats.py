@@ -18,7 +18,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 from torch import Tensor
 
-from common.datamodules.readers import ReadError
+from common.datamodules.errors import VolumeReadError
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 SUFFIXES = (".nii.gz", ".nii")
@@ -26,10 +26,6 @@ LABELS = (0, 1, 2, 4)  # background, necrotic and non-enhancing core, oedema, en
 #: the regions that are scored, each a union of labels, in the order of Table 4 of the FDC3D paper
 REGIONS = {"ET": (4,), "WT": (1, 2, 4), "TC": (1, 4)}
 MAX_VOXELS = 2**28  # of a scan; BraTS has 8.9 million
-
-
-class VolumeReadError(ReadError):
-    """A case, or one of its files, is missing, broken or does not match its others."""
 
 
 @dataclass(frozen=True)

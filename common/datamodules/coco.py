@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.datamodules.manifest import ManifestError, shorten
+from common.datamodules.errors import DatasetError
+from common.datamodules.manifest import shorten
 
 Array = NDArray[np.float64]
 
@@ -65,7 +66,7 @@ class KeypointAnnotations:
         """Pairs of keypoints whose names begin with ``left_`` and ``right_``.
 
         Raises:
-            ManifestError: a keypoint lacks its counterpart.
+            DatasetError: a keypoint lacks its counterpart.
         """
         position = {name: k for k, name in enumerate(self.keypoint_names)}
         pairs = []
@@ -74,7 +75,7 @@ class KeypointAnnotations:
             if side in ("left", "right"):
                 other = f"{'right' if side == 'left' else 'left'}_{rest}"
                 if other not in position:
-                    raise ManifestError(f"{self.path}: keypoint {name!r} has no counterpart {other!r}.")
+                    raise DatasetError(f"{self.path}: keypoint {name!r} has no counterpart {other!r}.")
                 if side == "left":
                     pairs.append((k, position[other]))
         return tuple(pairs)
@@ -84,32 +85,32 @@ def read_annotations(path: str | Path, category: str = "person") -> KeypointAnno
     """Read a file in the format of COCO's ``person_keypoints_*.json`` (or, without annotations, ``image_info_*.json``).
 
     Raises:
-        ManifestError: the file is missing, has another format, or one of its annotations is malformed; the message
+        DatasetError: the file is missing, has another format, or one of its annotations is malformed; the message
             names the annotation's id.
     """
     path = Path(path)
     content = _read_json(path)
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in ("images", "categories")):
-        raise ManifestError(f"{path}: not an annotation file of COCO: it lacks the lists images and categories.")
+        raise DatasetError(f"{path}: not an annotation file of COCO: it lacks the lists images and categories.")
     categories = [c for c in content["categories"] if isinstance(c, dict) and c.get("name") == category][:1]
     if not categories or not isinstance(categories[0].get("id"), int):
-        raise ManifestError(f"{path}: no category {category!r} among its categories.")
+        raise DatasetError(f"{path}: no category {category!r} among its categories.")
     names, skeleton = _keypoints(path, categories[0], bool(content.get("annotations")))
     images = {}
     for number, image in enumerate(content["images"]):
         if not isinstance(image, dict) or not isinstance(image.get("id"), int):
-            raise ManifestError(f"{path}: entry {number} of images lacks an integer id.")
+            raise DatasetError(f"{path}: entry {number} of images lacks an integer id.")
         for key, kind in (("file_name", str), ("width", int), ("height", int)):
             if not isinstance(image.get(key), kind):
-                raise ManifestError(f"{path}: image {image['id']} lacks {key}.")
+                raise DatasetError(f"{path}: image {image['id']} lacks {key}.")
         images[image["id"]] = image
     annotations = []
     for number, entry in enumerate(content.get("annotations", [])):
         if not isinstance(entry, dict) or not isinstance(entry.get("id"), int):
-            raise ManifestError(f"{path}: entry {number} of annotations lacks an integer id.")
+            raise DatasetError(f"{path}: entry {number} of annotations lacks an integer id.")
         if entry.get("category_id") == categories[0]["id"]:
             if problem := _problem(entry, images, len(names)):
-                raise ManifestError(f"{path}: annotation {entry['id']} {problem}.")
+                raise DatasetError(f"{path}: annotation {entry['id']} {problem}.")
             annotations.append(entry)
     checked = {**content, "categories": categories, "annotations": annotations}
     return KeypointAnnotations(path, checked, categories[0]["id"], names, skeleton)
@@ -121,13 +122,13 @@ def _keypoints(
     """Names of a category's keypoints, and its skeleton counted from 0."""
     names = category.get("keypoints", [])
     if not isinstance(names, list) or (annotated and not names):
-        raise ManifestError(
+        raise DatasetError(
             f"{path}: category {category['name']!r} lacks keypoint names; use the file person_keypoints_*.json."
         )
     skeleton = []
     for bone in category.get("skeleton", []):
         if not (isinstance(bone, list) and len(bone) == 2 and all(1 <= joint <= len(names) for joint in bone)):
-            raise ManifestError(f"{path}: {bone} in the skeleton is not a pair of keypoints from 1 to {len(names)}.")
+            raise DatasetError(f"{path}: {bone} in the skeleton is not a pair of keypoints from 1 to {len(names)}.")
         skeleton.append((bone[0] - 1, bone[1] - 1))
     return tuple(str(name) for name in names), tuple(skeleton)
 
@@ -137,9 +138,9 @@ def _read_json(path: Path) -> Any:
         with path.open(encoding="utf-8") as file:
             return json.load(file)
     except OSError as error:
-        raise ManifestError(f"{path} cannot be read ({error.strerror}); resolved: {path.resolve()}.") from error
+        raise DatasetError(f"{path} cannot be read ({error.strerror}); resolved: {path.resolve()}.") from error
     except (ValueError, RecursionError) as error:  # ValueError: also of wrong encodings
-        raise ManifestError(f"{path}: not a JSON file, or an incomplete one ({error}).") from error
+        raise DatasetError(f"{path}: not a JSON file, or an incomplete one ({error}).") from error
 
 
 def _are_numbers(values: Any, count: int) -> bool:
@@ -193,12 +194,12 @@ def detected_persons(
     the annotation file does not list, with a warning that counts them.
 
     Raises:
-        ManifestError: the file is missing or has another format.
+        DatasetError: the file is missing or has another format.
     """
     path = Path(path)
     content = _read_json(path)
     if not isinstance(content, list):
-        raise ManifestError(f"{path}: not a file of detections in COCO's results format: it is not a list.")
+        raise DatasetError(f"{path}: not a file of detections in COCO's results format: it is not a list.")
     images = {image["id"]: image for image in annotations.content["images"]}
     persons, unlisted = [], 0
     for number, entry in enumerate(content):
@@ -207,7 +208,7 @@ def detected_persons(
             or not _are_numbers([entry.get("image_id"), entry.get("category_id"), entry.get("score")], 3)
             or not _are_numbers(entry.get("bbox"), 4)
         ):
-            raise ManifestError(
+            raise DatasetError(
                 f"{path}: entry {number} lacks image_id, category_id, bbox (four numbers) or score (a number)."
             )
         if entry["category_id"] != annotations.category_id or entry["score"] <= threshold:
@@ -238,7 +239,7 @@ def _clip_box(box: Sequence[float], image: Mapping[str, Any]) -> Array | None:
 
 
 def check_images(persons: Sequence[Person], folder: Path) -> None:
-    """Raise ManifestError if an image of the persons is missing from its folder, before hours of training."""
+    """Raise DatasetError if an image of the persons is missing from its folder, before hours of training."""
     present = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
     missing: dict[str, Person] = {}
     for person in persons:
@@ -247,4 +248,4 @@ def check_images(persons: Sequence[Person], folder: Path) -> None:
             missing.setdefault(person.path, person)
     if missing:
         lines = shorten([f"  {path} ({person.where})" for path, person in missing.items()], 5)
-        raise ManifestError(f"{len(missing)} images are not below {folder}:\n{lines}")
+        raise DatasetError(f"{len(missing)} images are not below {folder}:\n{lines}")

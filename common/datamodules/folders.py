@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from common.datamodules.manifest import CLASSES_FILE, Entry, Manifest, ManifestError, read_class_names, read_text
+from common.datamodules.errors import DatasetError
+from common.datamodules.manifest import CLASSES_FILE, Entry, Manifest, read_class_names, read_text
 
 Kind = Literal["video", "image"]
 VIDEO_EXTENSIONS = frozenset(
@@ -35,13 +36,13 @@ def read_class_folders(root: str | Path, class_names: Sequence[str] | None = Non
     folders that are not used are named in a warning.
 
     Raises:
-        ManifestError: no root, no class folders, a class folder without videos, a class of the list without training
+        DatasetError: no root, no class folders, a class folder without videos, a class of the list without training
             videos, or two folders for one split.
     """
     root = Path(root)
     if not root.is_dir():
         demo = {"video": "motion", "image": "digits"}[kind]
-        raise ManifestError(
+        raise DatasetError(
             f"the data root {root} does not exist (resolved: {root.resolve()}): set `root` to the folder with the "
             f"{kind}s, or generate demo data with `python -m data.demo {demo} --out {root}`."
         )
@@ -51,13 +52,13 @@ def read_class_folders(root: str | Path, class_names: Sequence[str] | None = Non
     present = sorted({folder.name for group in groups.values() for folder in group})
     if not present:
         file, hint = ("video.mp4", ", or give a manifest") if kind == "video" else ("image.png", "")
-        raise ManifestError(
+        raise DatasetError(
             f"{root} has no class folders: put the {kind}s of each class into a folder named after it "
             f"(root/<class>/{file} or root/train/<class>/{file}){hint}."
         )
     names = list(class_names) if class_names is not None else present
     if unknown := [name for name in present if name not in names]:
-        raise ManifestError(f"{root} has folders that are not in the class list: {', '.join(unknown)}.")
+        raise DatasetError(f"{root} has folders that are not in the class list: {', '.join(unknown)}.")
     entries = _list_classes(root, groups, names, kind)
     if "" in groups:
         entries = _hold_out(entries, root, kind)
@@ -65,7 +66,7 @@ def read_class_folders(root: str | Path, class_names: Sequence[str] | None = Non
     if "" in groups or "train" in groups:
         counts = manifest.class_counts("train")
         if absent := [name for name, count in zip(names, counts, strict=True) if count == 0]:
-            raise ManifestError(f"classes without a training {kind} in {root}: {', '.join(absent)}.")
+            raise DatasetError(f"classes without a training {kind} in {root}: {', '.join(absent)}.")
     return manifest
 
 
@@ -84,7 +85,7 @@ def find_files(paths: str | Path | Iterable[str | Path], kind: Kind) -> list[Pat
 
     Raises:
         FileNotFoundError: a path (in a list: with file:line) does not exist, or a folder has nothing of the kind.
-        ManifestError: a list is not a text file.
+        DatasetError: a list is not a text file.
     """
     files: list[Path] = []
     for item in [paths] if isinstance(paths, str | Path) else paths:
@@ -134,7 +135,7 @@ def _split_folders(root: Path, kind: Kind) -> dict[str, list[Path]]:
         if split is None or not _subfolders(folder):
             unused.append(folder.name)
         elif split in folders:
-            raise ManifestError(f"{root} has the folders {folders[split].name} and {folder.name} for one split.")
+            raise DatasetError(f"{root} has the folders {folders[split].name} and {folder.name} for one split.")
         else:
             folders[split] = folder
     if not folders:
@@ -164,7 +165,7 @@ def _list_classes(root: Path, groups: dict[str, list[Path]], names: Sequence[str
             entries += [Entry(path, label, folder.name, split) for path in paths]
     if empty:
         frames = f"; a folder of {' '.join(sorted(IMAGE_EXTENSIONS))} is a video" if kind == "video" else ""
-        raise ManifestError(
+        raise DatasetError(
             f"class folders without {kind}s in {root}: {', '.join(empty)}. Known {kind} extensions: "
             f"{' '.join(sorted(_EXTENSIONS[kind]))}{frames}."
         )
@@ -212,7 +213,7 @@ def _hold_out(entries: Sequence[Entry], root: Path, kind: Kind) -> list[Entry]:
         held = {entry.path for entry in ranked[: max(1, len(group) // HELD_OUT)]} if len(group) > 1 else set()
         result += [replace(entry, split="val" if entry.path in held else "train") for entry in group]
     if not any(entry.split == "val" for entry in result):
-        raise ManifestError(f"every class in {root} has a single {kind}; make {root}/train and {root}/val folders.")
+        raise DatasetError(f"every class in {root} has a single {kind}; make {root}/train and {root}/val folders.")
     count = sum(entry.split == "val" for entry in result)
     warnings.warn(
         f"{root} has no train/ and val/ folders: {count} of {len(result)} {kind}s are held out for validation.",

@@ -1,6 +1,6 @@
 """CIFAR and (Fashion-)MNIST as published by their authors, read without executing anything in a file.
 
-Nothing is downloaded. A file that is missing, cut short or of another format is a `ManifestError` that names it.
+Nothing is downloaded. A file that is missing, cut short or of another format is a `DatasetError` that names it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.datamodules.manifest import ManifestError
+from common.datamodules.errors import DatasetError
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def read_cifar(root: str | Path, dataset: str) -> ImageArchive:
         dataset: ``cifar10`` or ``cifar100``.
 
     Raises:
-        ManifestError: the files are missing or wrong; the message names them.
+        DatasetError: the files are missing or wrong; the message names them.
     """
     root, title = Path(root), TITLES[dataset]
     for version in CIFAR[dataset]:
@@ -113,7 +113,7 @@ def read_cifar(root: str | Path, dataset: str) -> ImageArchive:
             if source.exists():
                 return _read_version(source, version, classes=int(title.rpartition("-")[2]))
     binary, python = CIFAR[dataset]
-    raise ManifestError(
+    raise DatasetError(
         f"no {title} in {root} (resolved: {root.resolve()}): put {binary.archive} there, or the folder {binary.folder} "
         f"from it (the Python version, {python.archive}, works too). Get it from the page "
         f"'The CIFAR-10 and CIFAR-100 datasets', {CIFAR_PAGE}; nothing is downloaded here."
@@ -128,7 +128,7 @@ def _read_version(source: Path, version: _Version, classes: int) -> ImageArchive
     else:
         names = [str(name) for name in _unpickle(where, files[version.names]).get(version.names_key, ())]
     if len(names) != classes:
-        raise ManifestError(f"{where} has {len(names)} class names, not {classes}.")
+        raise DatasetError(f"{where} has {len(names)} class names, not {classes}.")
     read = _binary_batch if version.names_key is None else _pickled_batch
     batches = [read(f"{source}: {name}", files[name], version, classes) for name in (*version.train, version.test)]
     images, labels = (torch.cat(parts) for parts in zip(*batches[:-1], strict=True))
@@ -148,12 +148,12 @@ def _members(source: Path, version: _Version) -> dict[str, bytes]:
                     name = member.name.removeprefix("./").removeprefix(f"{version.folder}/")
                     if name in wanted and member.isfile() and (file := archive.extractfile(member)) is not None:
                         if member.size > MAX_BYTES:
-                            raise ManifestError(f"{source}: {name} has {member.size} bytes, more than {MAX_BYTES}.")
+                            raise DatasetError(f"{source}: {name} has {member.size} bytes, more than {MAX_BYTES}.")
                         files[name] = file.read()
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        raise ManifestError(f"{source} cannot be read: {error}. Download it again from {CIFAR_PAGE}.") from error
+        raise DatasetError(f"{source} cannot be read: {error}. Download it again from {CIFAR_PAGE}.") from error
     if absent := [name for name in wanted if name not in files]:
-        raise ManifestError(f"{source} lacks {', '.join(absent)}. Download it again from {CIFAR_PAGE}.")
+        raise DatasetError(f"{source} lacks {', '.join(absent)}. Download it again from {CIFAR_PAGE}.")
     return files
 
 
@@ -161,13 +161,13 @@ def _text(where: str, content: bytes) -> list[str]:
     try:
         return content.decode("ascii").splitlines()
     except UnicodeDecodeError as error:
-        raise ManifestError(f"{where} is not a text file.") from error
+        raise DatasetError(f"{where} is not a text file.") from error
 
 
 def _labels(values: Any, where: Path | str, classes: int) -> Tensor:
     labels = torch.from_numpy(np.asarray(values).astype(np.int64))
     if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= classes):
-        raise ManifestError(
+        raise DatasetError(
             f"{where} has labels from {int(labels.min())} to {int(labels.max())}, outside 0..{classes - 1}."
         )
     return labels
@@ -177,7 +177,7 @@ def _binary_batch(where: str, content: bytes, version: _Version, classes: int) -
     """Records of label bytes and 3 x 32 x 32 pixels."""
     record = version.labels + 3 * SIDE * SIDE
     if not content or len(content) % record:
-        raise ManifestError(f"{where} has {len(content)} bytes, not a multiple of {record}: it is cut short.")
+        raise DatasetError(f"{where} has {len(content)} bytes, not a multiple of {record}: it is cut short.")
     rows = np.frombuffer(content, np.uint8).reshape(-1, record)
     labels = _labels(rows[:, version.labels - 1], where, classes)
     return torch.from_numpy(rows[:, version.labels :].reshape(-1, 3, SIDE, SIDE).copy()), labels
@@ -187,9 +187,9 @@ def _pickled_batch(where: str, content: bytes, version: _Version, classes: int) 
     batch = _unpickle(where, content)
     data, labels = batch.get("data"), batch.get("fine_labels", batch.get("labels"))
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3 * SIDE * SIDE:
-        raise ManifestError(f"{where} lacks an array 'data' of bytes (N, {3 * SIDE * SIDE}).")
+        raise DatasetError(f"{where} lacks an array 'data' of bytes (N, {3 * SIDE * SIDE}).")
     if not isinstance(labels, list) or len(labels) != len(data) or not all(type(n) is int for n in labels):
-        raise ManifestError(f"{where} lacks a list of {len(data)} whole numbers as labels.")
+        raise DatasetError(f"{where} lacks a list of {len(data)} whole numbers as labels.")
     images = torch.from_numpy(data.reshape(-1, 3, SIDE, SIDE).copy())
     return images, _labels(labels, where, classes)
 
@@ -198,9 +198,9 @@ def _unpickle(where: str, content: bytes) -> dict[str, Any]:
     try:
         value = _PlainUnpickler(io.BytesIO(content), encoding="latin1").load()
     except Exception as error:  # damaged pickles raise anything
-        raise ManifestError(f"{where} cannot be read: {error}.") from error
+        raise DatasetError(f"{where} cannot be read: {error}.") from error
     if not isinstance(value, dict):
-        raise ManifestError(f"{where} holds a {type(value).__name__}, not a dictionary.")
+        raise DatasetError(f"{where} holds a {type(value).__name__}, not a dictionary.")
     return value
 
 
@@ -236,7 +236,7 @@ def read_fashion_mnist(root: str | Path) -> ImageArchive:
         root: folder with the files, or with ``raw/`` or ``FashionMNIST/raw/`` as torchvision lays them out.
 
     Raises:
-        ManifestError: the files are missing or wrong; the message names them.
+        DatasetError: the files are missing or wrong; the message names them.
     """
     root = Path(root)
     splits = {}
@@ -245,7 +245,7 @@ def read_fashion_mnist(root: str | Path) -> ImageArchive:
         labels_path = _find_idx(root, f"{prefix}-labels-idx1-ubyte")
         images, labels = _read_idx(images_path, 3), _read_idx(labels_path, 1)
         if len(images) != len(labels):
-            raise ManifestError(f"{images_path} has {len(images)} images, {labels_path} {len(labels)} labels.")
+            raise DatasetError(f"{images_path} has {len(images)} images, {labels_path} {len(labels)} labels.")
         splits[split] = torch.from_numpy(images)[:, None], _labels(labels, labels_path, len(FASHION_CLASSES))
     return ImageArchive(FASHION_CLASSES, splits)
 
@@ -255,7 +255,7 @@ def _find_idx(root: Path, name: str) -> Path:
         for path in (folder / name, folder / f"{name}.gz"):
             if path.is_file():
                 return path
-    raise ManifestError(
+    raise DatasetError(
         f"no {name} (or {name}.gz) in {root} (resolved: {root.resolve()}), its raw/ or its FashionMNIST/raw/: get the "
         f"four files from the page of Fashion-MNIST, {FASHION_PAGE}; nothing is downloaded here."
     )
@@ -267,15 +267,15 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             header = file.read(4 + 4 * dimensions)
             if header[:4] != bytes((0, 0, 8, dimensions)) or len(header) < 4 + 4 * dimensions:
-                raise ManifestError(f"{path} is not an idx file of bytes with {dimensions} dimensions.")
+                raise DatasetError(f"{path} is not an idx file of bytes with {dimensions} dimensions.")
             shape = [int(n) for n in np.frombuffer(header, ">i4", dimensions, 4)]
             size = int(np.prod(shape, dtype=object))
             if not 0 <= size <= MAX_BYTES:
-                raise ManifestError(f"{path} says that it holds {'x'.join(map(str, shape))} values; it is damaged.")
+                raise DatasetError(f"{path} says that it holds {'x'.join(map(str, shape))} values; it is damaged.")
             content = file.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise ManifestError(f"{path} cannot be read: {error}.") from error
+        raise DatasetError(f"{path} cannot be read: {error}.") from error
     if len(content) != size:
         more = "more" if len(content) > size else str(len(content))
-        raise ManifestError(f"{path} should hold {'x'.join(map(str, shape))} values, but holds {more}.")
+        raise DatasetError(f"{path} should hold {'x'.join(map(str, shape))} values, but holds {more}.")
     return np.frombuffer(content, np.uint8).reshape(shape).copy()

@@ -19,15 +19,25 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+from common.datamodules.errors import DatasetError
+
 COLUMNS = ("path", "label", "label_name", "num_frames", "fps", "duration", "split")
 SPLITS = ("train", "val", "test")
 CLASSES_FILE = "classes.txt"
 MAX_REPORTED = 10
+NO_LABEL = -1
 MAX_NUMBER = 10**9  # of labels, frames, frames per second and seconds; more is an error in the file
 
 
-class ManifestError(ValueError):
-    """A manifest, or the data that it lists, cannot be used; the message names file, line and remedy."""
+@dataclass(frozen=True)
+class Item:
+    """A video or image of a dataset: its file, the path as the user wrote it, its label and where it is listed."""
+
+    path: str
+    name: str
+    label: int = NO_LABEL
+    where: str = "the given paths"
+    fps: float | None = None
 
 
 @dataclass(frozen=True)
@@ -78,14 +88,14 @@ class Manifest:
             class_names: the class list; it takes precedence over ``classes.txt``.
 
         Raises:
-            ManifestError: missing file, root or column, a wrong value, a path that leaves the root, or a label outside
+            DatasetError: missing file, root or column, a wrong value, a path that leaves the root, or a label outside
                 the class list. Each wrong line is named as ``file:line``.
         """
         csv_path, root = Path(csv_path), Path(root)
         if not csv_path.is_file():
-            raise ManifestError(f"no manifest at {csv_path}: give the CSV file that `python -m data.prepare` wrote.")
+            raise DatasetError(f"no manifest at {csv_path}: give the CSV file that `python -m data.prepare` wrote.")
         if not root.is_dir():
-            raise ManifestError(
+            raise DatasetError(
                 f"the data root {root} does not exist (resolved: {root.resolve()}): set `root` to the folder with the "
                 f"videos, or generate demo data with `python -m data.demo motion --out {root}`."
             )
@@ -103,9 +113,9 @@ class Manifest:
         problems += _conflicts(entries)
         if problems:
             lines = [f"{csv_path}:{line}: {text}" for line, text in sorted(problems)]
-            raise ManifestError(f"the manifest has wrong lines:\n{shorten(lines)}")
+            raise DatasetError(f"the manifest has wrong lines:\n{shorten(lines)}")
         if not entries:
-            raise ManifestError(f"{csv_path} lists no videos.")
+            raise DatasetError(f"{csv_path} lists no videos.")
         manifest = cls(root, tuple(entries), tuple(names), csv_path, len(entries))
         if duplicates := manifest.duplicates():
             shown = [f"  {path}: lines {', '.join(map(str, lines))}" for path, lines in duplicates.items()]
@@ -121,11 +131,11 @@ class Manifest:
     def split(self, name: str) -> Manifest:
         """The entries of one split; an error if there are none."""
         if name not in SPLITS:
-            raise ManifestError(f"unknown split {name!r}: it is one of {', '.join(SPLITS)}.")
+            raise DatasetError(f"unknown split {name!r}: it is one of {', '.join(SPLITS)}.")
         entries = tuple(entry for entry in self.entries if entry.split == name)
         if not entries:
             have = ", ".join(f"{key} ({number})" for key, number in Counter(e.split for e in self.entries).items())
-            raise ManifestError(f"{self.source} has no videos in split {name!r}; it has: {have}.")
+            raise DatasetError(f"{self.source} has no videos in split {name!r}; it has: {have}.")
         return replace(self, entries=entries, expected=len(entries))
 
     def splits(self) -> tuple[str, ...]:
@@ -163,6 +173,19 @@ class Manifest:
     def counts(self) -> str:
         """``N of M videos``: how many of the listed videos are in this manifest."""
         return f"{len(self.entries)} of {self.expected} videos"
+
+    def items(self) -> list[Item]:
+        """The entries as items of a dataset, in their order."""
+        return [
+            Item(
+                path=str(self.root / entry.path),
+                name=entry.path,
+                label=NO_LABEL if entry.label is None else entry.label,
+                where=f"{self.source}:{entry.line}" if entry.line else str(self.source),
+                fps=entry.fps,
+            )
+            for entry in self.entries
+        ]
 
     def text(self) -> str:
         """The entries as CSV text, the content that is written and hashed."""
@@ -206,19 +229,19 @@ def read_text(path: Path) -> str:
     """The text of a file in UTF-8, with or without a byte-order mark.
 
     Raises:
-        ManifestError: the file cannot be read, has another encoding, or holds NUL characters.
+        DatasetError: the file cannot be read, has another encoding, or holds NUL characters.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise ManifestError(f"{path} cannot be read: {error.strerror}.") from error
+        raise DatasetError(f"{path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise ManifestError(
+        raise DatasetError(
             f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start}): save it in UTF-8."
         ) from None
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
-        raise ManifestError(f"{path}:{line}: holds a NUL character: it is not a text file, or damaged.")
+        raise DatasetError(f"{path}:{line}: holds a NUL character: it is not a text file, or damaged.")
     return text
 
 
@@ -226,18 +249,18 @@ def read_csv(path: Path, required: Sequence[str]) -> tuple[list[str], list[tuple
     """The header of a CSV file, and its rows that are not blank with their line numbers; fields are stripped.
 
     Raises:
-        ManifestError: the file cannot be read, or a required column is missing or named twice.
+        DatasetError: the file cannot be read, or a required column is missing or named twice.
     """
     reader = csv.reader(io.StringIO(read_text(path)))
     try:
         header = [name.strip() for name in next(reader, [])]
         rows = [(reader.line_num, [field.strip() for field in fields]) for fields in reader if "".join(fields).strip()]
     except csv.Error as error:
-        raise ManifestError(f"{path}:{reader.line_num}: not a CSV file: {error}.") from error
+        raise DatasetError(f"{path}:{reader.line_num}: not a CSV file: {error}.") from error
     if missing := [name for name in required if name not in header]:
-        raise ManifestError(f"{path}:1: missing columns: {', '.join(missing)}. Its columns: {','.join(header)}.")
+        raise DatasetError(f"{path}:1: missing columns: {', '.join(missing)}. Its columns: {','.join(header)}.")
     if len(set(header)) != len(header):
-        raise ManifestError(f"{path}:1: a column is named twice: {','.join(header)}.")
+        raise DatasetError(f"{path}:1: a column is named twice: {','.join(header)}.")
     return header, rows
 
 
@@ -247,17 +270,17 @@ def read_class_names(path: str | Path, missing_ok: bool = False) -> list[str] | 
     if not path.is_file():
         if missing_ok:
             return None
-        raise ManifestError(f"no class list at {path}.")
+        raise DatasetError(f"no class list at {path}.")
     names = [line.strip() for line in read_text(path).rstrip().splitlines()]
     seen: dict[str, int] = {}
     for line, name in enumerate(names, 1):
         if not name:
-            raise ManifestError(f"{path}:{line}: empty class name.")
+            raise DatasetError(f"{path}:{line}: empty class name.")
         if name in seen:
-            raise ManifestError(f"{path}:{line}: class {name!r} is already on line {seen[name]}.")
+            raise DatasetError(f"{path}:{line}: class {name!r} is already on line {seen[name]}.")
         seen[name] = line
     if not names:
-        raise ManifestError(f"{path} has no class names.")
+        raise DatasetError(f"{path} has no class names.")
     return names
 
 
@@ -268,9 +291,9 @@ def _read_rows(csv_path: Path) -> tuple[list[tuple[int, dict[str, str]]], list[t
     """Rows as (line number, fields), and the lines whose number of fields is wrong."""
     header, lines = read_csv(csv_path, ("path", "split"))
     if not {"label", "label_name"} & set(header):
-        raise ManifestError(f"{csv_path}:1: missing columns: label. Its columns: {','.join(header)}.")
+        raise DatasetError(f"{csv_path}:1: missing columns: label. Its columns: {','.join(header)}.")
     if unknown := [name for name in header if name not in COLUMNS]:
-        raise ManifestError(f"{csv_path}:1: unknown columns: {', '.join(unknown)}. Columns: {','.join(COLUMNS)}.")
+        raise DatasetError(f"{csv_path}:1: unknown columns: {', '.join(unknown)}. Columns: {','.join(COLUMNS)}.")
     rows, problems = [], []
     for line, fields in lines:
         if len(fields) != len(header):
@@ -301,7 +324,7 @@ def _class_list(
     if absent := max(names) + 1 - len(names):
         first_few = islice((str(label) for label in range(max(names)) if label not in names), MAX_REPORTED)
         shown = ", ".join(first_few) + (", ..." if absent > MAX_REPORTED else "")
-        raise ManifestError(
+        raise DatasetError(
             f"{csv_path}: labels go up to {max(names)}, but {absent} of them have no line ({shown}): "
             f"write the class names, one per line, to {csv_path.parent / CLASSES_FILE}."
         )

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from common.datamodules.clip_spec import Spec
-from common.datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD, normalise
+from common.datamodules.spec import IMAGENET_MEAN, IMAGENET_STD, ColourSpec
 
 STRIDE = 4  # pixels of a crop per pixel of a heatmap
 PADDING = 1.25  # of a person's box, before it is cropped
@@ -28,7 +27,7 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class KeypointSpec(Spec):
+class KeypointSpec(ColourSpec):
     """How a person's box becomes the network's input. It is stored in a checkpoint, so that the checkpoint can predict.
 
     Attributes:
@@ -47,7 +46,6 @@ class KeypointSpec(Spec):
     std: tuple[float, float, float] = IMAGENET_STD
     left_right: tuple[tuple[int, int], ...] = ()
     skeleton: tuple[tuple[int, int], ...] = ()
-    num_views: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         for name in ("height", "width"):
@@ -55,12 +53,12 @@ class KeypointSpec(Spec):
             if value < STRIDE or value % STRIDE:
                 raise ValueError(f"{name} is {value}; it must be a positive multiple of {STRIDE}.")
         self._check_colours()
+        self._check_memory()
         for name in ("left_right", "skeleton"):
             object.__setattr__(self, name, tuple((int(a), int(b)) for a, b in getattr(self, name)))
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one crop with its batch axis."""
         return 1, 3, self.height, self.width
 
     @property
@@ -140,8 +138,7 @@ class PersonCrop:
         data = (a, b, c + 0.5 - (a + b) / 2, d, e, f + 0.5 - (d + e) / 2)
         size = (self.spec.width, self.spec.height)
         crop = image.transform(size, Image.Transform.AFFINE, data, Image.Resampling.BILINEAR)
-        pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1)
-        return normalise(pixels[None], self.spec.mean, self.spec.std)[:, 0]
+        return self.spec.normalise(torch.from_numpy(np.array(crop)).permute(2, 0, 1))
 
 
 def draw_heatmaps(points: Array, visible: NDArray[np.bool_], spec: KeypointSpec, sigma: float) -> tuple[Tensor, Tensor]:

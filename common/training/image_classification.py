@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from common.datamodules.folders import find_files
-from common.datamodules.image import ImageSpec, load_image
+from common.datamodules.image_dataset import ImageSpec, load_image
 from common.training.classification import ClassificationModule
 
 

@@ -16,7 +16,7 @@ from rich.table import Column, Table
 from torch import Tensor
 
 from common.datamodules.folders import find_files
-from common.datamodules.image import open_image
+from common.datamodules.image_dataset import open_image
 from common.datamodules.keypoints import PersonDataset
 from common.datamodules.pose_geometry import KeypointSpec, PersonCrop
 from common.evaluation.keypoints import (

@@ -46,16 +46,15 @@ def add_options(parser: argparse.ArgumentParser, generate: Callable[..., Any]) -
     documented = re.findall(r"^    (\w[\w, ]*): (.*(?:\n {5,}.*)*)", section, re.MULTILINE)
     texts = {name: " ".join(text.split()) for names, text in documented for name in names.split(", ")}
     for name, parameter in inspect.signature(generate).parameters.items():
-        default, kind = parameter.default, {}
+        default = parameter.default
         if name == "out":
             parser.add_argument("--out", type=Path, required=True, help=texts[name])
+        elif default is None:
+            parser.add_argument(f"--{name}", nargs="+", metavar="NAME", help=texts[name])
         elif name != "progress":
-            if default is None:
-                kind = {"nargs": "+", "metavar": "NAME"}
-            else:
-                kind = {"type": int, "nargs": len(default) if isinstance(default, tuple) else None}
-            text = texts[name] if default is None else f"{texts[name]} (default: {default})"
-            parser.add_argument(f"--{name}", default=default, help=text, **kind)
+            nargs = len(default) if isinstance(default, tuple) else None
+            text = f"{texts[name]} (default: {default})"
+            parser.add_argument(f"--{name}", type=int, nargs=nargs, default=default, help=text)
 
 
 if __name__ == "__main__":

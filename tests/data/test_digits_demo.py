@@ -29,7 +29,7 @@ def test_every_digit_is_in_one_split(tmp_path):
         assert NAMES[target[int(path.stem)]] == path.parent.name
     data = ImageDataModule(str(folder), num_workers=0)
     data.setup()
-    assert (data.class_names, data.image_spec.size) == (list(NAMES), (16, 16))
+    assert (data.class_names, data.spec.size) == (list(NAMES), (16, 16))
     assert generate_digits(tmp_path / "digits") == folder  # reused
 
 

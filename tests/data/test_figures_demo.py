@@ -52,11 +52,9 @@ def test_the_files_are_those_of_coco(figures):
 
 
 def test_the_data_module_takes_them(figures):
-    data = KeypointDataModule(
-        str(figures), "annotations/person_keypoints_train.json", "annotations/person_keypoints_val.json", "train", "val"
-    )
+    data = KeypointDataModule(str(figures), dataset="figures")
     data.setup("fit")
-    assert data.joint_names == list(NAMES)
+    assert data.output_names == list(NAMES)
     assert len(data.train_dataset) >= 20
     assert data.val_dataset[0]["weight"].sum() > 4
 

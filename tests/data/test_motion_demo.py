@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from common.datamodules.manifest import Entry, Manifest
-from common.datamodules.readers import open_video
+from common.datamodules.video_reader import open_video
 from data.demo import _clips as clips_module
 from data.demo.__main__ import main
 from data.demo._clips import IMAGES, write_clip

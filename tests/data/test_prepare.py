@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.datamodules.manifest import Manifest, ManifestError
+from common.datamodules.errors import DatasetError
+from common.datamodules.manifest import Manifest
 from data.annotations import BENCHMARKS
 from data.prepare import main
 from tests.media import write_video
@@ -549,13 +550,13 @@ def test_annotations_that_are_not_text(place: Workplace) -> None:
 
 def test_many_wrong_lines_are_counted(tmp_path: Path) -> None:
     text(tmp_path, labels_csv="Swiping Left\n", train_csv="1;Waving\n" * 30, validation_csv="2;Swiping Left\n")
-    with pytest.raises(ManifestError, match=r"and 20 more$"):
+    with pytest.raises(DatasetError, match=r"and 20 more$"):
         BENCHMARKS["jester"].read(tmp_path)
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_empty_annotation_folder(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ManifestError, match="set --annotations to the folder"):
+    with pytest.raises(DatasetError, match="set --annotations to the folder"):
         BENCHMARKS[name].read(tmp_path)
 
 

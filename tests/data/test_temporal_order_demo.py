@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from common.datamodules.manifest import Manifest
-from common.datamodules.readers import open_video
+from common.datamodules.video_reader import open_video
 from data.demo.__main__ import main
 from data.demo._clips import IMAGES
 from data.demo._folder import DemoError

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from common.datamodules.errors import DatasetError
 from common.datamodules.folders import find_files, read_class_folders
-from common.datamodules.manifest import ManifestError
 
 
 def touch(root: Path, *names: str) -> None:
@@ -51,7 +51,7 @@ def test_what_was_not_used_is_named(tmp_path):
         f"{tmp_path} has train, but no videos for validation (val or valid or validation).",
     ]
     touch(tmp_path, "val/run/c.mp4", "validation/run/c.mp4")
-    with pytest.raises(ManifestError, match="has the folders val and validation for one split"):
+    with pytest.raises(DatasetError, match="has the folders val and validation for one split"):
         read_class_folders(tmp_path)
 
 
@@ -74,7 +74,7 @@ def test_files_that_are_not_videos_are_counted_in_one_line(tmp_path):
 
 
 def test_missing_root_names_the_remedy(tmp_path):
-    with pytest.raises(ManifestError, match=r"gone does not exist.*data\.demo digits"):
+    with pytest.raises(DatasetError, match=r"gone does not exist.*data\.demo digits"):
         read_class_folders(tmp_path / "gone", kind="image")
 
 
@@ -91,19 +91,19 @@ def test_folders_without_splits_hold_out_one_in_five(tmp_path):
 
 def test_empty_class_is_named(tmp_path):
     touch(tmp_path, "train/run/a.mp4", "train/swim/notes.txt")
-    with pytest.raises(ManifestError, match="train/swim"):
+    with pytest.raises(DatasetError, match="train/swim"):
         read_class_folders(tmp_path)
 
 
 def test_class_without_training_videos_is_named(tmp_path):
     touch(tmp_path, "train/run/a.mp4", "val/swim/b.mp4")
-    with pytest.raises(ManifestError, match="swim"):
+    with pytest.raises(DatasetError, match="swim"):
         read_class_folders(tmp_path)
 
 
 def test_single_videos_cannot_be_held_out(tmp_path):
     touch(tmp_path, "run/a.mp4", "swim/b.mp4")
-    with pytest.raises(ManifestError, match="single video"):
+    with pytest.raises(DatasetError, match="single video"):
         read_class_folders(tmp_path)
 
 
@@ -111,13 +111,13 @@ def test_folder_class_list(tmp_path):
     touch(tmp_path, "train/run/a.mp4", "train/swim/b.mp4")
     assert read_class_folders(tmp_path, ["swim", "run"]).entries[0].label == 1
     (tmp_path / "classes.txt").write_text("run\n")
-    with pytest.raises(ManifestError, match="not in the class list: swim"):
+    with pytest.raises(DatasetError, match="not in the class list: swim"):
         read_class_folders(tmp_path)
 
 
 def test_no_class_folders(tmp_path):
     touch(tmp_path, "a.mp4")
-    with pytest.raises(ManifestError, match="no class folders"):
+    with pytest.raises(DatasetError, match="no class folders"):
         read_class_folders(tmp_path)
 
 

@@ -8,10 +8,9 @@ from PIL import Image
 
 from common.datamodules import KeypointDataModule
 from common.datamodules.coco import annotated_persons, detected_persons, read_annotations
+from common.datamodules.errors import DatasetError, ImageReadError
 from common.datamodules.keypoints import PoseAugmentation
-from common.datamodules.manifest import ManifestError
 from common.datamodules.pose_geometry import KeypointSpec, PersonCrop, draw_heatmaps
-from common.datamodules.readers import ImageReadError
 from tests.coco import BODY, two_persons
 
 SPEC = KeypointSpec(256, 192)
@@ -139,12 +138,12 @@ def test_files_are_read_by_pycocotools_alike(coco, capsys):
             r"'left_eye' has no counterpart 'right_eye'",
         ),
         (lambda c: c.pop("images"), r"not an annotation file of COCO"),
-        (lambda c: c["annotations"].clear(), r"no person to look at in the val images"),
+        (lambda c: c["annotations"].clear(), r"no person with a box and keypoints in the val images"),
     ],
 )
 def test_wrong_annotations_are_named(coco, change, message):
     edit(coco, change)
-    with pytest.raises(ManifestError, match=message) as error:
+    with pytest.raises(DatasetError, match=message) as error:
         KeypointDataModule(str(coco)).setup("validate")
     assert "person_keypoints_val2017.json" in str(error.value)
 
@@ -153,12 +152,12 @@ def test_missing_and_damaged_files_are_named(coco):
     path = coco / "annotations/person_keypoints_val2017.json"
     whole = path.read_text()
     path.write_text(whole[:-40])
-    with pytest.raises(ManifestError, match=r"val2017.json: not a JSON file, or an incomplete one"):
+    with pytest.raises(DatasetError, match=r"val2017.json: not a JSON file, or an incomplete one"):
         KeypointDataModule(str(coco)).setup("validate")
     path.unlink()
-    with pytest.raises(ManifestError, match=r"val2017.json cannot be read \(No such file"):
+    with pytest.raises(DatasetError, match=r"val2017.json cannot be read \(No such file"):
         KeypointDataModule(str(coco)).setup("validate")
-    with pytest.raises(ManifestError, match=r"data root .*nowhere does not exist"):
+    with pytest.raises(DatasetError, match=r"data root .*nowhere does not exist"):
         KeypointDataModule(str(coco / "nowhere")).setup("fit")
     path.write_text(whole)
     image = coco / "train2017/000000000785.jpg"
@@ -166,12 +165,12 @@ def test_missing_and_damaged_files_are_named(coco):
     data.setup("validate")
     (coco / "val2017/000000000785.jpg").write_bytes(image.read_bytes()[:500])
     with pytest.raises(
-        ImageReadError, match=r"785.jpg: no readable image.*person 1, annotation 425226 of .*val2017.json"
+        ImageReadError, match=r"785.jpg: not a readable image.*person 1, annotation 425226 of .*val2017.json"
     ):
         data.val_dataset[1]
     image.unlink()
     with pytest.raises(
-        ManifestError, match=r"1 images are not below .*train2017:\n.*785.jpg \(annotation 900100000001 of"
+        DatasetError, match=r"1 images are not below .*train2017:\n.*785.jpg \(annotation 900100000001 of"
     ):
         KeypointDataModule(str(coco)).setup("fit")
 
@@ -224,10 +223,10 @@ def test_boxes_of_a_detection_file(coco):
     assert "heatmap" in data.val_dataset[0]
     entries[2].pop("score")
     (coco / "boxes.json").write_text(json.dumps(entries))
-    with pytest.raises(ManifestError, match=r"boxes.json: entry 2 lacks image_id, category_id, bbox"):
+    with pytest.raises(DatasetError, match=r"boxes.json: entry 2 lacks image_id, category_id, bbox"):
         detected_persons(coco / "boxes.json", annotations, coco / "val2017")
     (coco / "boxes.json").write_text("{}")
-    with pytest.raises(ManifestError, match="it is not a list"):
+    with pytest.raises(DatasetError, match="it is not a list"):
         detected_persons(coco / "boxes.json", annotations, coco / "val2017")
 
 
@@ -245,8 +244,8 @@ def test_a_batch(coco):
     assert batch["path"][0] == "000000000785.jpg#900100000001"
     torch.testing.assert_close(batch["centre"][0], torch.tensor([49.5, 72.0]))
     torch.testing.assert_close(batch["size"][0], torch.tensor([116.25, 155.0]))
-    assert data.keypoint_spec.input_shape == (1, 3, 64, 48)
-    assert KeypointSpec.from_dict(data.keypoint_spec.to_dict()) == data.keypoint_spec
+    assert data.spec.input_shape == (1, 3, 64, 48)
+    assert KeypointSpec.from_dict(data.spec.to_dict()) == data.spec
     assert len(data.output_names) == 17
 
 
@@ -263,7 +262,7 @@ def test_a_mirrored_person_has_left_and_right_swapped(coco):
         sample = data.train_dataset[epoch, 0]
         mirrored = not torch.equal(sample["image"], plain["image"])
         seen.add(mirrored)
-        order = data.keypoint_spec.mirrored(17) if mirrored else range(17)
+        order = data.spec.mirrored(17) if mirrored else range(17)
         assert torch.equal(sample["weight"], plain["weight"][list(order)])
         for joint in sample["weight"].nonzero().flatten().tolist():
             y, x = divmod(int(sample["heatmap"][joint].argmax()), 48)

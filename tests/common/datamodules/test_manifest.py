@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from common.datamodules.manifest import Entry, Manifest, ManifestError, read_class_names
+from common.datamodules.errors import DatasetError
+from common.datamodules.manifest import Entry, Manifest, read_class_names
 
 HEADER = "path,label,label_name,num_frames,fps,duration,split\n"
 
@@ -79,7 +80,7 @@ def test_nothing_is_overwritten(tmp_path):
 )
 def test_wrong_lines_are_named(tmp_path, row, words):
     path = write(tmp_path, f"good.mp4,0,x,,,,train\n{row}\n", classes="x\ny\n")
-    with pytest.raises(ManifestError) as caught:
+    with pytest.raises(DatasetError) as caught:
         Manifest.read(path, tmp_path)
     assert f"{path}:3: " in str(caught.value)
     assert words in str(caught.value)
@@ -101,13 +102,13 @@ def test_label_from_name_only(tmp_path):
     ],
 )
 def test_wrong_header(tmp_path, header, words):
-    with pytest.raises(ManifestError, match=words):
+    with pytest.raises(DatasetError, match=words):
         Manifest.read(write(tmp_path, "", header=header), tmp_path)
 
 
 def test_labels_with_gaps_need_a_class_list(tmp_path):
     path = write(tmp_path, "a,0,x,,,,train\nb,3,y,,,,train\n")
-    with pytest.raises(ManifestError, match=r"labels go up to 3, but 2 of them have no line \(1, 2\).*classes\.txt"):
+    with pytest.raises(DatasetError, match=r"labels go up to 3, but 2 of them have no line \(1, 2\).*classes\.txt"):
         Manifest.read(path, tmp_path)
     names = ["x", "p", "q", "y"]
     assert Manifest.read(path, tmp_path, class_names=names).class_counts() == [1, 0, 0, 1]
@@ -115,20 +116,20 @@ def test_labels_with_gaps_need_a_class_list(tmp_path):
 
 def test_one_label_with_two_names(tmp_path):
     path = write(tmp_path, "a,0,x,,,,train\nb,0,y,,,,train\n")
-    with pytest.raises(ManifestError, match=rf"{path}:3: label 0 is named 'y', line 2"):
+    with pytest.raises(DatasetError, match=rf"{path}:3: label 0 is named 'y', line 2"):
         Manifest.read(path, tmp_path)
 
 
 def test_many_wrong_lines_are_counted(tmp_path):
     path = write(tmp_path, "a,0,x,,,,train\n" + "b,0,x,,,,nothing\n" * 25)
-    with pytest.raises(ManifestError, match="and 15 more"):
+    with pytest.raises(DatasetError, match="and 15 more"):
         Manifest.read(path, tmp_path)
 
 
 def test_missing_root_names_the_remedy(tmp_path):
-    with pytest.raises(ManifestError, match=r"gone does not exist.*data\.demo"):
+    with pytest.raises(DatasetError, match=r"gone does not exist.*data\.demo"):
         Manifest.read(write(tmp_path, "a,0,x,,,,train\n"), tmp_path / "gone")
-    with pytest.raises(ManifestError, match="no manifest at"):
+    with pytest.raises(DatasetError, match="no manifest at"):
         Manifest.read(tmp_path / "gone.csv", tmp_path)
 
 
@@ -146,9 +147,9 @@ def test_splits_and_present(tmp_path):
     kept, missing = train.present()
     assert kept.counts() == "1 of 2 videos"
     assert [entry.path for entry in missing] == ["a.mp4"]
-    with pytest.raises(ManifestError, match=r"no videos in split 'test'; it has: train \(2\), val \(1\)"):
+    with pytest.raises(DatasetError, match=r"no videos in split 'test'; it has: train \(2\), val \(1\)"):
         Manifest.read(path, tmp_path, split="test")
-    with pytest.raises(ManifestError, match="unknown split"):
+    with pytest.raises(DatasetError, match="unknown split"):
         Manifest.read(path, tmp_path, split="dev")
 
 
@@ -157,7 +158,7 @@ def test_splits_and_present(tmp_path):
 )
 def test_class_list_checks(tmp_path, text, words):
     (tmp_path / "classes.txt").write_text(text)
-    with pytest.raises(ManifestError, match=words):
+    with pytest.raises(DatasetError, match=words):
         read_class_names(tmp_path / "classes.txt")
 
 
@@ -177,7 +178,7 @@ def test_class_list_checks(tmp_path, text, words):
 def test_what_a_manifest_may_not_claim(tmp_path, row, words):
     """Without a class list too: nothing is made as long as a label says."""
     path = write(tmp_path, f"good.mp4,0,x,,,,train\n{row}\n")
-    with pytest.raises(ManifestError) as caught:
+    with pytest.raises(DatasetError) as caught:
         Manifest.read(path, tmp_path)
     assert f"{path}:3: " in str(caught.value)
     assert words in str(caught.value)
@@ -186,7 +187,7 @@ def test_what_a_manifest_may_not_claim(tmp_path, row, words):
 
 def test_a_high_label_without_a_class_list_is_refused_at_once(tmp_path):
     path = write(tmp_path, "good.mp4,0,x,,,,train\na.mp4,1000000000,y,,,,train\n")
-    with pytest.raises(ManifestError, match=r"999999999 of them have no line \(1, 2, .*, \.\.\.\)"):
+    with pytest.raises(DatasetError, match=r"999999999 of them have no line \(1, 2, .*, \.\.\.\)"):
         Manifest.read(path, tmp_path)
 
 
@@ -202,7 +203,7 @@ def test_a_high_label_without_a_class_list_is_refused_at_once(tmp_path):
 def test_files_that_are_no_manifest(tmp_path, content, words):
     path = tmp_path / "manifest.csv"
     path.write_bytes(content)
-    with pytest.raises(ManifestError) as caught:
+    with pytest.raises(DatasetError) as caught:
         Manifest.read(path, tmp_path)
     assert str(path) in str(caught.value)
     assert words in str(caught.value)

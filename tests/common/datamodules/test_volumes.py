@@ -25,7 +25,7 @@ from common.datamodules.brats import (
     save_label,
     voxel_volume,
 )
-from common.datamodules.manifest import ManifestError
+from common.datamodules.errors import DatasetError
 from common.datamodules.volumes import VolumeDataModule, VolumeSpec
 from tests.volumes import AFFINE, draw, write, write_brats, write_case
 
@@ -91,19 +91,18 @@ def test_saved_labels_lie_where_the_scan_lies(tmp_path: Path) -> None:
 
 
 def test_splits_are_of_the_published_sizes_and_do_not_depend_on_the_run(root: Path) -> None:
-    data = module(root, val_share=0.4)
+    data = module(root, val_fraction=0.4)
     data.setup("fit")
     assert (len(data.train_dataset), len(data.val_dataset)) == (3, 2)
-    again = module(root, val_share=0.4, seed=7)
+    again = module(root, val_fraction=0.4, seed=7)
     again.setup("fit")
     names = [[item.name for item in m.val_dataset.items] for m in (data, again)]
     assert names[0] == names[1]
     assert data.manifest_hash == again.manifest_hash
-    assert module(root, val_share=0.2).manifest_hash != data.manifest_hash
+    assert module(root, val_fraction=0.2).manifest_hash != data.manifest_hash
     assert round(0.2 * 285) == 57  # Section 5.6
     assert data.output_names == ["ET", "WT", "TC"]
-    assert data.volume_spec.input_shape == (1, 4, 8, 8, 8)
-    assert "train: 3 cases" in data.describe()
+    assert data.spec.input_shape == (1, 4, 8, 8, 8)
 
 
 def test_patches_follow_from_seed_epoch_and_case(root: Path) -> None:
@@ -164,14 +163,14 @@ def test_a_list_of_splits(root: Path, tmp_path: Path) -> None:
     for wrong, message in {
         "\n".join(["case,split", *lines[:-1]]): f"1 cases of .* are not in it, the first is {names[-1]}",
         "\n".join(["case,split", *lines, "other,val"]): "1 cases are not in .*, the first is other",
-        "\n".join(["case,split", *lines, lines[0]]): f":7: the case {names[0]} is there twice",
+        "\n".join(["case,split", *lines, lines[0]]): f":7: the case {names[0]} is listed twice",
         "\n".join(["case,split", f"{names[0]},dev"]): ":2: the split is 'dev'",
-        "name,part\na,b": "columns case and split",
+        "name,part\na,b": "missing columns: case, split",
     }.items():
         splits.write_text(wrong + "\n")
-        with pytest.raises(ManifestError, match=message):
+        with pytest.raises(DatasetError, match=message):
             module(root, splits=str(splits)).setup("fit")
-    with pytest.raises(ManifestError, match="no such list of splits"):
+    with pytest.raises(DatasetError, match=r"none\.csv cannot be read: No such file"):
         module(root, splits=str(tmp_path / "none.csv")).setup("fit")
 
 
@@ -229,7 +228,7 @@ def test_a_header_that_claims_too_many_voxels_is_refused_before_they_are_read(ro
 def test_a_case_that_is_there_twice(root: Path) -> None:
     folder = next(folder for folder in find_case_folders([root]) if folder.parent.name == "HGG")
     shutil.copytree(folder, root / "LGG" / folder.name)
-    with pytest.raises(ManifestError, match=f"the case {folder.name} is there twice"):
+    with pytest.raises(DatasetError, match=f"the case {folder.name} exists twice"):
         module(root).setup("fit")
 
 
@@ -238,14 +237,14 @@ def test_wrong_values_are_named(root: Path, tmp_path: Path) -> None:
         ({"patch_size": (8, 8)}, "patch_size is"),
         ({"overlap": 1.0}, r"overlap is 1\.0"),
         ({"flip": 2.0}, "flip is 2"),
-        ({"val_share": 1.0}, "val_share is 1"),
+        ({"val_fraction": 1.0}, "val_fraction is 1"),
         ({"modalities": ("t1", "t1")}, "modalities is"),
         ({"batch_size": 0}, "batch_size is 0"),
     ):
         with pytest.raises(ValueError, match=match):
             module(root, **options)
-    with pytest.raises(ManifestError, match="has no val cases"):
-        module(root, val_share=0.0).setup("validate")
+    with pytest.raises(DatasetError, match="has no val cases"):
+        module(root, val_fraction=0.0).setup("validate")
     with pytest.raises(FileNotFoundError, match="no such folder"):
         module(tmp_path / "none").setup("fit")
     with pytest.raises(ValueError, match="unknown keys in VolumeSpec: size"):

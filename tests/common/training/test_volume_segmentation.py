@@ -43,7 +43,7 @@ def trainer(**options: Any) -> L.Trainer:
 @pytest.fixture
 def data(tmp_path: Path) -> VolumeDataModule:
     root = write_brats(tmp_path / "brats")
-    return VolumeDataModule(str(root), (8, 12, 12), tumour_patches=0.5, val_share=0.4, batch_size=2, num_workers=0)
+    return VolumeDataModule(str(root), (8, 12, 12), tumour_patches=0.5, val_fraction=0.4, batch_size=2, num_workers=0)
 
 
 def test_dice_is_that_of_the_definition_and_of_brats_where_a_region_is_missing() -> None:

@@ -26,6 +26,7 @@ from PIL import Image
 from pytorchvideo.data.video import Video
 from torch import Tensor
 
+from common.datamodules.errors import VideoReadError
 from common.datamodules.folders import IMAGE_EXTENSIONS
 
 # Containers that store presentation times; in others (AVI) FFmpeg makes them up, in decoding order.
@@ -37,27 +38,6 @@ KEEP_BYTES = 256 * 2**20  # packets, or decoded frames, that a reader holds at m
 # 7-1, and H.265, table 7-1.
 _IDR_TYPES = {"h264": {5}, "hevc": {19, 20}}
 _SLICE_TYPES = {"h264": range(1, 6), "hevc": range(32)}
-
-
-class ReadError(RuntimeError):
-    """A file cannot be read. ``path`` and ``reason`` are also in the message."""
-
-    def __init__(self, path: str | os.PathLike[str], reason: str = "") -> None:
-        # One argument must do: torch rebuilds an exception of a loader worker from its message alone.
-        super().__init__(f"{os.fspath(path)}: {reason}" if reason else os.fspath(path))
-        self.path = os.fspath(path)
-        self.reason = reason
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path, self.reason)
-
-
-class VideoReadError(ReadError):
-    """A video cannot be read."""
-
-
-class ImageReadError(ReadError):
-    """An image cannot be read."""
 
 
 def open_video(path: str | Path, fps: float | None = None) -> EncodedVideoReader | FrameFolderReader:

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from pytorchvideo.data.video import Video
 
-from common.datamodules import readers
-from common.datamodules.readers import EncodedVideoReader, FrameFolderReader, VideoReadError, open_video
+from common.datamodules import video_reader
+from common.datamodules.errors import VideoReadError
+from common.datamodules.video_reader import EncodedVideoReader, FrameFolderReader, open_video
 from tests import media
 
 # name, extension, arguments of write_video, is it decoded selectively
@@ -116,7 +117,7 @@ def test_open_groups_are_joined(tmp_path):
 def test_big_files_are_read_again_instead_of_kept(tmp_path, monkeypatch, gop):
     path = media.write_video(tmp_path / "a.mp4", num_frames=40, gop=gop, b_frames=2)
     old = media.write_video(tmp_path / "a.avi", num_frames=40, codec="mpeg4")
-    monkeypatch.setattr(readers, "KEEP_BYTES", 1000)
+    monkeypatch.setattr(video_reader, "KEEP_BYTES", 1000)
     for file in (path, old):
         reference = media.decode_all(file)
         with open_video(file) as video:
