@@ -13,7 +13,7 @@ from common.datamodules.folders import find_files, read_class_folders
 from common.datamodules.manifest import Item, Manifest, shorten
 from common.datamodules.spec import IMAGENET_MEAN, IMAGENET_STD
 from common.datamodules.video_clips import ClipSpec
-from common.datamodules.video_crops import SCALES
+from common.datamodules.video_crops import SCALES, CropPlaces
 from common.datamodules.video_dataset import ClipAugmentation, EvalVideos, TrainVideos
 
 
@@ -45,6 +45,7 @@ class VideoDataModule(LabelledDataModule):
         scales: multi-scale cropping in training, fractions of the short side (default 1, 0.84, 0.59, 0.5).
         resize_range: in training the short side is resized to a random number of pixels in this range before the crop,
             in place of ``scales``; ``[256, 340]`` for example.
+        crop_places: training crops lie ``anywhere`` in the frame, or in one of the four ``corners`` or the centre.
         train_crop_size: side of a training clip in pixels; None: ``crop_size``.
         mean, std: normalisation per colour on the scale 0..1.
         on_read_error: ``raise``, or ``replace`` an unreadable training video by another one, with a warning and a
@@ -77,6 +78,7 @@ class VideoDataModule(LabelledDataModule):
         horizontal_flip: bool | None = None,
         scales: tuple[float, ...] | None = None,
         resize_range: tuple[int, int] | None = None,
+        crop_places: CropPlaces = "anywhere",
         train_crop_size: int | None = None,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
@@ -100,6 +102,7 @@ class VideoDataModule(LabelledDataModule):
             test_split=test_split,
         )
         check_range(1, None, train_crop_size=train_crop_size)
+        check_choice("anywhere", "corners", crop_places=crop_places)
         check_choice("raise", "replace", on_read_error=on_read_error)
         check_choice("raise", "drop", on_missing=on_missing)
         scales = SCALES if card["scales"] is None else tuple(card["scales"])
@@ -118,7 +121,8 @@ class VideoDataModule(LabelledDataModule):
             num_frames, sampling, frame_stride, num_clips, num_crops, crop_size, card["resize"], mean, std
         )
         range_of_sides = None if resize_range is None else (int(resize_range[0]), int(resize_range[1]))
-        self.augmentation = ClipAugmentation(scales, bool(card["horizontal_flip"]), self.seed, range_of_sides)
+        flip = bool(card["horizontal_flip"])
+        self.augmentation = ClipAugmentation(scales, flip, self.seed, range_of_sides, crop_places)
         self.train_size = train_size
         self._given_names = class_names
         self._manifest: Manifest | None = None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 from torchvision.transforms.v2 import functional as F
 
+CropPlaces = Literal["anywhere", "corners"]
 # The scales printed in section 5.2 of the STFT paper.
 SCALES = (1.0, 2**-0.25, 2**-0.75, 0.5)
 
@@ -19,6 +21,7 @@ def random_multi_scale_crop(
     scales: Sequence[float] = SCALES,
     flip: bool = False,
     resize_range: tuple[int, int] | None = None,
+    places: CropPlaces = "anywhere",
 ) -> Tensor:
     """A square crop at a random position, its side a random scale times the short side, resized to ``size``.
 
@@ -33,6 +36,7 @@ def random_multi_scale_crop(
         scales: fractions of the short side, each in (0, 1].
         flip: mirror left and right with probability 1/2.
         resize_range: smallest and largest short side in pixels, at least ``size``; replaces ``scales``.
+        places: ``anywhere``, or one of the four ``corners`` or the centre.
 
     Returns:
         uint8 (T, 3, size, size).
@@ -45,9 +49,15 @@ def random_multi_scale_crop(
     side = min(height, width, max(1, round(scale * min(height, width))))
     top = int(torch.randint(height - side + 1, (), generator=generator))
     left = int(torch.randint(width - side + 1, (), generator=generator))
+    if places == "corners":
+        top, left = _corners_and_centre(height - side, width - side)[int(torch.randint(5, (), generator=generator))]
     mirrored = bool(torch.rand((), generator=generator) < 0.5)  # always drawn: the crops do not depend on `flip`
     out = _resize(clip[:, top : top + side, left : left + side], (size, size))
     return F.horizontal_flip(out) if flip and mirrored else out
+
+
+def _corners_and_centre(bottom: int, right: int) -> list[tuple[int, int]]:
+    return [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]
 
 
 def square_crops(clip: Tensor, size: int, num_crops: int = 1, resize: int | None = None) -> Tensor:

@@ -16,7 +16,7 @@ from common.datamodules.errors import VideoReadError
 from common.datamodules.loading import sample_generator
 from common.datamodules.manifest import Item
 from common.datamodules.video_clips import ClipSpec, clip_indices, make_views
-from common.datamodules.video_crops import random_multi_scale_crop
+from common.datamodules.video_crops import CropPlaces, random_multi_scale_crop
 from common.datamodules.video_reader import open_video
 from common.datamodules.video_sampling import dense_indices, segment_indices
 
@@ -71,16 +71,20 @@ class ClipAugmentation:
         horizontal_flip: mirror half of the clips.
         seed: that of the run.
         resize_range: smallest and largest short side in pixels before the crop, in place of ``scales``.
+        places: where the crops lie, see :func:`~common.datamodules.video_crops.random_multi_scale_crop`.
     """
 
     scales: tuple[float, ...]
     horizontal_flip: bool
     seed: int
     resize_range: tuple[int, int] | None = None
+    places: CropPlaces = "anywhere"
 
     def crop(self, clip: Tensor, size: int, generator: Generator) -> Tensor:
         """uint8 (T, H, W, 3) to (T, 3, size, size)."""
-        return random_multi_scale_crop(clip, size, generator, self.scales, self.horizontal_flip, self.resize_range)
+        return random_multi_scale_crop(
+            clip, size, generator, self.scales, self.horizontal_flip, self.resize_range, self.places
+        )
 
 
 class TrainVideos(VideoDataset):

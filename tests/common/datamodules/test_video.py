@@ -451,6 +451,7 @@ def test_class_without_training_videos_is_warned_of(data, tmp_path):
         {"resize_range": (340, 256)},
         {"train_crop_size": 0},
         {"seed": -1},
+        {"crop_places": "edges"},
         {"on_read_error": "skip"},
         {"on_missing": "skip"},
         {"num_crops": 2},
@@ -463,7 +464,7 @@ def test_wrong_options_are_named(options):
 
 
 def test_training_can_have_a_crop_and_a_resizing_of_its_own(data):
-    dm = module(data, resize_range=[20, 30], train_crop_size=12, resize=20)
+    dm = module(data, resize_range=[20, 30], train_crop_size=12, resize=20, crop_places="corners")
     dm.setup("fit")
     batch = next(iter(dm.train_dataloader()))
     assert batch["video"].shape == (3, 3, 4, 12, 12)

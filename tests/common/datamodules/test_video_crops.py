@@ -56,6 +56,15 @@ def test_crops_are_squares_of_the_scales_anywhere():
     assert min(row + column for row, column in corners) < 20
 
 
+def test_crops_in_the_corners_and_the_centre():
+    clip = coordinates(100, 200)
+    seen = set()
+    for seed in range(60):
+        out = random_multi_scale_crop(clip, 50, sample_generator(seed), scales=[0.5], places="corners")[0]
+        seen.add((int(out[0, 0, 0]), int(out[1, 0, 0])))
+    assert seen == {(0, 0), (0, 150), (50, 0), (50, 150), (25, 75)}
+
+
 def test_resize_range_crops_as_if_the_short_side_were_resized_first():
     clip = coordinates(100, 200, 1)
     sides, columns = [], []
