@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from common.datamodules.loading import EvalBatchSampler, ResumableLoader, TrainBatchSampler, rank_and_world
-from common.datamodules.spec import InputSpec
+from common.datamodules.spec import InputSpec, check_range
 
 
 class BaseDataModule(L.LightningDataModule):
@@ -210,18 +210,3 @@ class LabelledDataModule(BaseDataModule):
     def facts(self) -> dict[str, Any]:
         """``num_classes``, the length of the class list."""
         return {"num_classes": len(self.class_names)}
-
-
-def check_range(low: float, high: float | None, **options: float | None) -> None:
-    """Raise ValueError for the first option that is not None and lies outside [low, high); ``high`` None: no limit."""
-    for name, value in options.items():
-        if value is not None and not (low <= value and (high is None or value < high)):
-            limit = "" if high is None else f" and below {high}"
-            raise ValueError(f"{name} is {value}; it must be at least {low}{limit}.")
-
-
-def check_choice(*choices: str, **options: str) -> None:
-    """Raise ValueError for the first option that is not one of the choices."""
-    for name, value in options.items():
-        if value not in choices:
-            raise ValueError(f"{name} is {value!r}; it must be {' or '.join(choices)}.")

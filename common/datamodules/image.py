@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from common.datamodules.base import LabelledDataModule, check_range
+from common.datamodules.base import LabelledDataModule
 from common.datamodules.datasets import with_dataset
 from common.datamodules.errors import DatasetError
 from common.datamodules.folders import find_files, read_class_folders
@@ -25,6 +25,7 @@ from common.datamodules.image_dataset import (
 )
 from common.datamodules.loading import sample_generator
 from common.datamodules.manifest import Item, Manifest
+from common.datamodules.spec import check_range
 
 #: readers of the datasets that come as archives
 ARCHIVES: dict[str, Callable[[Path], ImageArchive]] = {
@@ -88,8 +89,6 @@ class ImageDataModule(LabelledDataModule):
         card = with_dataset(
             dataset, "image", root=root, horizontal_flip=horizontal_flip, mean=mean, std=std, counts=None
         )
-        check_range(0, 1, shift=shift)
-        check_range(0, 181, rotation=rotation)
         check_range(1, None, image_size=image_size, train_per_class=train_per_class)
         check_range(0, None, val_per_class=val_per_class)
         if (mean is None) != (std is None):

@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as F
 from common.datamodules.errors import ImageReadError
 from common.datamodules.loading import sample_generator
 from common.datamodules.manifest import Item
-from common.datamodules.spec import ColourSpec
+from common.datamodules.spec import ColourSpec, check_range
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ImageSpec(ColourSpec):
     std: tuple[float, float, float]
 
     def __post_init__(self) -> None:
-        self._check_at_least(1, "height", "width")
+        check_range(1, None, height=self.height, width=self.width)
         self._check_colours()
         self._check_memory()
 
@@ -98,6 +98,10 @@ class ImageAugmentation:
     shift: float
     rotation: float
     seed: int
+
+    def __post_init__(self) -> None:
+        check_range(0, 1, shift=self.shift)
+        check_range(0, 181, rotation=self.rotation)
 
     def __call__(self, image: Tensor, generator: Generator) -> Tensor:
         """uint8 (3, H, W) to the same shape, float on the scale 0..255 if it was moved (bilinear interpolation).

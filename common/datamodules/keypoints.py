@@ -12,7 +12,7 @@ import torch
 from torch import Generator
 from torch.utils.data import Dataset
 
-from common.datamodules.base import BaseDataModule, check_range
+from common.datamodules.base import BaseDataModule
 from common.datamodules.coco import (
     KeypointAnnotations,
     Person,
@@ -26,7 +26,7 @@ from common.datamodules.errors import DatasetError, ImageReadError
 from common.datamodules.image_dataset import open_image
 from common.datamodules.loading import sample_generator
 from common.datamodules.pose_geometry import KeypointSpec, PersonCrop, draw_heatmaps
-from common.datamodules.spec import IMAGENET_MEAN, IMAGENET_STD
+from common.datamodules.spec import IMAGENET_MEAN, IMAGENET_STD, check_range
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,10 @@ class PoseAugmentation:
     rotation: float
     flip: bool
     seed: int
+
+    def __post_init__(self) -> None:
+        check_range(0, 1, scale=self.scale)
+        check_range(0, 181, rotation=self.rotation)
 
     def draw(self, generator: Generator) -> tuple[float, float, bool]:
         """Factor on the box, degrees, whether to mirror."""
@@ -166,8 +170,6 @@ class KeypointDataModule(BaseDataModule):
             val_images=val_images,
             test_images=test_images,
         )
-        check_range(0, 1, scale=scale)
-        check_range(0, 181, rotation=rotation)
         if sigma is not None and sigma <= 0:
             raise ValueError(f"sigma is {sigma}; it must be above 0.")
         if (card["test_annotations"] is None) != (card["test_images"] is None):

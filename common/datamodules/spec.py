@@ -1,4 +1,4 @@
-"""How a file becomes the network's input, as plain values that a checkpoint stores."""
+"""How a file becomes the network's input, as plain values that a checkpoint stores; checks of options."""
 
 from __future__ import annotations
 
@@ -12,6 +12,21 @@ from torch import Tensor
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_VALUES = 2**30  # numbers in all views of one file, 4 GiB; a checkpoint may ask for no more
+
+
+def check_range(low: float, high: float | None, **options: float | None) -> None:
+    """Raise ValueError for the first option that is not None and lies outside [low, high); ``high`` None: no limit."""
+    for name, value in options.items():
+        if value is not None and not (low <= value and (high is None or value < high)):
+            limit = "" if high is None else f" and below {high}"
+            raise ValueError(f"{name} is {value}; it must be at least {low}{limit}.")
+
+
+def check_choice(*choices: str, **options: str) -> None:
+    """Raise ValueError for the first option that is not one of the choices."""
+    for name, value in options.items():
+        if value not in choices:
+            raise ValueError(f"{name} is {value!r}; it must be {' or '.join(choices)}.")
 
 
 class InputSpec:
@@ -38,11 +53,6 @@ class InputSpec:
             return cls(**values)
         except TypeError as error:
             raise ValueError(f"wrong values in {cls.__name__}: {error}.") from error
-
-    def _check_at_least(self, minimum: int, *names: str) -> None:
-        for name in names:
-            if getattr(self, name) < minimum:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {minimum}.")
 
     def _check_memory(self) -> None:
         """Refuse inputs that would fill the memory, before any is made."""

@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from common.datamodules.base import LabelledDataModule, check_choice, check_range
+from common.datamodules.base import LabelledDataModule
 from common.datamodules.datasets import with_dataset
 from common.datamodules.errors import DatasetError
 from common.datamodules.folders import find_files, read_class_folders
 from common.datamodules.manifest import Item, Manifest, shorten
-from common.datamodules.spec import IMAGENET_MEAN, IMAGENET_STD
+from common.datamodules.spec import IMAGENET_MEAN, IMAGENET_STD, check_choice, check_range
 from common.datamodules.video_clips import ClipSpec
 from common.datamodules.video_crops import SCALES, CropPlaces
 from common.datamodules.video_dataset import ClipAugmentation, EvalVideos, TrainVideos
@@ -102,28 +102,21 @@ class VideoDataModule(LabelledDataModule):
             test_split=test_split,
         )
         check_range(1, None, train_crop_size=train_crop_size)
-        check_choice("anywhere", "corners", crop_places=crop_places)
         check_choice("raise", "replace", on_read_error=on_read_error)
         check_choice("raise", "drop", on_missing=on_missing)
         scales = SCALES if card["scales"] is None else tuple(card["scales"])
-        if not scales or not all(0 < scale <= 1 for scale in scales):
-            raise ValueError(f"scales is {scales}; give fractions of the short side, above 0 and at most 1.")
-        train_size = train_crop_size or crop_size
-        if resize_range is not None and not train_size <= resize_range[0] <= resize_range[1]:
-            raise ValueError(
-                f"resize_range is {tuple(resize_range)}; give the smallest and the largest short side, "
-                f"neither below the side of a training clip ({train_size})."
-            )
+        self.train_size = train_crop_size or crop_size
+        if resize_range is not None and resize_range[0] < self.train_size:
+            raise ValueError(f"resize_range is {tuple(resize_range)}; clips of {self.train_size} do not fit into it.")
         self.dataset, self.root, self.manifest_path = dataset, Path(card["root"]), card["manifest"]
         self.on_read_error, self.on_missing, self.cache_decoded = on_read_error, on_missing, cache_decoded
         self.test_split, self.predict_paths = card["test_split"], predict_paths
         self._spec = ClipSpec(
             num_frames, sampling, frame_stride, num_clips, num_crops, crop_size, card["resize"], mean, std
         )
-        range_of_sides = None if resize_range is None else (int(resize_range[0]), int(resize_range[1]))
+        sides = None if resize_range is None else (int(resize_range[0]), int(resize_range[1]))
         flip = bool(card["horizontal_flip"])
-        self.augmentation = ClipAugmentation(scales, flip, self.seed, range_of_sides, crop_places)
-        self.train_size = train_size
+        self.augmentation = ClipAugmentation(scales, flip, self.seed, sides, crop_places)
         self._given_names = class_names
         self._manifest: Manifest | None = None
 

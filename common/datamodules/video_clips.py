@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common.datamodules.spec import IMAGENET_MEAN, IMAGENET_STD, MAX_VALUES, ColourSpec
+from common.datamodules.spec import IMAGENET_MEAN, IMAGENET_STD, MAX_VALUES, ColourSpec, check_choice, check_range
 from common.datamodules.video_crops import square_crops
 from common.datamodules.video_reader import open_video
 from common.datamodules.video_sampling import SAMPLINGS, multi_view_indices
@@ -45,9 +45,10 @@ class ClipSpec(ColourSpec):
     std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        self._check_at_least(1, "num_frames", "stride", "num_clips", "crop_size")
-        if self.sampling not in SAMPLINGS:
-            raise ValueError(f"sampling is {self.sampling!r}; it must be one of {', '.join(SAMPLINGS)}.")
+        check_range(
+            1, None, num_frames=self.num_frames, stride=self.stride, num_clips=self.num_clips, crop_size=self.crop_size
+        )
+        check_choice(*SAMPLINGS, sampling=self.sampling)
         if self.num_crops not in (1, 3):
             raise ValueError(f"num_crops is {self.num_crops}; it must be 1 (centre) or 3 (along the long side).")
         if self.resize is not None and self.resize < self.crop_size:

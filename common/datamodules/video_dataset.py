@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from common.datamodules.errors import VideoReadError
 from common.datamodules.loading import sample_generator
 from common.datamodules.manifest import Item
+from common.datamodules.spec import check_choice
 from common.datamodules.video_clips import ClipSpec, clip_indices, make_views
 from common.datamodules.video_crops import CropPlaces, random_multi_scale_crop
 from common.datamodules.video_reader import open_video
@@ -71,19 +72,26 @@ class ClipAugmentation:
         horizontal_flip: mirror half of the clips.
         seed: that of the run.
         resize_range: smallest and largest short side in pixels before the crop, in place of ``scales``.
-        places: where the crops lie, see :func:`~common.datamodules.video_crops.random_multi_scale_crop`.
+        crop_places: where the crops lie, see :func:`~common.datamodules.video_crops.random_multi_scale_crop`.
     """
 
     scales: tuple[float, ...]
     horizontal_flip: bool
     seed: int
     resize_range: tuple[int, int] | None = None
-    places: CropPlaces = "anywhere"
+    crop_places: CropPlaces = "anywhere"
+
+    def __post_init__(self) -> None:
+        if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
+            raise ValueError(f"scales is {self.scales}; give fractions of the short side, above 0 and at most 1.")
+        if self.resize_range is not None and not 0 < self.resize_range[0] <= self.resize_range[1]:
+            raise ValueError(f"resize_range is {self.resize_range}; give the smallest and the largest short side.")
+        check_choice("anywhere", "corners", crop_places=self.crop_places)
 
     def crop(self, clip: Tensor, size: int, generator: Generator) -> Tensor:
         """uint8 (T, H, W, 3) to (T, 3, size, size)."""
         return random_multi_scale_crop(
-            clip, size, generator, self.scales, self.horizontal_flip, self.resize_range, self.places
+            clip, size, generator, self.scales, self.horizontal_flip, self.resize_range, self.crop_places
         )
 
 

@@ -22,7 +22,7 @@ from monai.transforms import (
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from common.datamodules.base import BaseDataModule, check_range
+from common.datamodules.base import BaseDataModule
 from common.datamodules.brats import (
     MODALITIES,
     REGIONS,
@@ -38,7 +38,7 @@ from common.datamodules.datasets import with_dataset
 from common.datamodules.errors import DatasetError
 from common.datamodules.loading import sample_generator
 from common.datamodules.manifest import SPLITS, read_csv
-from common.datamodules.spec import InputSpec
+from common.datamodules.spec import InputSpec, check_range
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,7 @@ class VolumeSpec(InputSpec):
         object.__setattr__(self, "patch_size", tuple(self.patch_size))
         if len(self.patch_size) != 3 or min(self.patch_size) < 1:
             raise ValueError(f"patch_size is {self.patch_size}; it must be three numbers of at least 1.")
-        if not 0 <= self.overlap < 1:
-            raise ValueError(f"overlap is {self.overlap}; it must be at least 0 and below 1.")
+        check_range(0, 1, overlap=self.overlap)
         self._check_memory()
 
     @property
