@@ -14,27 +14,31 @@ from rich.progress import track
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-WORTH_A_PROCESS = 256  # files; fewer are read sooner than a process has started
+FILES_PER_PROCESS = 256  # fewer are read before another process has started
 CHUNK = 16
 
 
 def map_files(
     function: Callable[[Item], Result], items: Sequence[Item], description: str, workers: int | None = None
 ) -> list[Result]:
-    """``[function(item) for item in items]``, in order. `workers` processes; 0: in this one; None: by the machine.
+    """``[function(item) for item in items]``, in order.
 
-    `function` must be importable (no lambda) where there is more than one process.
+    Args:
+        function: must be importable (no lambda).
+        items: its arguments.
+        description: of the progress bar.
+        workers: number of processes; 0: this process alone; None: chosen from the CPUs and the number of items.
     """
     if workers is None:
-        workers = min(os.cpu_count() or 1, len(items) // WORTH_A_PROCESS)
+        workers = min(os.cpu_count() or 1, len(items) // FILES_PER_PROCESS)
     console = Console(stderr=True)
     if workers <= 0:
         return [function(item) for item in track(items, description, console=console, transient=True)]
-    # Not forked: the parent has threads of torch, with which a forked child can hang.
+    # Spawned, not forked: the parent has threads of torch, with which a forked child can hang.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         try:
             results = pool.map(function, items, chunksize=CHUNK)
             return list(track(results, description, total=len(items), console=console, transient=True))
-        except BaseException:  # Ctrl-C too: do not work through the rest of the list first
+        except BaseException:  # including KeyboardInterrupt: drop the rest of the list
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -1,8 +1,8 @@
-"""Check every video of a manifest before training: ``python -m data.check manifest.csv --root VIDEOS``.
+"""Check every video before training: ``python -m data.check manifest.csv --root VIDEOS``, or a class folder alone.
 
-A video must exist, open, give its first picture and have the number of frames that the manifest says; ``--decode``
-reads every frame. Also looked for: classes without videos, and videos that are in two splits, under the same path or
-as copies. Nothing is changed or deleted; the exit status is 1 if there is a problem.
+A video must exist, open, give its first frame and have the number of frames that the manifest says; ``--decode`` reads
+every frame. Classes without videos, and videos that are in two splits, under the same path or as copies, are reported
+too. Nothing is changed or deleted; the exit status is 1 if there is a problem.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from common.datamodules.manifest import Entry, Manifest, ManifestError
-from common.datamodules.readers import VideoReadError, open_video
+from common.datamodules.errors import DatasetError, VideoReadError
+from common.datamodules.folders import read_class_folders
+from common.datamodules.manifest import Entry, Manifest, shorten
+from common.datamodules.video_reader import open_video
 from data._parallel import map_files
 
 MAX_REPORTED = 20
@@ -32,7 +34,7 @@ COLUMNS = ("line", "path", "split", "label_name", "num_frames", "width", "height
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found about one entry; ``problem`` is empty if all is well."""
+    """What is known about the video of one entry; ``problem`` is empty if all is well."""
 
     num_frames: int | None = None
     width: int | None = None
@@ -42,7 +44,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """Findings in the order of the entries, and the problems that belong to no single entry."""
+    """Findings in the order of the entries, and the problems that do not belong to a single entry."""
 
     manifest: Manifest
     findings: tuple[Finding, ...]
@@ -57,19 +59,19 @@ class CheckReport:
         """Write one line per entry as CSV.
 
         Raises:
-            FileExistsError: there is a file that is not such a report.
+            FileExistsError: the file exists and is not such a report.
         """
         refuse_to_overwrite(path)
         with open(path, "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(COLUMNS)
-            for entry, found in zip(self.manifest.entries, self.findings, strict=True):
-                numbers = (found.num_frames, found.width, found.height)
-                writer.writerow([entry.line, entry.path, entry.split, entry.label_name, *numbers, found.problem])
+            for entry, finding in zip(self.manifest.entries, self.findings, strict=True):
+                numbers = (finding.num_frames, finding.width, finding.height)
+                writer.writerow([entry.line, entry.path, entry.split, entry.label_name, *numbers, finding.problem])
 
 
 def refuse_to_overwrite(path: Path) -> None:
-    """Raise `FileExistsError` if the path holds anything but a report of this command."""
+    """Raise FileExistsError if the path holds anything but a report of this command."""
     if path.exists():
         with open(path, encoding="utf-8", errors="replace") as file:
             if file.readline().rstrip("\n") != ",".join(COLUMNS):
@@ -77,15 +79,15 @@ def refuse_to_overwrite(path: Path) -> None:
 
 
 def check(manifest: Manifest, *, decode: bool = False, workers: int | None = None) -> CheckReport:
-    """Check the videos of a manifest; with `decode` every frame of them. `workers`: processes, None by the machine."""
+    """Check the videos of a manifest; with ``decode`` every frame of them. See `map_files` for ``workers``."""
     jobs = [(str(manifest.root / entry.path), entry.num_frames, decode) for entry in manifest.entries]
     findings = map_files(check_video, jobs, "checking videos", workers)
     general = []
     for split in manifest.splits():
         counts = manifest.class_counts(split)
         empty = [name for name, count in zip(manifest.class_names, counts, strict=True) if count == 0]
-        if empty and any(counts):  # a test split may have no labels at all
-            general.append(f"split {split} has no videos of {len(empty)} classes: {', '.join(empty)}")
+        if empty and any(counts):  # a test split may lack labels altogether
+            general.append(f"split {split} lacks videos of {len(empty)} classes: {', '.join(empty)}")
     for path, lines in manifest.duplicates().items():
         general.append(f"{path} is listed more than once: lines {', '.join(map(str, lines))}")
     general += [
@@ -131,32 +133,34 @@ def _copies(manifest: Manifest) -> list[list[Entry]]:
 
 
 def print_report(report: CheckReport, console: Console) -> None:
-    """Print a table of the splits, the first problems, and one line that sums up."""
+    """Print a table of the splits, the first problems and a summary."""
     manifest = report.manifest
-    table = Table("split", "videos", "classes", "with problems", "frames", "picture sizes", title=str(manifest.source))
+    pairs = list(zip(manifest.entries, report.findings, strict=True))
+    table = Table("split", "videos", "classes", "with problems", "frames", "frame sizes", title=str(manifest.source))
     for split in manifest.splits():
-        pairs = [p for p in zip(manifest.entries, report.findings, strict=True) if p[0].split == split]
-        found = [finding for _, finding in pairs]
-        sizes = Counter((f.width, f.height) for f in found if f.width)
+        findings = [finding for entry, finding in pairs if entry.split == split]
+        sizes = Counter((f.width, f.height) for f in findings if f.width)
         common = [f"{width}x{height} ({count})" for (width, height), count in sizes.most_common(2)]
         table.add_row(
             split,
-            f"{len(found):,}",
+            f"{len(findings):,}",
             f"{sum(count > 0 for count in manifest.class_counts(split))} of {len(manifest.class_names)}",
-            str(sum(bool(f.problem) for f in found)),
-            _span([f.num_frames for f in found if f.num_frames]),
+            str(sum(bool(f.problem) for f in findings)),
+            _span([f.num_frames for f in findings if f.num_frames]),
             ", ".join(common) + (f" and {len(sizes) - 2} more" if len(sizes) > 2 else ""),
         )
     console.print(table)
-    bad = [(e, f.problem) for e, f in zip(manifest.entries, report.findings, strict=True) if f.problem]
-    lines = [f"{manifest.source}:{entry.line}: {entry.path}: {problem}" for entry, problem in bad]
+    lines = [f"{_where(manifest, entry)}: {finding.problem}" for entry, finding in pairs if finding.problem]
+    good = len(pairs) - len(lines)
     lines += report.general
-    for line in lines[:MAX_REPORTED]:
-        console.print(escape(line), highlight=False, soft_wrap=True)
-    if len(lines) > MAX_REPORTED:
-        console.print(f"... and {len(lines) - MAX_REPORTED} more")
-    good = len(manifest.entries) - len(bad)
-    console.print(f"{good} of {len(manifest.entries)} videos are good; {len(lines)} problems", highlight=False)
+    if lines:
+        console.print(escape(shorten(lines, MAX_REPORTED)), highlight=False, soft_wrap=True)
+    console.print(f"{good} of {len(pairs)} videos are good; {len(lines)} problems", highlight=False)
+
+
+def _where(manifest: Manifest, entry: Entry) -> str:
+    """File and line that an entry is listed in, and its path; the path alone in a class folder."""
+    return f"{manifest.source}:{entry.line}: {entry.path}" if entry.line else str(manifest.source / entry.path)
 
 
 def _span(values: Sequence[int]) -> str:
@@ -170,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m data.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("manifest", type=Path, help="the CSV file")
+    parser.add_argument("manifest", type=Path, help="the CSV file, or a folder with one sub-folder per class")
     parser.add_argument("--root", type=Path, help="folder that its paths are relative to (default: the manifest's)")
     parser.add_argument("--decode", action="store_true", help="read every frame of every video")
     parser.add_argument("--report", type=Path, help="write a CSV file with one line per video")
@@ -181,11 +185,14 @@ def main(argv: list[str] | None = None) -> int:
             refuse_to_overwrite(args.report)  # before the long work, not after it
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # duplicates are reported below
-            manifest = Manifest.read(args.manifest, args.root or args.manifest.parent)
+            if args.manifest.is_dir():
+                manifest = read_class_folders(args.manifest)
+            else:
+                manifest = Manifest.read(args.manifest, args.root or args.manifest.parent)
         report = check(manifest, decode=args.decode, workers=args.workers)
         if args.report:
             report.write(args.report)
-    except (ManifestError, FileExistsError) as error:
+    except (DatasetError, FileExistsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -2,9 +2,9 @@
 
 ``python -m data.prepare DATASET --root VIDEOS --annotations FOLDER --out manifest.csv``
 
-The videos are found by name anywhere below the root, whatever their extension. Frames, frame rate and duration are
-read from the files. Next to the manifest go ``classes.txt`` and ``<manifest>.report.csv``, which lists the videos
-that are missing or cannot be read.
+A video is found by the name of its file, whatever the extension, or of its folder of frames, anywhere below the root.
+The number of frames, frame rate and duration are read from the files. ``classes.txt`` and ``<manifest>.report.csv``
+are written next to the manifest; the report lists the videos that are missing or cannot be read.
 """
 
 from __future__ import annotations
@@ -14,23 +14,19 @@ import csv
 import os
 import sys
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from common.datamodules.manifest import CLASSES_FILE, SPLITS, VIDEO_EXTENSIONS, Entry, Manifest
-from common.datamodules.readers import VideoReadError, open_video
+from common.datamodules.errors import DatasetError, VideoReadError
+from common.datamodules.folders import VIDEO_EXTENSIONS
+from common.datamodules.manifest import CLASSES_FILE, SPLITS, Entry, Manifest, shorten
+from common.datamodules.video_reader import open_video
 from data._parallel import map_files
-from data.annotations import BENCHMARKS, AnnotationError, Benchmark, Listing
-
-MAX_REPORTED = 10
-
-
-class PrepareError(Exception):
-    """The manifest cannot be written as asked; the message says what to do."""
+from data.annotations import BENCHMARKS, Benchmark, ListedVideo, Listing
 
 
 @dataclass(frozen=True)
@@ -41,6 +37,26 @@ class Probe:
     fps: float | None = None
     duration: float | None = None
     problem: str = ""
+
+
+MISSING = Probe(problem="missing")
+KEPT = (
+    "Missing videos stay in the manifest, so that every result says how many there were: set on_missing to drop in the "
+    "recipe. Unreadable ones are left out."
+)
+
+
+@dataclass(frozen=True)
+class FoundVideo:
+    """A listed video with its path relative to the root (its key if it is missing) and what its file says."""
+
+    listed: ListedVideo
+    path: str
+    probe: Probe
+
+    @property
+    def usable(self) -> bool:
+        return not self.probe.problem
 
 
 def prepare(
@@ -55,95 +71,84 @@ def prepare(
     allow_missing: bool = False,
     force: bool = False,
     workers: int | None = None,
-    console: Console | None = None,
 ) -> Manifest:
-    """Write the manifest of a benchmark.
+    """Write the manifest of a benchmark. The arguments are the options of the command.
 
-    Args:
-        dataset: a name in `data.annotations.BENCHMARKS`.
-        root: folder of the videos; the paths in the manifest are relative to it.
-        annotations: folder of the official annotation files.
-        out: the CSV file to write.
-        option: which of the official splits (UCF-101, HMDB-51) or releases (Diving-48); None takes the first.
-        only: the splits to list; None: all that the annotation files have.
-        probe: open every video to read its frames, frame rate and duration; otherwise these columns stay empty.
-        allow_missing: go on when videos are missing (they stay in the manifest, for `VideoDataModule` to drop and
-            count) or unreadable (they are left out) instead of refusing.
-        force: replace an existing manifest.
-        workers: processes that open videos; None chooses by the machine.
-        console: where to print; standard error by default.
+    With ``allow_missing``, missing videos stay in the manifest, for `VideoDataModule` to drop and count, and
+    unreadable ones are left out.
 
     Returns:
         The manifest written; its ``expected`` is the number of videos in the annotations.
 
     Raises:
-        PrepareError: no root, a manifest or another class list is there already, or videos are missing.
-        AnnotationError: the annotation files are missing or wrong.
+        DatasetError: the annotation files or the root are missing or wrong, a manifest or another class list exists
+            already, or videos are missing.
     """
-    console = console or Console(stderr=True)
+    console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     benchmark = BENCHMARKS[dataset]
-    if not root.is_dir():
-        raise PrepareError(f"no folder {root} (resolved: {root.resolve()}): set --root to the folder of the videos.")
-    if not annotations.is_dir():
-        raise PrepareError(f"no folder {annotations}: set --annotations to the folder of the annotation files.")
-    if out.exists() and not force:
-        raise PrepareError(f"{out} exists: choose another --out, or give --force to replace it.")
+    _check_folders(root, annotations, out, force)
     listing = benchmark.read(annotations, **({benchmark.option: option} if option else {}))
-    classes = "".join(f"{name}\n" for name in listing.class_names)
-    classes_path = out.parent / CLASSES_FILE
-    if not force and classes_path.exists() and classes_path.read_text(encoding="utf-8") != classes:
-        raise PrepareError(f"{classes_path} holds other classes: give every data set a folder of its own.")
-    _print_counts(benchmark, listing, console)
+    classes, class_file = "".join(f"{name}\n" for name in listing.class_names), out.parent / CLASSES_FILE
+    if not force and class_file.exists() and class_file.read_text(encoding="utf-8") != classes:
+        raise DatasetError(f"{class_file} holds other classes: give every dataset a folder of its own.")
+    console.print(_counts_table(benchmark, listing))
     if only is not None:
         listing = replace(listing, videos=tuple(video for video in listing.videos if video.split in only))
         if not listing.videos:
-            raise PrepareError(f"the annotation files list no videos of {' or '.join(only)}: correct --only.")
+            raise DatasetError(f"the annotation files list no videos of {' or '.join(only)}: correct --only.")
 
-    paths = _locate(listing, root)
-    present = [video for video in listing.videos if video.key in paths]
-    probes = {}
-    if probe:
-        jobs = [(str(root / paths[video.key]), listing.frame_fps) for video in present]
-        found = map_files(probe_video, jobs, "opening videos", workers)
-        probes = {video.key: result for video, result in zip(present, found, strict=True)}
-    entries, problems, usable = [], [], []
-    for video in listing.videos:
-        result = probes.get(video.key, Probe(problem="" if video.key in paths else "missing"))
-        path = paths.get(video.key, video.key)
-        name = "" if video.label is None else listing.class_names[video.label]
-        entry = Entry(path, video.label, name, video.split, result.num_frames, result.fps, result.duration)
-        if result.problem:
-            problems.append((path, video.split, result.problem))
-        else:
-            usable.append(entry)
-        if video.key not in paths or not result.problem:
-            entries.append(entry)
-
-    counts = f"{len(usable)} of {len(listing.videos)} videos"
+    videos = _find(listing, root, probe, workers)
     report = out.with_suffix(".report.csv")
-    report.parent.mkdir(parents=True, exist_ok=True)
-    with open(report, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([("video", "split", "problem"), *problems])
-    if problems:
-        shown = "\n".join(f"  {video} ({split}): {problem}" for video, split, problem in problems[:MAX_REPORTED])
-        text = f"{counts} can be used below {root}; the others are listed in {report}:\n{shown}"
-        if len(problems) > MAX_REPORTED:
-            text += f"\n  ... and {len(problems) - MAX_REPORTED} more"
-        if not allow_missing or not usable:
-            raise PrepareError(text + "\nGet these videos, or give --allow-missing to go on without them.")
-        text += "\nThe missing ones stay in the manifest, so that every result says how many there were: set on_missing"
-        text += " to drop in the recipe. Those that cannot be read are left out."
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-    manifest = Manifest(root, tuple(entries), listing.class_names, out, len(listing.videos))
-    trained = {entry.label for entry in usable if entry.split == "train"}
-    empty = [name for label, name in enumerate(listing.class_names) if label not in trained]
-    if empty:
-        console.print(
-            f"classes without a training video: {', '.join(empty)}", markup=False, highlight=False, soft_wrap=True
-        )
+    counts = f"{sum(video.usable for video in videos)} of {len(videos)} videos"
+    if problems := _write_report(videos, report):
+        text = f"{counts} can be used below {root}; the others are listed in {report}:\n{shorten(problems)}"
+        if not allow_missing or len(problems) == len(videos):
+            raise DatasetError(f"{text}\n{_advice(videos)}")
+        console.print(f"{text}\n{KEPT}")
+    trained = {video.listed.label for video in videos if video.usable and video.listed.split == "train"}
+    if empty := [name for label, name in enumerate(listing.class_names) if label not in trained]:
+        console.print(f"classes without a training video: {', '.join(empty)}")
+    manifest = Manifest(root, _entries(videos, listing.class_names), listing.class_names, out, len(videos))
     manifest.write(out, overwrite=force)
-    console.print(f"{out}: {counts}, hash {manifest.hash[:12]}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{out}: {counts}, hash {manifest.hash[:12]}")
     return manifest
+
+
+def _check_folders(root: Path, annotations: Path, out: Path, force: bool) -> None:
+    for folder, option, content in ((root, "--root", "videos"), (annotations, "--annotations", "annotation files")):
+        if not folder.is_dir():
+            raise DatasetError(
+                f"no folder {folder} (resolved: {folder.resolve()}): set {option} to the folder of the {content}."
+            )
+    if out.exists() and not force:
+        raise DatasetError(f"{out} exists: choose another --out, or give --force to replace it.")
+
+
+def _counts_table(benchmark: Benchmark, listing: Listing) -> Table:
+    """The numbers of the annotation files next to those of the paper."""
+    counts = Counter(video.split for video in listing.videos)
+    table = Table("", "annotations", "Table 1 of the paper", title=benchmark.title)
+    for name in ("classes", "train", "val", "test"):
+        listed = len(listing.class_names) if name == "classes" else counts[name]
+        if listed or name in benchmark.published:
+            table.add_row(name, f"{listed:,}", f"{benchmark.published[name]:,}" if name in benchmark.published else "-")
+    return table
+
+
+# -- finding and opening the videos -----------------------------------------------------------------------------------
+
+
+def _find(listing: Listing, root: Path, probe: bool, workers: int | None) -> list[FoundVideo]:
+    """The listed videos with their files; with ``probe`` each file is opened."""
+    paths = locate(listing.videos, root)
+    jobs = [(str(root / path), listing.frame_fps) for path in paths.values()] if probe else []
+    probes = dict(zip(paths, map_files(probe_video, jobs, "opening videos", workers), strict=False))
+    return [
+        FoundVideo(video, paths[video.key], probes.get(video.key, Probe()))
+        if video.key in paths
+        else FoundVideo(video, video.key, MISSING)
+        for video in listing.videos
+    ]
 
 
 def probe_video(job: tuple[str, float | None]) -> Probe:
@@ -151,59 +156,93 @@ def probe_video(job: tuple[str, float | None]) -> Probe:
     path, fps = job
     try:
         with open_video(path, fps=fps) as video:
+            if fps is None and os.path.isdir(path):  # the files do not tell their rate
+                return Probe(video.num_frames)
             return Probe(video.num_frames, round(video.fps, 6), round(float(video.duration), 6))
     except VideoReadError as error:
         return Probe(problem=error.reason or str(error))
 
 
-def _locate(listing: Listing, root: Path) -> dict[str, str]:
-    """Paths relative to the root by key of the listed videos that are there."""
-    wanted = {video.key for video in listing.videos}
-    depth = 1 + max(key.count("/") for key in wanted)
-    found: dict[str, str] = {}
-    twice: dict[str, list[str]] = {}
-    for path in _frame_folders(root) if listing.frame_fps else _video_files(root):
-        stem = path if listing.frame_fps else os.path.splitext(path)[0]
-        key = "/".join(stem.split("/")[-depth:])
-        if key in wanted and found.setdefault(key, path) != path:
-            twice.setdefault(key, [found[key]]).append(path)
-    if twice:
-        shown = "\n".join("  " + " and ".join(paths) for paths in list(twice.values())[:MAX_REPORTED])
-        raise PrepareError(f"{len(twice)} videos are more than once below {root}: set --root lower.\n{shown}")
-    return found
+def locate(videos: Sequence[ListedVideo], root: Path) -> dict[str, str]:
+    """Paths relative to the root, by key, of the listed videos that exist: files, or folders of frames.
+
+    Raises:
+        DatasetError: a video exists more than once.
+    """
+    uses = Counter(video.alias for video in videos)
+    keys = {video.alias: video.key for video in videos if uses[video.alias] == 1}
+    keys |= {video.key: video.key for video in videos}
+    paths: dict[str, str] = {}
+    repeated: dict[str, list[str]] = {}
+    for key, path in _walk(root, "", keys, {root.resolve()}):
+        if paths.setdefault(key, path) != path:
+            repeated.setdefault(key, [paths[key]]).append(path)
+    if repeated:
+        shown = shorten(["  " + " and ".join(group) for group in repeated.values()])
+        raise DatasetError(f"{len(repeated)} videos exist more than once below {root}: set --root lower.\n{shown}")
+    return paths
 
 
-def _video_files(root: Path) -> list[str]:
-    """Video files below the root, relative to it, with forward slashes."""
-    found = []
-    for folder, folders, files in os.walk(root):
-        folders.sort()
-        place = Path(folder).relative_to(root)
-        found += [
-            (place / name).as_posix() for name in sorted(files) if os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS
-        ]
-    return found
+def _walk(root: Path, below: str, keys: Mapping[str, str], visited: set[Path]) -> Iterator[tuple[str, str]]:
+    """Keys and paths relative to the root of videos below a folder, in order; folders of frames are not listed."""
+    for item in sorted(os.scandir(root / below), key=lambda item: item.name):
+        path = f"{below}/{item.name}" if below else item.name
+        stem, extension = os.path.splitext(path)
+        if item.is_dir():
+            key = _key(path, keys)
+            if key is not None and _may_hold_frames(item.path):
+                yield key, path
+            elif (place := Path(item.path).resolve()) not in visited:  # a link may lead back up
+                visited.add(place)
+                yield from _walk(root, path, keys, visited)
+        elif extension.lower() in VIDEO_EXTENSIONS and (key := _key(stem, keys)) is not None:
+            yield key, path
 
 
-def _frame_folders(root: Path) -> list[str]:
-    """Folders in the root and in its folders. The frames are not listed: there are millions."""
-    found = []
-    for folder in sorted(item.name for item in os.scandir(root) if item.is_dir()):
-        found.append(folder)
-        if not folder.isdecimal():  # not itself a video of these data sets
-            found += sorted(f"{folder}/{item.name}" for item in os.scandir(root / folder) if item.is_dir())
-    return found
+def _key(name: str, keys: Mapping[str, str]) -> str | None:
+    """The key of a video, from the last two parts of its path or the last one."""
+    _, _, last = name.rpartition("/")
+    return keys.get("/".join(name.split("/")[-2:])) or keys.get(last)
 
 
-def _print_counts(benchmark: Benchmark, listing: Listing, console: Console) -> None:
-    """The numbers of the annotation files beside those of the paper."""
-    counts = Counter(video.split for video in listing.videos)
-    table = Table("", "annotations", "Table 1 of the paper", title=benchmark.title)
-    for name in ("classes", "train", "val", "test"):
-        here = len(listing.class_names) if name == "classes" else counts[name]
-        if here or name in benchmark.published:
-            table.add_row(name, f"{here:,}", f"{benchmark.published[name]:,}" if name in benchmark.published else "-")
-    console.print(table)
+def _may_hold_frames(folder: str) -> bool:
+    """Whether the first item of a folder is neither a folder nor a video; listing all frames would take long."""
+    with os.scandir(folder) as items:
+        first = next((item for item in items if not item.name.startswith(".")), None)
+        return first is None or (first.is_file() and os.path.splitext(first.name)[1].lower() not in VIDEO_EXTENSIONS)
+
+
+# -- results ----------------------------------------------------------------------------------------------------------
+
+
+def _write_report(videos: Sequence[FoundVideo], path: Path) -> list[str]:
+    """Write the videos that cannot be used as CSV; returns them as lines for a message."""
+    rows = [(video.path, video.listed.split, video.probe.problem) for video in videos if not video.usable]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([("video", "split", "problem"), *rows])
+    return [f"  {name} ({split}): {problem}" for name, split, problem in rows]
+
+
+def _advice(videos: Sequence[FoundVideo]) -> str:
+    text = "Get these videos, or give --allow-missing to continue without them."
+    missing = next((video.listed for video in videos if video.probe is MISSING), None)
+    if missing is None:
+        return text
+    alias = f" (or {missing.alias})" if missing.alias else ""
+    return f"{text} A video is a file with any video extension or a folder of frames, here named {missing.key}{alias}."
+
+
+def _entries(videos: Sequence[FoundVideo], class_names: Sequence[str]) -> tuple[Entry, ...]:
+    """The entries of the manifest: all videos except those that exist but cannot be read."""
+    entries = []
+    for video in videos:
+        if video.usable or video.probe is MISSING:
+            label, probe = video.listed.label, video.probe
+            name = "" if label is None else class_names[label]
+            numbers = (probe.num_frames, probe.fps, probe.duration)
+            entries.append(Entry(video.path, label, name, video.listed.split, *numbers))
+    return tuple(entries)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -226,8 +265,8 @@ def main(argv: list[str] | None = None) -> int:
                 f"--{benchmark.option}", dest="option", choices=benchmark.choices, default=default, help=text
             )
         command.add_argument("--only", nargs="+", choices=SPLITS, help="list only the videos of these splits")
-        command.add_argument("--no-probe", action="store_true", help="do not open the videos; leaves columns empty")
-        command.add_argument("--allow-missing", action="store_true", help="go on when videos are missing or unreadable")
+        command.add_argument("--no-probe", action="store_true", help="do not open the videos; their columns stay empty")
+        command.add_argument("--allow-missing", action="store_true", help="continue although videos are missing")
         command.add_argument("--force", action="store_true", help="replace an existing manifest and class list")
         command.add_argument("--workers", type=int, help="processes that open videos (0: none)")
     args = parser.parse_args(argv)
@@ -244,7 +283,7 @@ def main(argv: list[str] | None = None) -> int:
             force=args.force,
             workers=args.workers,
         )
-    except (PrepareError, AnnotationError) as error:
+    except DatasetError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -10,9 +10,12 @@ import yaml
 
 from common.datamodules.datasets import read_datasets
 from data.annotations import BENCHMARKS
-from data.demo import generate_digits, generate_lamps, generate_motion, generate_temporal_order
 from data.demo.brain import generate_brain
+from data.demo.digits import generate_digits
 from data.demo.figures import generate_figures
+from data.demo.lamps import generate_lamps
+from data.demo.motion import generate_motion
+from data.demo.temporal_order import generate_temporal_order
 from data.prepare import main as prepare
 from tests.coco import two_persons
 from tests.data import test_prepare as official

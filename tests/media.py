@@ -49,6 +49,7 @@ def write_video(
     options: dict[str, str] | None = None,
     pix_fmt: str = "yuv420p",
     rotation: int = 0,
+    matrix: Sequence[int] | None = None,
     times: Sequence[int] | None = None,
     first: int = 0,
     audio: bool = False,
@@ -60,6 +61,7 @@ def write_video(
         times: time of each frame in milliseconds, for a variable frame rate.
         first: number of the first picture.
         rotation: display rotation in degrees, counterclockwise.
+        matrix: display matrix (a, b, c, d): x' = a x + c y, y' = b x + d y.
         audio: add a silent audio stream.
     """
     path = Path(path)
@@ -74,6 +76,9 @@ def write_video(
             stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
         if rotation:
             stream.set_display_rotation(rotation)
+        if matrix is not None:
+            a, b, c, d = (65536 * value for value in matrix)
+            stream.set_display_matrix((a, b, 0, c, d, 0, 0, 0, 1 << 30))
         if audio:
             _add_audio(container, num_frames / fps)
         for index in range(num_frames):

@@ -1,33 +1,25 @@
-"""Videos and images from disk to batches: manifests, readers, frame sampling, transforms, Lightning data modules.
+"""Data modules for videos, images, persons with keypoints, and volumes: from files to batches.
 
-The names below are imported when first used, so that reading a manifest does not load Lightning.
+The data modules are imported when first used, so that reading a manifest loads neither Lightning nor MONAI.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from common.datamodules.image import ImageDataModule
+    from common.datamodules.keypoints import KeypointDataModule
+    from common.datamodules.video import VideoDataModule
+    from common.datamodules.volumes import VolumeDataModule
+
+__all__ = ["ImageDataModule", "KeypointDataModule", "VideoDataModule", "VolumeDataModule"]
 
 _HOMES = {
-    "ClipSpec": "clip_spec",
-    "load_views": "clip_spec",
     "ImageDataModule": "image",
-    "ImageSpec": "image",
-    "load_image": "image",
     "KeypointDataModule": "keypoints",
-    "Entry": "manifest",
-    "Manifest": "manifest",
-    "ManifestError": "manifest",
-    "find_videos": "manifest",
-    "EncodedVideoReader": "readers",
-    "FrameFolderReader": "readers",
-    "ImageReadError": "readers",
-    "VideoReadError": "readers",
-    "open_video": "readers",
     "VideoDataModule": "video",
     "VolumeDataModule": "volumes",
-    "VolumeReadError": "volumes",
-    "VolumeSpec": "volumes",
 }
-__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,23 +1,17 @@
-"""Brain scans with tumour labels in the folders and files of BraTS 2018, and their Lightning data module."""
+"""The Lightning data module for brain scans with tumour labels."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-import nibabel as nib
-import numpy as np
 import torch
-from monai.data import MetaTensor
 from monai.transforms import (
     Compose,
-    NormalizeIntensity,
     RandCropByPosNegLabeld,
     RandFlipd,
     RandScaleIntensityd,
@@ -25,31 +19,30 @@ from monai.transforms import (
     RandSpatialCropd,
     SpatialPadd,
 )
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError, SpatialImage
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from common.datamodules.clip_spec import Spec
+from common.datamodules.base import BaseDataModule
+from common.datamodules.brats import (
+    MODALITIES,
+    REGIONS,
+    Case,
+    check_case,
+    find_case,
+    find_case_folders,
+    load_volume,
+    plain_tensor,
+    read_label,
+)
 from common.datamodules.datasets import with_dataset
-from common.datamodules.loading import LoadingDataModule
-from common.datamodules.manifest import ManifestError
-from common.datamodules.readers import ReadError
-from common.datamodules.sampling import sample_generator
-
-MODALITIES = ("flair", "t1", "t1ce", "t2")
-SUFFIXES = (".nii.gz", ".nii")
-LABELS = (0, 1, 2, 4)  # background, dead and non-enhancing core, oedema, enhancing tumour
-#: the regions that are scored, each the union of labels; in the order of Table 4 of the FDC3D paper
-REGIONS = {"ET": (4,), "WT": (1, 2, 4), "TC": (1, 4)}
-
-
-class VolumeReadError(ReadError):
-    """A case, or a file of it, is missing, broken or does not fit its others."""
+from common.datamodules.errors import DatasetError
+from common.datamodules.loading import sample_generator
+from common.datamodules.manifest import SPLITS, read_csv
+from common.datamodules.spec import InputSpec, check_range
 
 
 @dataclass(frozen=True)
-class VolumeSpec(Spec):
+class VolumeSpec(InputSpec):
     """How a case becomes the network's input. It is stored in a checkpoint, so that the checkpoint can predict.
 
     Attributes:
@@ -72,167 +65,12 @@ class VolumeSpec(Spec):
         object.__setattr__(self, "patch_size", tuple(self.patch_size))
         if len(self.patch_size) != 3 or min(self.patch_size) < 1:
             raise ValueError(f"patch_size is {self.patch_size}; it must be three numbers of at least 1.")
-        if not 0 <= self.overlap < 1:
-            raise ValueError(f"overlap is {self.overlap}; it must be at least 0 and below 1.")
+        check_range(0, 1, overlap=self.overlap)
+        self._check_memory()
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one patch with its batch axis."""
         return 1, len(self.modalities), *self.patch_size
-
-
-@dataclass(frozen=True)
-class Case:
-    """One scan: its folder and the file of each modality; ``label`` is None where there is no ``_seg`` file."""
-
-    name: str
-    folder: Path
-    images: tuple[Path, ...]
-    label: Path | None
-
-
-def find_case_folders(paths: Iterable[str | Path]) -> list[Path]:
-    """Folders with files ``<case>_<modality>.nii.gz`` or ``.nii``: those given, or at any depth below them; sorted.
-
-    Raises:
-        FileNotFoundError: a path is no folder, or has no such files.
-    """
-    folders: list[Path] = []
-    for path in map(Path, paths):
-        if not path.is_dir():
-            raise FileNotFoundError(f"{path}: there is no such folder; a case is a folder with one file per modality.")
-        found = sorted({file.parent for suffix in SUFFIXES for file in path.rglob(f"*_*{suffix}")})
-        if not found:
-            raise FileNotFoundError(f"{path}: no file named <case>_<modality>.nii.gz lies in it or below it.")
-        folders += found
-    return folders
-
-
-def find_case(folder: Path, modalities: Sequence[str] = MODALITIES, labelled: bool = False) -> Case:
-    """The files of one case. Raises VolumeReadError with the names of those missing (``labelled``: also of labels)."""
-    name = folder.resolve().name
-
-    def find(part: str) -> Path | None:
-        found = [path for suffix in SUFFIXES if (path := folder / f"{name}_{part}{suffix}").is_file()]
-        return found[0] if found else None
-
-    images = {modality: find(modality) for modality in modalities}
-    missing = [f"{name}_{modality}.nii.gz" for modality, path in images.items() if path is None]
-    label = find("seg")
-    if labelled and label is None:
-        missing.append(f"{name}_seg.nii.gz")
-    if missing:
-        raise VolumeReadError(folder, f"it has no {', nor '.join(missing)}.")
-    return Case(name, folder, tuple(path for path in images.values() if path is not None), label)
-
-
-def _load(path: Path, read: Callable[[SpatialImage], Any]) -> Any:
-    try:
-        return read(nib.load(path))  # type: ignore[arg-type]
-    except FileNotFoundError as error:
-        raise VolumeReadError(path, "there is no such file.") from error
-    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise VolumeReadError(path, f"no readable NIfTI file ({reason}).") from error
-
-
-def check_case(case: Case) -> tuple[int, ...]:
-    """Compare the headers of a case's files; no voxel is read. Returns the shape (X, Y, Z).
-
-    Raises:
-        VolumeReadError: a file cannot be read, has other than three axes, or another shape or place in space than
-            the first one (a file that is not aligned).
-    """
-    files = [*case.images, *([case.label] if case.label else [])]
-    headers = [_load(path, lambda image: (tuple(image.shape), np.asarray(image.affine))) for path in files]
-    shape, affine = headers[0]
-    if len(shape) != 3:
-        raise VolumeReadError(files[0], f"it has the shape {shape}; a scan has three axes.")
-    for path, (other, place) in zip(files[1:], headers[1:], strict=True):
-        if other != shape:
-            raise VolumeReadError(path, f"its shape is {other}, that of {files[0].name} {shape}; they are not aligned.")
-        if not np.allclose(place, affine, atol=1e-3):
-            raise VolumeReadError(
-                path, f"its affine places it elsewhere in space than {files[0].name}; they are not aligned."
-            )
-    return shape
-
-
-def read_images(case: Case) -> Tensor:
-    """The images of a case, float32 (C, D, H, W) = (modalities, Z, Y, X), as stored. Raises VolumeReadError."""
-    images = []
-    for path in case.images:
-        image = _load(path, lambda image: np.asarray(image.get_fdata(dtype=np.float32)))
-        if not np.isfinite(image).all():
-            raise VolumeReadError(path, "it holds values that are NaN or infinite.")
-        images.append(torch.from_numpy(image.transpose(2, 1, 0).copy()))
-    return torch.stack(images)
-
-
-def read_label(path: Path) -> Tensor:
-    """A label file as uint8 (D, H, W). Raises VolumeReadError, also for labels other than 0, 1, 2 and 4."""
-    label = _load(path, lambda image: np.asarray(image.dataobj))
-    if unknown := sorted(set(np.unique(label).tolist()) - set(LABELS)):
-        raise VolumeReadError(path, f"it holds the label {unknown[0]}; those of BraTS 2018 are 0, 1, 2 and 4.")
-    return torch.from_numpy(label.astype(np.uint8).transpose(2, 1, 0).copy())
-
-
-def normalise_volume(images: Tensor) -> Tensor:
-    """Every channel of (C, D, H, W) to mean 0 and deviation 1 over its voxels that are not zero; these stay zero."""
-    return _plain(NormalizeIntensity(nonzero=True, channel_wise=True)(images)).float()
-
-
-def _plain(x: Any) -> Tensor:
-    """MONAI returns tensors that carry metadata, which would follow through the network."""
-    return x.as_tensor() if isinstance(x, MetaTensor) else torch.as_tensor(x)
-
-
-def load_volume(case: Case) -> Tensor:
-    """A case as the network takes it: float32 (C, D, H, W), checked and normalised. Raises VolumeReadError."""
-    check_case(case)
-    return normalise_volume(read_images(case))
-
-
-def label_to_regions(label: Tensor) -> Tensor:
-    """Labels (..., D, H, W) to the regions ET, WT and TC, bool (..., 3, D, H, W); they contain each other."""
-    return torch.stack([torch.isin(label, torch.tensor(v, device=label.device)) for v in REGIONS.values()], dim=-4)
-
-
-def regions_to_label(regions: Tensor) -> Tensor:
-    """Regions ET, WT and TC, bool (..., 3, D, H, W), to labels uint8 (..., D, H, W); the innermost region counts."""
-    et, wt, tc = regions.unbind(-4)
-    label = torch.zeros_like(wt, dtype=torch.uint8)
-    label[wt] = 2
-    label[tc] = 1
-    label[et] = 4
-    return label
-
-
-def save_label(label: Tensor, like: Path, out: Path, overwrite: bool = False) -> None:
-    """Write labels (D, H, W) as a NIfTI file with the shape, affine and space of the file ``like``.
-
-    Raises:
-        FileExistsError: ``out`` exists and ``overwrite`` is False; it is left as it is.
-    """
-    if out.exists() and not overwrite:
-        raise FileExistsError(f"{out} exists; give another folder, or --force to overwrite it")
-    header = _load(like, lambda image: (image.affine, image.header.copy()))
-    header[1].set_data_dtype(np.uint8)
-    image = nib.Nifti1Image(label.cpu().numpy().transpose(2, 1, 0), *header)
-    nib.save(image, out)
-
-
-def voxel_volume(path: Path) -> float:
-    """What one voxel of a NIfTI file takes up, in millilitres."""
-    return _load(path, lambda image: abs(float(np.linalg.det(image.affine[:3, :3])))) / 1000
-
-
-@dataclass(frozen=True)
-class VolumeItem:
-    """One case of a data set; ``name`` stands in error messages and result files."""
-
-    case: Case
-    name: str
 
 
 class VolumeDataset(Dataset):
@@ -254,7 +92,7 @@ class VolumeDataset(Dataset):
         seed: int = 0,
         cache_decoded: bool = False,
     ) -> None:
-        self.items = [VolumeItem(case, case.name) for case in cases]
+        self.items = list(cases)
         self.spec, self.augment, self.seed = spec, augment, seed
         self.videos_expected = len(self.items)
         self._cache: dict[int, tuple[Tensor, Tensor]] | None = {} if cache_decoded else None
@@ -266,7 +104,7 @@ class VolumeDataset(Dataset):
         """Normalised images and labels; without a label file the labels are -1."""
         if self._cache is not None and index in self._cache:
             return self._cache[index]
-        case = self.items[index].case
+        case = self.items[index]
         volume = load_volume(case)
         label = torch.full(volume.shape[1:], -1, dtype=torch.int16) if case.label is None else read_label(case.label)
         if self._cache is not None:
@@ -279,13 +117,13 @@ class VolumeDataset(Dataset):
         if isinstance(key, tuple) and self.augment is not None:
             # MONAI draws with numpy; the seed of a patch follows from (seed, epoch, case) alone.
             self.augment.set_random_state(int(torch.randint(2**31, (), generator=sample_generator(self.seed, *key))))
-            found = self.augment({"volume": volume, "label": label[None]})
-            found = found[0] if isinstance(found, list) else found
-            volume, label = _plain(found["volume"]).contiguous(), _plain(found["label"])[0].contiguous()
+            patch = self.augment({"volume": volume, "label": label[None]})
+            patch = patch[0] if isinstance(patch, list) else patch
+            volume, label = plain_tensor(patch["volume"]).contiguous(), plain_tensor(patch["label"])[0].contiguous()
         return {"volume": volume, "label": label, "volume_index": index, "path": self.items[index].name}
 
 
-class VolumeDataModule(LoadingDataModule):
+class VolumeDataModule(BaseDataModule):
     """Brain scans of BraTS 2018: patches to train on, whole volumes to validate and test on.
 
     A batch is a dict: ``volume`` float32 (B, C, D, H, W), the axes being slices from the feet to the head, back to
@@ -295,34 +133,29 @@ class VolumeDataModule(LoadingDataModule):
     The cases are found below ``root``, as in the official archive (``HGG/<case>/<case>_flair.nii.gz``, ...), and all
     their headers are compared before the first epoch. A broken, missing or misaligned file is an error that names it.
 
-    The trainer must be made with ``use_distributed_sampler=False``; the samplers share the cases out themselves.
-
     Args:
-        root: folder that the cases lie in.
+        root: folder of the cases.
         dataset: a known dataset, ``brats2018`` or ``brain``, whose entry in ``common/datamodules/datasets.yaml`` gives
-            the root where none is given.
+            the root if none is given.
         patch_size: depth, height and width of a training patch, which is also what the network sees at once when whole
             volumes are segmented; a smaller volume is padded with zeros.
-        tumour_patches: share of the training patches whose centre lies in the tumour; 0: anywhere, uniformly.
-        flip: probability to mirror a training patch along each axis.
+        tumour_patches: fraction of the training patches whose centre lies in the tumour; 0: anywhere, uniformly.
+        flip: probability of mirroring a training patch along each axis.
         intensity: a channel of a training patch is scaled by up to 1 +- this and shifted by up to this.
-        val_share: share of the cases that is held out, chosen by ``split_seed``; 0.2 of 285 cases are 57.
-        split_seed: see above; independent of the seed of the run.
+        val_fraction: fraction of the cases that is held out, chosen by ``split_seed``; 0.2 of 285 cases are 57.
+        split_seed: seed of that choice, independent of the seed of the run.
         splits: CSV file with the columns case and split (train, val or test) instead; every case must be in it.
         modalities: channels, by the end of their files' names.
         overlap: of the patches that cover a volume, as a fraction of the side.
         batch_size: training patches per step and process.
         eval_batch_size: cases per evaluation batch; more than 1 needs volumes of one shape.
-        num_workers: loader processes.
-        seed: of the order and the patches; None: that of `seed_everything`, 0 without one.
-        drop_last: leave out a last training step that is not full.
         cache_decoded: keep the volumes in memory.
-        test_split: split to test on; None: ``test`` if there is one, otherwise ``val``.
+        test_split: split to test on; None: ``test`` if it exists, otherwise ``val``.
         predict_paths: case folders, or folders of them, to predict; None: the test split.
+        **loading: see :class:`~common.datamodules.base.BaseDataModule`.
 
     Raises:
-        ValueError, ManifestError, VolumeReadError: in the constructor for values out of range, in :meth:`setup` for
-            wrong data.
+        ValueError: a value is out of its range; the message names it.
     """
 
     kind = "volume"
@@ -335,140 +168,97 @@ class VolumeDataModule(LoadingDataModule):
         tumour_patches: float = 0.0,
         flip: float = 0.5,
         intensity: float = 0.1,
-        val_share: float = 0.2,
+        val_fraction: float = 0.2,
         split_seed: int = 0,
         splits: str | None = None,
         modalities: tuple[str, ...] = MODALITIES,
         overlap: float = 0.5,
         batch_size: int = 1,
         eval_batch_size: int = 1,
-        num_workers: int = 2,
-        seed: int | None = None,
-        drop_last: bool = False,
         cache_decoded: bool = False,
         test_split: Literal["train", "val", "test"] | None = None,
         predict_paths: list[str] | None = None,
+        **loading: Any,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers, seed, drop_last)
+        super().__init__(batch_size, eval_batch_size, **loading)
         for name, value in (("tumour_patches", tumour_patches), ("flip", flip)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value}; it must lie between 0 and 1.")
-        for name, value in (("intensity", intensity), ("val_share", val_share)):
-            if not 0 <= value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 0 and below 1.")
+        check_range(0, 1, intensity=intensity, val_fraction=val_fraction)
         self.root, self.splits_file = Path(with_dataset(dataset, "volumes", root=root)["root"]), splits
         self.tumour_patches, self.flip, self.intensity = tumour_patches, flip, intensity
-        self.val_share, self.split_seed = val_share, split_seed
+        self.val_fraction, self.split_seed = val_fraction, split_seed
         self.cache_decoded, self.test_split, self.predict_paths = cache_decoded, test_split, predict_paths
-        self.volume_spec = VolumeSpec(patch_size, modalities, overlap)
+        self._spec = VolumeSpec(patch_size, modalities, overlap)
         self._cases: dict[str, list[Case]] | None = None
         self._hash = ""
 
-    # -- facts ------------------------------------------------------------------------------------------------------
-
     @property
-    def output_names(self) -> list[str]:  # type: ignore[override]
+    def output_names(self) -> list[str]:
         """The regions that are segmented."""
         return list(REGIONS)
 
     def facts(self) -> dict[str, Any]:
-        """What a module takes from the data: the number of regions and of channels (modalities)."""
-        return {"num_regions": len(REGIONS), "in_channels": len(self.volume_spec.modalities)}
+        """The number of regions and of channels (modalities)."""
+        return {"num_regions": len(REGIONS), "in_channels": len(self.spec.modalities)}
 
     @property
     def spec(self) -> VolumeSpec:
-        """How a case becomes the network's input, as ``volume_spec``."""
-        return self.volume_spec
+        """How a case becomes the network's input."""
+        return self._spec
 
     @property
-    def manifest_hash(self) -> str:  # type: ignore[override]
+    def manifest_hash(self) -> str:
         """SHA-256 of the names, splits, file sizes and shapes of the cases."""
         self._loaded()
         return self._hash
 
-    def describe(self) -> str:
-        """What was found, in lines for printing: cases per split, the hash."""
-        lines = [f"{self.root}: {sum(map(len, self._loaded().values()))} cases, {self.manifest_hash[:12]}"]
-        return "\n".join([*lines, *(f"{split}: {len(cases)} cases" for split, cases in self._loaded().items())])
-
-    # -- Lightning --------------------------------------------------------------------------------------------------
-
-    def setup(self, stage: str | None = None) -> None:
-        """Find and check the cases and make the data sets of the stage (fit, validate, test, predict; None: all).
-
-        Raises:
-            VolumeReadError: a file is missing, broken or not aligned with the others of its case.
-            ManifestError: a list of splits that does not fit the cases, or no case for the stage.
-        """
-        if stage == "predict" and self.predict_paths is not None:
-            cases = [self._case(folder) for folder in find_case_folders(self.predict_paths)]
-            self.predict_dataset = VolumeDataset(cases, self.volume_spec)
-            return
-        have = self._loaded()
-        test = self.test_split or ("test" if have.get("test") else "val")
-        if stage in (None, "fit") and self.train_dataset is None:
-            self.train_dataset = self._make("train", self._augmentation())
-        if stage in (None, "fit", "validate") and self.val_dataset is None and (have.get("val") or stage == "validate"):
-            self.val_dataset = self._make("val")
-        if stage in (None, "test") and self.test_dataset is None and (stage or have.get(test)):
-            self.test_dataset = self._make(test)
-        if stage == "predict" and self.predict_dataset is None:
-            self.predict_dataset = self._make(test)
-
     # -- parts ------------------------------------------------------------------------------------------------------
-
-    def _case(self, folder: Path, labelled: bool = False) -> Case:
-        return find_case(folder, self.volume_spec.modalities, labelled)
 
     def _loaded(self) -> dict[str, list[Case]]:
         if self._cases is None:
             folders = find_case_folders([self.root])
-            cases = sorted((self._case(folder, labelled=True) for folder in folders), key=lambda case: case.name)
+            cases = [find_case(folder, self.spec.modalities, labelled=True) for folder in folders]
+            cases.sort(key=lambda case: case.name)
             for one, other in pairwise(cases):
                 if one.name == other.name:
-                    raise ManifestError(f"the case {one.name} is there twice: {one.folder} and {other.folder}.")
+                    raise DatasetError(f"the case {one.name} exists twice: {one.folder} and {other.folder}.")
             shapes = [check_case(case) for case in cases]
             split = self._read_splits(cases) if self.splits_file else self._draw_splits(cases)
-            found: dict[str, list[Case]] = {}
+            by_split: dict[str, list[Case]] = {}
             digest = hashlib.sha256()
             for case, shape in zip(cases, shapes, strict=True):
-                found.setdefault(split[case.name], []).append(case)
+                by_split.setdefault(split[case.name], []).append(case)
                 sizes = [path.stat().st_size for path in (*case.images, case.label) if path is not None]
                 digest.update(f"{case.name} {split[case.name]} {shape} {sizes}\n".encode())
-            self._cases, self._hash = found, digest.hexdigest()
+            self._cases, self._hash = by_split, digest.hexdigest()
         return self._cases
 
     def _draw_splits(self, cases: Sequence[Case]) -> dict[str, str]:
         order = torch.randperm(len(cases), generator=sample_generator(self.split_seed)).tolist()
-        held_out = set(order[: round(self.val_share * len(cases))])
+        held_out = set(order[: round(self.val_fraction * len(cases))])
         return {case.name: "val" if k in held_out else "train" for k, case in enumerate(cases)}
 
     def _read_splits(self, cases: Sequence[Case]) -> dict[str, str]:
         path = Path(str(self.splits_file))
-        if not path.is_file():
-            raise ManifestError(f"{path}: there is no such list of splits.")
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        if not rows or not {"case", "split"} <= set(rows[0]):
-            raise ManifestError(f"{path}: it must be a CSV file with the columns case and split.")
+        header, rows = read_csv(path, ("case", "split"))
         split: dict[str, str] = {}
-        for line, row in enumerate(rows, 2):
-            if row["split"] not in ("train", "val", "test"):
-                raise ManifestError(f"{path}:{line}: the split is {row['split']!r}; it is train, val or test.")
+        for line, fields in rows:
+            row = {"case": "", "split": ""} | dict(zip(header, fields, strict=False))
+            if row["split"] not in SPLITS:
+                raise DatasetError(f"{path}:{line}: the split is {row['split']!r}; it must be {', '.join(SPLITS)}.")
             if row["case"] in split:
-                raise ManifestError(f"{path}:{line}: the case {row['case']} is there twice.")
+                raise DatasetError(f"{path}:{line}: the case {row['case']} is listed twice.")
             split[row["case"]] = row["split"]
         names = {case.name for case in cases}
         if missing := sorted(names - set(split)):
-            raise ManifestError(
-                f"{path}: {len(missing)} cases of {self.root} are not in it, the first is {missing[0]}."
-            )
+            raise DatasetError(f"{path}: {len(missing)} cases of {self.root} are not in it, the first is {missing[0]}.")
         if unknown := sorted(set(split) - names):
-            raise ManifestError(f"{path}: {len(unknown)} cases are not in {self.root}, the first is {unknown[0]}.")
+            raise DatasetError(f"{path}: {len(unknown)} cases are not in {self.root}, the first is {unknown[0]}.")
         return split
 
     def _augmentation(self) -> Compose:
-        both, size, inside = ["volume", "label"], self.volume_spec.patch_size, self.tumour_patches
+        both, size, inside = ["volume", "label"], self.spec.patch_size, self.tumour_patches
         steps: list[Any] = [SpatialPadd(both, size)]
         if inside:
             steps.append(RandCropByPosNegLabeld(both, "label", size, pos=inside, neg=1 - inside, num_samples=1))
@@ -481,8 +271,20 @@ class VolumeDataModule(LoadingDataModule):
             steps.append(RandShiftIntensityd("volume", self.intensity, prob=1.0, channel_wise=True))
         return Compose(steps)
 
-    def _make(self, split: str, augment: Compose | None = None) -> VolumeDataset:
+    def _splits(self) -> Sequence[str]:
+        return tuple(self._loaded())
+
+    def _train_dataset(self) -> VolumeDataset:
+        return self._dataset("train", self._augmentation())
+
+    def _eval_dataset(self, split: str, stage: str) -> VolumeDataset:
+        return self._dataset(split)
+
+    def _dataset(self, split: str, augment: Compose | None = None) -> VolumeDataset:
         cases = self._loaded().get(split, [])
         if not cases:
-            raise ManifestError(f"{self.root} has no {split} cases; see val_share and splits.")
-        return VolumeDataset(cases, self.volume_spec, augment, self.seed, self.cache_decoded)
+            raise DatasetError(f"{self.root} has no {split} cases; see val_fraction and splits.")
+        return VolumeDataset(cases, self.spec, augment, self.seed, self.cache_decoded)
+
+    def _files_dataset(self, paths: Sequence[str]) -> VolumeDataset:
+        return VolumeDataset([find_case(path, self.spec.modalities) for path in find_case_folders(paths)], self.spec)

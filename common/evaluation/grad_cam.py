@@ -9,24 +9,24 @@ from torch import Tensor, nn
 
 
 def grad_cam(network: nn.Module, layer: nn.Module, clip: Tensor, target: int | None = None) -> tuple[Tensor, Tensor]:
-    """Where a layer's features speak for a class: channels weighted by the mean gradient of the class's logit.
+    """Where a layer's features support a class: the channels, weighted by the mean gradient of the class's logit.
 
-    The network runs in evaluation mode and is left as it was.
+    The network runs in evaluation mode; its mode is restored afterwards.
 
     Args:
         network: clip (1,C,T,H,W) or image (1,C,H,W) -> logits (1, classes).
-        layer: a module of the network whose output is (1,C,T,H,W), or (T,C,H,W) where the network folds frames into
-            the batch.
-        clip: the network's input, of one clip.
+        layer: a module of the network whose output is (1,C,T,H,W), or (T,C,H,W) if the network folds frames into the
+            batch.
+        clip: the network's input, for one clip.
         target: the class; None: the predicted one.
 
     Returns:
-        The map (T',H',W') of the layer's size, scaled to 0..1 (all 0 where nothing speaks for the class), and the
+        The map (T',H',W') at the layer's resolution, scaled to 0..1 (all 0 if nothing supports the class), and the
         logits (classes,).
 
     Raises:
-        ValueError: several clips, a class that does not exist, or a layer that is not part of the network's forward
-            pass or has another output.
+        ValueError: more than one clip, a class that does not exist, or a layer that is not part of the network's
+            forward pass or has an output of another shape.
     """
     if len(clip) != 1:
         raise ValueError(f"grad_cam takes one clip at a time, not a batch of {len(clip)}")

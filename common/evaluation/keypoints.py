@@ -1,6 +1,6 @@
-"""From heatmaps to keypoints, and their score by object keypoint similarity (OKS), as SimpleBaseline does it.
+"""From heatmaps to keypoints, and their score by object keypoint similarity (OKS), as in SimpleBaseline.
 
-OKS and its averages are those of pycocotools; here are only decoding, rescoring and the removal of double detections.
+OKS and its averages are computed by pycocotools; this module adds decoding, rescoring and the removal of duplicates.
 """
 
 import contextlib
@@ -17,21 +17,22 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
+
+from common.evaluation.item_scores import ItemScores
 
 #: the ten numbers of COCOeval for keypoints, in its order
 METRICS = ("ap", "ap50", "ap75", "ap_medium", "ap_large", "ar", "ar50", "ar75", "ar_medium", "ar_large")
-CONFIDENT = 0.2  # keypoints below do not count for a person's score
+CONFIDENT = 0.2  # keypoints below do not count towards a person's score
 SAME_PERSON = 0.9  # OKS above which two detections are one person
 
 
 def mirror_heatmaps(heatmaps: Tensor, order: Sequence[int], shift: bool = True) -> Tensor:
-    """Heatmaps (N, J, H, W) of mirrored crops as those of the crops themselves.
+    """Turn heatmaps (N, J, H, W) of mirrored crops into heatmaps of the crops themselves.
 
     Args:
-        order: for every keypoint the one that takes its place in a mirror.
-        shift: move them one pixel to the right (the first column stays), since pixel x of a crop, in the mirror at
+        heatmaps: of the mirrored crops.
+        order: for every keypoint the one that takes its place in the mirror image.
+        shift: move the result one pixel to the right (the first column stays): pixel x of a crop, mirrored to
             width - 1 - x, does not lie at the mirrored pixel of a heatmap of a quarter of its size.
     """
     mirrored = heatmaps[:, list(order)].flip(3)
@@ -39,15 +40,15 @@ def mirror_heatmaps(heatmaps: Tensor, order: Sequence[int], shift: bool = True) 
 
 
 def decode_heatmaps(heatmaps: Tensor, quarter_offset: bool = True) -> Tensor:
-    """Place and height of the largest value of each heatmap: (N, J, H, W) -> (N, J, 3) float32: x, y, height.
+    """Position and height of the maximum of each heatmap: (N, J, H, W) -> (N, J, 3) float32: x, y, height.
 
-    With ``quarter_offset`` a place inside the heatmap moves by a quarter of a pixel, along each axis, towards the
-    larger of its two neighbours. Where no value is above 0 the place is (0, 0).
+    With ``quarter_offset`` a position inside the heatmap moves by a quarter of a pixel along each axis, towards the
+    larger of its two neighbours. Where no value is above 0 the position is (0, 0).
     """
     heatmaps = heatmaps.float()
     height, width = heatmaps.shape[-2:]
-    top, place = heatmaps.flatten(2).max(dim=2)
-    x, y = place % width, place // width
+    top, position = heatmaps.flatten(2).max(dim=2)
+    x, y = position % width, position // width
     points = torch.stack([x, y], dim=-1).float() * (top > 0)[..., None]
     if quarter_offset and min(height, width) >= 3:
         padded = torch.nn.functional.pad(heatmaps, (1, 1, 1, 1)).flatten(2)
@@ -61,11 +62,12 @@ def decode_heatmaps(heatmaps: Tensor, quarter_offset: bool = True) -> Tensor:
     return torch.cat([points, top[..., None]], dim=-1)
 
 
-def to_picture(points: Tensor, centre: Tensor, size: Tensor, heatmap_size: tuple[int, int]) -> Tensor:
-    """Decoded points (N, J, 3) of heatmaps as points of the picture, float64; the third value stays.
+def to_image(points: Tensor, centre: Tensor, size: Tensor, heatmap_size: tuple[int, int]) -> Tensor:
+    """Map decoded points (N, J, 3) from heatmap to image coordinates, float64; the third value is unchanged.
 
     Args:
-        centre, size: (N, 2) of the boxes in the picture, x before y.
+        points: x, y and height in the heatmaps.
+        centre, size: (N, 2) of the boxes in the image, x before y.
         heatmap_size: height and width of the heatmaps.
     """
     points = points.double()
@@ -75,48 +77,20 @@ def to_picture(points: Tensor, centre: Tensor, size: Tensor, heatmap_size: tuple
     return torch.cat([xy, points[..., 2:]], dim=-1)
 
 
-class KeypointScores(Metric):
-    """Collects keypoints and loss of persons, each person once; the same order on any number of processes."""
-
-    full_state_update = False
-    keypoints: list[Tensor]
-    loss: list[Tensor]
-    person_index: list[Tensor]
+class KeypointScores(ItemScores):
+    """Collects the keypoints and losses of persons."""
 
     def __init__(self, num_joints: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.num_joints = num_joints
-        for name in ("keypoints", "loss", "person_index"):
-            self.add_state(name, default=[], dist_reduce_fx="cat")
+        super().__init__({"keypoints": torch.empty(0, num_joints, 3), "loss": torch.empty(0)}, kind="person", **kwargs)
 
     def update(self, keypoints: Tensor, loss: Tensor, person_index: Tensor) -> None:
-        """Add persons: keypoints (N, J, 3) in the picture, loss (N,) (NaN: not known), index (N,) in the data set."""
-        self.keypoints.append(keypoints.detach().float())
-        self.loss.append(loss.detach().float())
-        self.person_index.append(person_index.long())
-
-    def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Gather over the processes; one that saw no person takes part with empty tensors of the right shape."""
-        if not self.keypoints:
-            empty = torch.empty(0, self.num_joints, 3, device=self.device)
-            self.update(empty, empty[:, 0, 0], empty[:, 0, 0])
-        super().sync(*args, **kwargs)
+        """Add persons: keypoints (N, J, 3) in the image, loss (N,) (NaN: unknown), index (N,) in the dataset."""
+        self.add(keypoints=keypoints, loss=loss, index=person_index)
 
     def compute(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Keypoints (N, J, 3), loss (N,), index (N,), ascending by index, on the CPU.
-
-        Raises:
-            ValueError: no person was added.
-        """
-        if not len(self.keypoints) or not len(dim_zero_cat(self.keypoints)):
-            raise ValueError("no person was looked at: the data set is empty, or the loader gave no batch")
-        index = dim_zero_cat(self.person_index).cpu()
-        order = torch.argsort(index, stable=True)
-        index = index[order]
-        order = order[torch.cat([torch.ones(1, dtype=torch.bool), index[1:] != index[:-1]])]
-        values = (self.keypoints, self.loss, self.person_index)
-        keypoints, loss, index = (dim_zero_cat(value).cpu()[order] for value in values)
-        return keypoints, loss, index
+        """Keypoints (N, J, 3), loss (N,) and index (N,). Raises ValueError if no person was added."""
+        values = self.gather()
+        return values["keypoints"], values["loss"], values["index"]
 
 
 @dataclass(frozen=True)
@@ -124,10 +98,10 @@ class KeypointResult:
     """Result of an evaluation.
 
     Attributes:
-        videos: number of persons looked at.
-        detections: what is left of them, in COCO's results format.
+        videos: number of persons evaluated.
+        detections: the persons left after the removal of duplicates, in COCO's results format.
         scores: see :func:`evaluate_oks`.
-        loss: mean heatmap loss, None where the boxes are not the true ones.
+        loss: mean heatmap loss; None if the boxes are detections.
     """
 
     videos: int
@@ -136,43 +110,43 @@ class KeypointResult:
     loss: float | None
 
     def metrics(self) -> dict[str, float]:
-        """The scores, and the loss where it is known."""
+        """The scores, and the loss if it is known."""
         return {**self.scores, **({} if self.loss is None else {"loss": self.loss})}
 
 
 def oks_between(points: NDArray, area: float, others: NDArray, areas: NDArray, sigmas: NDArray) -> NDArray:
-    """OKS of one prediction (J, 2) with others (M, J, 2), for the mean of their areas: (M,)."""
+    """OKS of one prediction (J, 2) with others (M, J, 2), at the mean of their areas: (M,)."""
     squared = ((others - points) ** 2).sum(axis=-1)
     scale = (area + areas)[:, None] / 2 + np.spacing(1)
     return np.exp(-squared / (2 * sigmas) ** 2 / scale / 2).mean(axis=-1)
 
 
 def keep_best(points: NDArray, scores: NDArray, areas: NDArray, sigmas: NDArray) -> list[int]:
-    """Positions of the predictions of a picture that are different persons, the best first.
+    """Indices of the predictions in an image that are different persons, best first (OKS non-maximum suppression).
 
     Args:
         points: (N, J, 2).
         scores, areas: (N,).
         sigmas: (J,) of OKS.
     """
-    left, kept = np.argsort(-scores, kind="stable"), []
-    while len(left):
-        first, left = left[0], left[1:]
+    remaining, kept = np.argsort(-scores, kind="stable"), []
+    while len(remaining):
+        first, remaining = remaining[0], remaining[1:]
         kept.append(int(first))
-        overlap = oks_between(points[first], areas[first], points[left], areas[left], sigmas)
-        left = left[overlap <= SAME_PERSON]
+        overlap = oks_between(points[first], areas[first], points[remaining], areas[remaining], sigmas)
+        remaining = remaining[overlap <= SAME_PERSON]
     return kept
 
 
 def default_sigmas(joints: int) -> NDArray:
-    """COCO's constants of OKS for its 17 keypoints.
+    """The OKS constants of COCO's 17 keypoints.
 
     Raises:
-        ValueError: there are not 17.
+        ValueError: there are not 17 keypoints.
     """
     sigmas = Params(iouType="keypoints").kpt_oks_sigmas
     if len(sigmas) != joints:
-        raise ValueError(f"OKS has constants for COCO's {len(sigmas)} keypoints, not for {joints}: give oks_sigmas.")
+        raise ValueError(f"OKS has constants for COCO's {len(sigmas)} keypoints, not for {joints}: set oks_sigmas.")
     return sigmas
 
 
@@ -184,15 +158,17 @@ def to_detections(
     sigmas: NDArray,
     category_id: int = 1,
 ) -> list[dict[str, Any]]:
-    """Predicted persons in COCO's results format, rescored and without doubles.
+    """Predicted persons in COCO's results format, rescored and without duplicates.
 
     A person's score is that of its box times the mean height of its keypoints above 0.2.
 
     Args:
-        keypoints: (N, J, 3) x, y, height, in pixels of the pictures.
+        keypoints: (N, J, 3) x, y, height, in pixels of the images.
         image_ids: of the N persons.
         box_scores: (N,) of the detector; 1 for ground truth.
         areas: (N,) of the padded boxes.
+        sigmas: (J,) of OKS.
+        category_id: of the persons, in the annotations.
     """
     sure = keypoints[..., 2] > CONFIDENT
     heights = (keypoints[..., 2] * sure).sum(axis=1) / np.maximum(sure.sum(axis=1), 1)
@@ -203,8 +179,8 @@ def to_detections(
     detections = []
     for image, positions in groups.items():
         members = np.array(positions)
-        for place in keep_best(keypoints[members, :, :2], scores[members], areas[members], sigmas):
-            person = members[place]
+        for kept in keep_best(keypoints[members, :, :2], scores[members], areas[members], sigmas):
+            person = members[kept]
             detections.append(
                 {
                     "image_id": image,
@@ -222,8 +198,8 @@ def evaluate_oks(
     """Score detections against annotations, both in COCO's formats, by pycocotools.
 
     Returns:
-        Those of `METRICS` that are defined, as fractions: a size that no annotated person has gives no number. Nothing
-        where nobody is annotated.
+        Those of `METRICS` that are defined, as fractions: a size that no annotated person has gives no number. Empty
+        if nobody is annotated.
     """
     if not annotations["annotations"] or not detections:
         return {}

@@ -1,8 +1,4 @@
-"""Video-level scores that do not depend on the number of processes.
-
-Every video enters once, whatever a sampler repeats to give all processes the same number of batches, and the sums
-run over the videos in the order of their index, so one, two and three processes give the same digits.
-"""
+"""Classification scores of videos and images, and tables of predictions."""
 
 from __future__ import annotations
 
@@ -11,27 +7,27 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
+
+from common.evaluation.item_scores import ItemScores
 
 
 def combine_views(logits: Tensor, video_index: Tensor, average: str = "probabilities") -> tuple[Tensor, Tensor, Tensor]:
     """Average the views of each video.
 
     Args:
-        logits: (views, classes), any floating type; computed on in float32.
+        logits: (views, classes), any floating type; converted to float32.
         video_index: (views,) integer; views with the same number belong to the same video.
         average: ``"probabilities"``: mean of the softmax of the views; ``"logits"``: mean of the logits.
 
     Returns:
-        ``scores`` (videos, classes) float32: the softmax of a row is the video's class probabilities (for
+        ``scores`` (videos, classes) float32: the softmax of a row gives the video's class probabilities (for
         ``"probabilities"`` the row is the logarithm of the mean probability, which keeps the loss finite where a
         probability underflows); ``index`` (videos,) ascending; ``first`` (videos,) position of each video's first view.
     """
     logits = logits.float()
     index = torch.unique(video_index)
     scores, first = [], []
-    for i in index:  # one small mean per video: an atomic scatter-add would not repeat its digits on a GPU
+    for i in index:  # one small mean per video: an atomic scatter-add on a GPU is not deterministic
         views = torch.nonzero(video_index == i).flatten()
         if average == "probabilities":
             score = torch.logsumexp(F.log_softmax(logits[views], dim=1), dim=0) - torch.log(
@@ -55,8 +51,9 @@ class VideoResult:
         video_index: (videos,) int64.
 
     Attributes:
-        top1, top5: share of the videos whose class is the best, or among the ``min(5, classes)`` best, in [0, 1].
-        mean_class: mean over the classes that occur of the share of their videos that is right, in [0, 1].
+        top1, top5: fraction of the videos whose class has the highest score, or is among the ``min(5, classes)``
+            highest, in [0, 1].
+        mean_class: top-1 accuracy of each class that occurs, averaged over these classes, in [0, 1].
         loss: mean cross-entropy in nats.
         videos: number of videos.
         probabilities: (videos, classes) float64.
@@ -86,40 +83,30 @@ class VideoResult:
         return {"top1": self.top1, "top5": self.top5, "mean_class": self.mean_class, "loss": self.loss}
 
 
-class VideoScores(Metric):
-    """Collects one score row per video; :meth:`compute` returns a :class:`VideoResult`.
+class VideoScores(ItemScores):
+    """Collects one row of scores per video; :meth:`compute` returns a :class:`VideoResult`.
 
     Args:
         num_classes: number of classes; labels are in ``[0, num_classes)``.
     """
 
-    full_state_update = False
-    scores: list[Tensor]
-    label: list[Tensor]
-    video_index: list[Tensor]
-
     def __init__(self, num_classes: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        rows = {"scores": torch.empty(0, num_classes), "label": torch.empty(0, dtype=torch.int64)}
+        super().__init__(rows, kind="video", **kwargs)
         self.num_classes = num_classes
-        for name in ("scores", "label", "video_index"):
-            self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(self, scores: Tensor, label: Tensor, video_index: Tensor) -> None:
         """Add videos.
 
         Args:
-            scores: (videos, classes); the softmax of a row is the video's class probabilities.
+            scores: (videos, classes); the softmax of a row gives the video's class probabilities.
             label: (videos,) integer.
-            video_index: (videos,) integer, unique in the data set. A video added twice counts once.
+            video_index: (videos,) integer, unique in the dataset. A video added twice counts once.
 
         Raises:
-            ValueError: a shape does not fit, or a label lies outside of the classes.
+            ValueError: a shape is wrong, or a label lies outside the classes.
         """
-        if (
-            scores.ndim != 2
-            or scores.shape[1] != self.num_classes
-            or not (len(scores) == len(label) == len(video_index))
-        ):
+        if scores.shape[1:] != (self.num_classes,) or not (len(scores) == len(label) == len(video_index)):
             raise ValueError(
                 f"VideoScores takes scores (videos, {self.num_classes}), label (videos,) and video_index (videos,); "
                 f"got {tuple(scores.shape)}, {tuple(label.shape)} and {tuple(video_index.shape)}"
@@ -130,37 +117,12 @@ class VideoScores(Metric):
                 f"video {video_index[wrong][0].item()} has label {label[wrong][0].item()}, "
                 f"but the labels of {self.num_classes} classes are 0 to {self.num_classes - 1}; check the manifest"
             )
-        self.scores.append(scores.detach().float())
-        self.label.append(label.long())
-        self.video_index.append(video_index.long())
-
-    def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Gather over the processes; one that saw no video takes part with empty tensors of the right shape."""
-        if not self.scores:
-            self.scores.append(torch.empty(0, self.num_classes, device=self.device))
-            self.label.append(torch.empty(0, dtype=torch.int64, device=self.device))
-            self.video_index.append(torch.empty(0, dtype=torch.int64, device=self.device))
-        super().sync(*args, **kwargs)
+        self.add(scores=scores, label=label, index=video_index)
 
     def compute(self) -> VideoResult:
-        """The result over all videos of all processes.
-
-        Raises:
-            ValueError: no video was added, or a video index came with two labels.
-        """
-        if not len(self.scores) or not len(dim_zero_cat(self.scores)):
-            raise ValueError("no video was scored: the data set is empty, or the loader gave no batch")
-        # on the CPU, sorted by index: the same digits on every device and number of processes
-        order = torch.argsort(dim_zero_cat(self.video_index).cpu(), stable=True)
-        index = dim_zero_cat(self.video_index).cpu()[order]
-        label = dim_zero_cat(self.label).cpu()[order]
-        scores = dim_zero_cat(self.scores).cpu()[order]
-        repeated = index[1:] == index[:-1]
-        clash = repeated & (label[1:] != label[:-1])
-        if clash.any():
-            raise ValueError(f"video index {index[1:][clash][0].item()} came with two labels; an index names one video")
-        keep = torch.cat([torch.ones(1, dtype=torch.bool), ~repeated])
-        return VideoResult(scores[keep], label[keep], index[keep])
+        """The result over all videos of all processes. Raises ValueError if no video was added."""
+        values = self.gather()
+        return VideoResult(values["scores"], values["label"], values["index"])
 
 
 def prediction_table(

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
+from common.evaluation.figures import clip_figure, confusion_figure
 from common.evaluation.scores import VideoResult, VideoScores, combine_views, prediction_table
-from common.training.callbacks import clip_figure, confusion_figure
 from common.training.task import TaskModule
 
 

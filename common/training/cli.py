@@ -33,7 +33,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
-from common.datamodules.readers import ReadError
+from common.datamodules.errors import ReadError
 from common.training import callbacks, predict
 from common.training.checkpoints import AtomicCheckpointIO, find_checkpoint
 from common.training.task import TaskModule

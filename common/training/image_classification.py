@@ -5,8 +5,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from common.datamodules.image import ImageSpec, load_image
-from common.datamodules.manifest import find_files
+from common.datamodules.folders import find_files
+from common.datamodules.image_dataset import ImageSpec, load_image
 from common.training.classification import ClassificationModule
 
 

@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.table import Column, Table
 from torch import Tensor
 
-from common.datamodules.image import open_image
-from common.datamodules.keypoints import KeypointSpec, PersonDataset, crop_matrix, crop_person, fit_box
-from common.datamodules.manifest import find_files
+from common.datamodules.folders import find_files
+from common.datamodules.image_dataset import open_image
+from common.datamodules.keypoints import PersonDataset
+from common.datamodules.pose_geometry import KeypointSpec, PersonCrop
 from common.evaluation.keypoints import (
     CONFIDENT,
     KeypointResult,
@@ -27,7 +28,7 @@ from common.evaluation.keypoints import (
     evaluate_oks,
     mirror_heatmaps,
     to_detections,
-    to_picture,
+    to_image,
 )
 from common.training.task import TaskModule
 
@@ -135,7 +136,7 @@ class PoseEstimationModule(TaskModule):
     def locate(self, heatmaps: Tensor, centre: Tensor, size: Tensor) -> Tensor:
         """Keypoints in the picture: heatmaps (B, J, h, w), boxes (B, 2) -> (B, J, 3) float64: x, y, height."""
         points = decode_heatmaps(heatmaps, self.quarter_offset)
-        return to_picture(points, centre, size, (heatmaps.shape[2], heatmaps.shape[3]))
+        return to_image(points, centre, size, (heatmaps.shape[2], heatmaps.shape[3]))
 
     def evaluate_batch(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Add the persons of a batch to the scores; returns their ``heatmaps`` (B, J, h, w)."""
@@ -159,7 +160,7 @@ class PoseEstimationModule(TaskModule):
         assert dataset.annotations is not None
         assert self.oks_sigmas is not None
         persons = [dataset.items[i] for i in index.tolist()]
-        areas = np.array([fit_box(person.box, dataset.spec)[1].prod() for person in persons])
+        areas = np.array([PersonCrop.around(person.box, dataset.spec).size.prod() for person in persons])
         detections = to_detections(
             keypoints.numpy(),
             [person.image_id for person in persons],
@@ -220,13 +221,12 @@ class PoseEstimationModule(TaskModule):
         Returns:
             (persons, J, 3): x, y in pixels, height of the heatmap.
         """
-        spec = self.keypoint_spec
-        fitted = [fit_box(box, spec) for box in boxes]
-        if not fitted:
+        crops = [PersonCrop.around(box, self.keypoint_spec) for box in boxes]
+        if not crops:
             return np.empty((0, self.num_joints, 3))
-        crops = torch.stack([crop_person(picture, crop_matrix(c, s, spec), spec) for c, s in fitted])
-        heatmaps = self.predict_heatmaps(crops.to(self.device)).cpu()
-        centre, size = (torch.from_numpy(np.stack(values)) for values in zip(*fitted, strict=True))
+        images = torch.stack([crop.cut(picture) for crop in crops])
+        heatmaps = self.predict_heatmaps(images.to(self.device)).cpu()
+        centre, size = (torch.tensor(np.stack(v)) for v in ([c.centre for c in crops], [c.size for c in crops]))
         return self.locate(heatmaps, centre, size).numpy()
 
     @classmethod

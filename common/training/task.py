@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from common.backbones.imagenet import load_imagenet
-from common.datamodules.readers import ReadError
+from common.datamodules.errors import ReadError
 from common.training.checkpoints import CheckpointError, compare_state_dicts, read_checkpoint
 
 T = TypeVar("T")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from common.datamodules.clip_spec import ClipSpec, load_views
-from common.datamodules.manifest import find_files
+from common.datamodules.folders import find_files
+from common.datamodules.video_clips import ClipSpec, load_views
 from common.training.classification import ClassificationModule
 
 

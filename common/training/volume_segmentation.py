@@ -15,10 +15,9 @@ from rich.table import Column, Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.datamodules.volumes import (
+from common.datamodules.brats import (
     REGIONS,
     Case,
-    VolumeSpec,
     find_case,
     find_case_folders,
     label_to_regions,
@@ -28,8 +27,9 @@ from common.datamodules.volumes import (
     save_label,
     voxel_volume,
 )
+from common.datamodules.volumes import VolumeSpec
+from common.evaluation.figures import slice_figure
 from common.evaluation.volume_scores import VolumeResult, VolumeScores, dice_per_case
-from common.training.callbacks import slice_figure
 from common.training.classification import write_rows
 from common.training.task import TaskModule
 
@@ -54,7 +54,7 @@ class VolumeSegmentationModule(TaskModule):
     kind = "volume"
     task = "segmentation"
     output = "region"
-    names_source = "common/datamodules/volumes.py"
+    names_source = "common/datamodules/brats.py"
     score = "dice"
     result: VolumeResult | None
 

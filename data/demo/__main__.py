@@ -1,15 +1,16 @@
-"""``python -m data.demo NAME --out DIR``: make a demonstration data set; each public module here is one NAME.
-
-A demo module has ``add_arguments(parser)`` and ``run(args) -> Path`` and raises `DemoError` for the user.
-"""
+"""``python -m data.demo NAME --out DIR``: generate a demo dataset."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import pkgutil
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import data.demo
 from data.demo._folder import DemoError
@@ -18,27 +19,42 @@ from data.demo._folder import DemoError
 def main(argv: list[str] | None = None) -> int:
     """Run one demo generator; returns the exit status (0 done, 2 refused, 130 interrupted)."""
     parser = argparse.ArgumentParser(prog="python -m data.demo", description=__doc__)
-    commands = parser.add_subparsers(dest="demo", required=True, metavar="NAME")
-    for info in pkgutil.iter_modules(data.demo.__path__):
-        if info.name.startswith("_"):
+    commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
+    generators = {}
+    for name in sorted(info.name for info in pkgutil.iter_modules(data.demo.__path__)):
+        if name.startswith("_"):
             continue
-        module = importlib.import_module(f"data.demo.{info.name}")
+        module = importlib.import_module(f"data.demo.{name}")
         summary = (module.__doc__ or "").splitlines()[0]
-        command = commands.add_parser(info.name, help=summary, description=summary)
-        command.add_argument("--out", type=Path, required=True, help="folder to make; never overwritten")
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
-    args = parser.parse_args(argv)
+        generators[name] = getattr(module, f"generate_{name}")
+        add_options(commands.add_parser(name, help=summary, description=summary), generators[name])
+    options = vars(parser.parse_args(argv))
     try:
-        manifest = args.run(args)
+        print(generators[options.pop("name")](**options, progress=True))
     except DemoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; nothing was left behind", file=sys.stderr)
         return 130
-    print(manifest)
     return 0
+
+
+def add_options(parser: argparse.ArgumentParser, generate: Callable[..., Any]) -> None:
+    """Declare ``--out`` and an option for every keyword argument of a generator, with the help of its docstring."""
+    section = (inspect.getdoc(generate) or "").partition("Args:\n")[2].partition("\n\n")[0]
+    documented = re.findall(r"^    (\w[\w, ]*): (.*(?:\n {5,}.*)*)", section, re.MULTILINE)
+    texts = {name: " ".join(text.split()) for names, text in documented for name in names.split(", ")}
+    for name, parameter in inspect.signature(generate).parameters.items():
+        default = parameter.default
+        if name == "out":
+            parser.add_argument("--out", type=Path, required=True, help=texts[name])
+        elif default is None:
+            parser.add_argument(f"--{name}", nargs="+", metavar="NAME", help=texts[name])
+        elif name != "progress":
+            nargs = len(default) if isinstance(default, tuple) else None
+            text = f"{texts[name]} (default: {default})"
+            parser.add_argument(f"--{name}", type=int, nargs=nargs, default=default, help=text)
 
 
 if __name__ == "__main__":

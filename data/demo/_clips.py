@@ -1,26 +1,27 @@
-"""What generated clips are made of: cuts of the pictures in the scikit-image wheel, lone H.264 frames, a manifest."""
+"""Building blocks of the generated clips: cuts of the scikit-image images, a shaking camera, intra-coded video."""
 
 from __future__ import annotations
 
 import importlib.resources
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
+from typing import Any, Self
 
 import av
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
+from torch import Tensor
 from torch.nn import functional as F
 
 from common.datamodules.manifest import Entry, Manifest
-from data.demo._folder import DemoError
+from data.demo._folder import DemoError, check_minimum, make_folder, with_progress
 
-PICTURES = {
+IMAGES = {
     "train": (
         "astronaut.png",
         "brick.png",
@@ -36,22 +37,23 @@ PICTURES = {
     "val": ("cell.png", "chelsea.png", "clock_motion.png", "gravel.png"),
     "test": ("ihc.png", "moon.png", "rocket.jpg", "text.png"),
 }
-"""Pictures of scikit-image's data folder that each split is made from; no picture is in two splits."""
+"""Files of scikit-image's data folder that each split is made from; no image is used in two splits."""
 
 MANIFEST = "manifest.csv"
-QUANTISER = 26  # constant, for every frame: compression is visible, motion stays clear
+QUANTISER = 26  # the same for every frame: compression is visible, motion stays clear
+OVERSAMPLING = 2  # clips are rendered at this multiple of their size
+MARGIN = 0.1  # of the side: background beyond the frame that camera shake may reveal
+
+Frames = NDArray[np.uint8]
+"""(T, H, W, 3) RGB."""
 
 
-def warp(picture: torch.Tensor, affine: NDArray[np.float64], side: int) -> torch.Tensor:
-    """Sample (C, H, W) through (T, 2, 3) maps from frame to picture coordinates: (T, C, side, side), 0 outside."""
-    count, channels = len(affine), picture.shape[0]
-    grid = F.affine_grid(torch.from_numpy(affine.astype(np.float32)), [count, channels, side, side], False)
-    return F.grid_sample(picture.expand(count, -1, -1, -1), grid, align_corners=False)
+# -- images -----------------------------------------------------------------------------------------------------------
 
 
 @cache
-def picture(name: str) -> Image.Image:
-    """A picture of the installed scikit-image; read as a file, so that nothing is ever downloaded."""
+def stock_image(name: str) -> Image.Image:
+    """An image of the installed scikit-image, read as a file so that nothing is ever downloaded."""
     try:
         with importlib.resources.files("skimage").joinpath("data", name).open("rb") as file:
             return Image.open(file).convert("RGB")
@@ -62,12 +64,12 @@ def picture(name: str) -> Image.Image:
 def cut(
     name: str, side: int, extent: tuple[float, float], level: float, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Cut a square out of a picture: (3, side, side) in 0..1 with mean `level`, equal contrast and a tint.
+    """Cut a square out of an image: (3, side, side) in 0..1 with mean ``level``, a fixed contrast and a random tint.
 
-    `extent` is the range of the square's side as a share of the picture's shorter side. Of four random cuts the one
-    with most contrast is taken, which keeps out empty sky.
+    ``extent`` is the range of the square's side as a fraction of the image's shorter side. Of four random squares the
+    one with the highest contrast is taken, which avoids empty sky.
     """
-    image = picture(name)
+    image = stock_image(name)
     boxes = []
     for _ in range(4):
         edge = rng.uniform(*extent) * min(image.size)
@@ -85,7 +87,7 @@ def cut(
 
 
 def outline(side: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Irregular longish shape without symmetry, so that a turn shows: (1, side, side), 1 inside, 0 outside."""
+    """An irregular elongated shape without symmetry, so that rotation shows: (1, side, side), 1 inside, 0 outside."""
     axis = (np.arange(side) + 0.5) / side * 2 - 1
     y, x = np.meshgrid(axis, axis, indexing="ij")
 
@@ -103,16 +105,71 @@ def outline(side: int, rng: np.random.Generator) -> NDArray[np.float64]:
     return np.clip(0.5 + inside * side / 2, 0, 1)[None]
 
 
-def write_clip(
-    path: Path, frames: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], fps: int, quantiser: int = QUANTISER
-) -> None:
-    """Write (T, H, W, 3) uint8 RGB frames as H.264 in which every frame is coded alone with the same quantiser.
+# -- rendering --------------------------------------------------------------------------------------------------------
 
-    With quantiser 0 nothing is lost, but for the colours at half resolution.
+
+def warp(image: NDArray[np.float64], affine: NDArray[np.float64], side: int) -> Tensor:
+    """Sample an image (C, H, W) through (T, 2, 3) maps from frame to image coordinates: (T, C, side, side), 0 outside.
+
+    Coordinates run from -1 to 1 along each axis.
+    """
+    pixels, maps = (torch.from_numpy(values.astype(np.float32)) for values in (image, affine))
+    grid = F.affine_grid(maps, [len(maps), len(pixels), side, side], False)
+    return F.grid_sample(pixels.expand(len(maps), -1, -1, -1), grid, align_corners=False)
+
+
+def paste(video: Tensor, sprite: NDArray[np.float64], affine: NDArray[np.float64]) -> Tensor:
+    """Frames (T, 3, side, side) under a sprite (4, H, W), its colours premultiplied by alpha, warped by the maps."""
+    layer = warp(sprite, affine, video.shape[-1])
+    return layer[:, :3] + (1 - layer[:, 3:]) * video
+
+
+def camera_waves(rng: np.random.Generator, frames: int) -> NDArray[np.float64]:
+    """Three slow stationary oscillations (T, 3), which read the same forwards and backwards in distribution."""
+    time = np.linspace(0.0, 1.0, frames)
+    phases = rng.uniform(0, 2 * np.pi, size=3)
+    return np.sin(2 * np.pi * rng.uniform(0.3, 1.0, size=3) * time[:, None] + phases)
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A shaking camera in changing light."""
+
+    shake: NDArray[np.float64]
+    """(T, 2) shift of each frame, x before y, in units of the frame's side."""
+    gain: NDArray[np.float64]
+    """(T,) factor on the brightness of each frame."""
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, waves: NDArray[np.float64]) -> Self:
+        """Draw a camera that follows the oscillations of :func:`camera_waves`."""
+        shake = 0.012 * waves[:, :2] + 0.006 * rng.standard_normal((len(waves), 2))
+        return cls(np.clip(shake, -MARGIN / 2, MARGIN / 2), 1 + rng.uniform(0.05, 0.2) * waves[:, 2])
+
+    def film(self, backdrop: NDArray[np.float64], side: int) -> Tensor:
+        """Frames (T, 3, side, side) of a backdrop (3, H, W) extending beyond the frame by ``MARGIN``."""
+        visible = 1 / (1 + 2 * MARGIN)
+        still = np.tile(np.eye(2) * visible, (len(self.gain), 1, 1))
+        return warp(backdrop, np.concatenate([still, -2 * visible * self.shake[..., None]], -1), side)
+
+    def expose(self, video: Tensor) -> Frames:
+        """Rendered frames (T, 3, side, side) in 0..1, reduced by ``OVERSAMPLING`` and lit: uint8 frames."""
+        light = torch.from_numpy(self.gain.astype(np.float32))[:, None, None, None]
+        small = F.avg_pool2d(video, OVERSAMPLING) * light
+        return (255 * small.clamp(0, 1)).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def write_clip(path: Path, frames: Sequence[NDArray[np.uint8]] | Frames, fps: int, quantiser: int = QUANTISER) -> None:
+    """Write frames as H.264, each coded on its own with the same quantiser.
+
+    With quantiser 0 nothing is lost except colour resolution, which is halved.
     """
     height, width = frames[0].shape[:2]
     with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
-        # One thread and no look-ahead: what a frame looks like after coding depends on that frame alone.
+        # One thread and no look-ahead: how a frame looks after coding depends on that frame alone.
         options = {"qp": str(quantiser), "preset": "veryfast", "threads": "1", "x264-params": "keyint=1:scenecut=0"}
         stream = container.add_stream("libx264", rate=Fraction(fps), options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
@@ -120,57 +177,67 @@ def write_clip(
             container.mux(packet)
 
 
-def _packets(stream: av.VideoStream, frames: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> Iterator[av.Packet]:
+def _packets(stream: av.VideoStream, frames: Sequence[NDArray[np.uint8]] | Frames) -> Iterator[av.Packet]:
     for frame in frames:
         yield from stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"))
     yield from stream.encode()
 
 
-def check_counts(counts: Mapping[str, int]) -> None:
-    """Raise DemoError for a negative number of clips, or none at all."""
-    if min(counts.values()) < 0 or not any(counts.values()):
-        *first, last = counts.values()
-        given = f"{', '.join(map(str, first))} and {last}"
-        raise DemoError(f"train, val and test must not be negative nor all be 0, got {given}")
+def check_size(size: int, smallest: int = 16) -> None:
+    """Raise DemoError unless the side of the frames is even and at least ``smallest``."""
+    if size < smallest or size % 2:
+        raise DemoError(f"size must be even (4:2:0 colour) and at least {smallest}, got {size}")
 
 
-def write_clips(
-    folder: Path,
+def make_clips(
+    out: str | Path,
+    parameters: Mapping[str, Any],
     counts: Mapping[str, int],
     classes: Sequence[str],
-    draw: Callable[[str, int], Iterable[tuple[str, NDArray[np.uint8]]]],
+    draw: Callable[[str, int], Iterable[tuple[str, Frames]]],
+    *,
     frames: int,
     fps: int,
     progress: bool,
     quantiser: int = QUANTISER,
-) -> None:
-    """Write ``<split>/<class>/<number>.mp4`` and the manifest of a data set.
+) -> Path:
+    """Create the folder ``out`` with ``<split>/<class>/<number>.mp4``, ``manifest.csv`` and ``classes.txt``.
 
     Args:
-        folder: to write to.
-        counts: clips of each class by split.
+        out: see `make_folder`.
+        parameters: of `make_folder`, with ``seed``.
+        counts: clips of each class, by split.
         classes: in the order of their labels.
-        draw: from split and number to the classes and their clips (T, H, W, 3).
-        frames, fps: of every clip.
+        draw: maps a split and a number to the classes and their clips.
+        frames: frames of a clip.
+        fps: frames per second.
         progress: show a progress bar.
         quantiser: see `write_clip`.
+
+    Returns:
+        The path of the manifest.
     """
-    jobs = [(split, number) for split, count in counts.items() for number in range(count)]
-    console = Console(stderr=True)
-    for split, number in track(jobs, "clips", console=console, disable=not progress, transient=True):
-        for name, clip in draw(split, number):
-            path = folder / _relative_path(split, name, number)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_clip(path, clip, fps, quantiser)
-    entries = tuple(
-        Entry(_relative_path(split, name, number), label, name, split, frames, float(fps), round(frames / fps, 6))
-        for split, count in counts.items()
-        for label, name in enumerate(classes)
-        for number in range(count)
-    )
-    table = folder / MANIFEST
-    Manifest(folder, entries, tuple(classes), table, len(entries)).write(table)
+    check_minimum(seed=(parameters["seed"], 0), fps=(fps, 1))
+    if min(counts.values()) < 0 or not any(counts.values()):
+        raise DemoError(f"train, val and test must not be negative nor all be 0, got {dict(counts)}")
+
+    def fill(folder: Path) -> None:
+        jobs = [(split, number) for split, count in counts.items() for number in range(count)]
+        for split, number in with_progress(jobs, "clips", progress):
+            for name, clip in draw(split, number):
+                path = folder / _clip_path(split, name, number)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_clip(path, clip, fps, quantiser)
+        entries = tuple(
+            Entry(_clip_path(split, name, number), label, name, split, frames, float(fps), round(frames / fps, 6))
+            for split, count in counts.items()
+            for label, name in enumerate(classes)
+            for number in range(count)
+        )
+        Manifest(folder, entries, tuple(classes), folder / MANIFEST, len(entries)).write(folder / MANIFEST)
+
+    return make_folder(out, {**parameters, **counts}, fill) / MANIFEST
 
 
-def _relative_path(split: str, name: str, number: int) -> str:
+def _clip_path(split: str, name: str, number: int) -> str:
     return f"{split}/{name}/{number:04d}.mp4"

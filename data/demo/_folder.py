@@ -6,33 +6,50 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import track
+
+T = TypeVar("T")
 
 RECORD = "demo.json"
 """File in a finished folder that holds the parameters it was made with."""
 
 
 class DemoError(Exception):
-    """A demo cannot be made as asked; the message says what to change."""
+    """A demo cannot be generated as requested; the message says what to change."""
 
 
-def make_folder(out: Path, parameters: Mapping[str, Any], fill: Callable[[Path], None]) -> Path:
-    """Make the folder `out` by calling ``fill(folder)``, or reuse one made earlier with the same parameters.
+def check_minimum(**options: tuple[int, int]) -> None:
+    """Raise DemoError for the first of the options ``name=(value, smallest allowed value)`` that is out of range."""
+    for name, (value, smallest) in options.items():
+        if value < smallest:
+            raise DemoError(f"{name} is {value}; it must be at least {smallest}")
 
-    `fill` writes into a temporary folder beside `out`, which is renamed at the end, so that an interrupted run
-    leaves nothing under the name `out`. Processes that make the same folder at once end up with one of them.
+
+def with_progress(items: Sequence[T], description: str, show: bool) -> Iterable[T]:
+    """The items, with a progress bar on standard error if ``show`` is set."""
+    return track(items, description, console=Console(stderr=True), disable=not show, transient=True)
+
+
+def make_folder(out: str | Path, parameters: Mapping[str, Any], fill: Callable[[Path], None]) -> Path:
+    """Create the folder ``out`` by calling ``fill(folder)``, or reuse one created earlier with the same parameters.
+
+    ``fill`` writes to a temporary folder next to ``out``, which is renamed at the end, so an interrupted run leaves
+    nothing under the name ``out``. Processes that create the same folder at the same time end up with one of them.
 
     Args:
-        out: the folder to make. It may exist if it is empty or was made with the same `parameters`.
-        parameters: everything the content depends on, as values that JSON can hold.
+        out: the folder to create. It may exist if it is empty or was created with the same ``parameters``.
+        parameters: everything that the content depends on, as values that JSON can hold.
         fill: writes the content.
 
     Raises:
-        DemoError: `out` holds something else. Nothing in it is changed.
+        DemoError: ``out`` holds something else. Nothing in it is changed.
     """
-    record = json.loads(json.dumps(dict(parameters)))  # tuples become lists, as they will be when read back
+    record = json.loads(json.dumps(dict(parameters)))  # tuples become lists, as they do when read back
     out = Path(out).absolute()
     if _is_finished(out, record):
         return out
@@ -41,32 +58,32 @@ def make_folder(out: Path, parameters: Mapping[str, Any], fill: Callable[[Path],
     try:
         fill(partial)
         (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        partial.chmod(0o755)  # mkdtemp keeps others out
+        partial.chmod(0o755)  # mkdtemp denies access to other users
         try:
             os.rename(partial, out)
         except OSError:
-            if not _is_finished(out, record):  # else another process made the same folder meanwhile
+            if not _is_finished(out, record):  # otherwise another process has created the same folder meanwhile
                 raise
             shutil.rmtree(partial)
-    except BaseException:  # Ctrl-C too
+    except BaseException:  # including KeyboardInterrupt
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return out
 
 
 def _is_finished(out: Path, record: Mapping[str, Any]) -> bool:
-    """Whether `out` was made with `record`; False where there is nothing yet; `DemoError` for anything else."""
+    """Whether ``out`` was created with ``record``; False if there is nothing yet; DemoError for anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     advice = "choose another --out, or remove it first"
     try:
-        found = json.loads((out / RECORD).read_text(encoding="utf-8"))
+        existing = json.loads((out / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise DemoError(f"{out} exists and was not made by this command (no readable {RECORD}): {advice}") from None
-    if found != record:
-        if not isinstance(found, dict):
-            found = {}
-        keys = sorted(key for key in {*found, *record} if found.get(key) != record.get(key))
-        changes = ", ".join(f"{key} is {found.get(key)!r}, asked for {record.get(key)!r}" for key in keys)
+    if existing != record:
+        if not isinstance(existing, dict):
+            existing = {}
+        keys = sorted(key for key in {*existing, *record} if existing.get(key) != record.get(key))
+        changes = ", ".join(f"{key} is {existing.get(key)!r}, requested {record.get(key)!r}" for key in keys)
         raise DemoError(f"{out} was made with other parameters ({changes}): {advice}")
     return True

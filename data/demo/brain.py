@@ -2,15 +2,14 @@
 
 The anatomy is the average of 152 real brains (ICBM 152, Fonov et al., 2009) that the nilearn wheel carries as maps of
 grey and white matter, deformed differently for every case. Tumours are drawn: an uneven ball of oedema around a core,
-which in a high-grade case (HGG) is dead tissue within an enhancing rim and in a low-grade one (LGG) mostly does not
-enhance. Each modality gives every tissue the brightness that it has in such images, roughly, with noise, a brightness
-that drifts over the volume, and a scale of its own. Nothing here is a patient, and no result on it says anything
-about patients.
+which in a high-grade case (HGG) is dead tissue within an enhancing rim and in a low-grade case (LGG) mostly does not
+enhance. In each modality every tissue has roughly the brightness that it has in such scans, with noise, a slow drift
+of brightness over the volume, and a scale of its own. No patient is shown, and no result on these volumes says
+anything about patients.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.resources
 from functools import cache
 from pathlib import Path
@@ -19,12 +18,10 @@ import nibabel as nib
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.demo._folder import DemoError, make_folder
+from data.demo._folder import DemoError, check_minimum, make_folder, with_progress
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 GRADES = ("HGG", "LGG")
@@ -37,7 +34,7 @@ BRIGHTNESS = {
     "t1ce": (0.68, 0.95, 0.30, 0.40, 0.62, 1.35),
     "t2": (0.65, 0.45, 1.20, 1.05, 1.00, 0.80),
 }
-VERSION = 1  # of what is drawn; raise it when the same parameters give other volumes
+VERSION = 1  # of what is drawn; increase it when the same parameters give different volumes
 
 
 def generate_brain(
@@ -48,30 +45,28 @@ def generate_brain(
     size: tuple[int, int, int] = (40, 48, 36),
     progress: bool = False,
 ) -> Path:
-    """Write ``<grade>/<case>/<case>_<flair|t1|t1ce|t2|seg>.nii.gz`` into the folder `out`, two in three cases HGG.
+    """Write ``<grade>/<case>/<case>_<flair|t1|t1ce|t2|seg>.nii.gz`` to the folder ``out``, two in three cases HGG.
 
-    The same arguments give the same volumes. A case depends only on the seed, its number and the size.
+    The same arguments give the same volumes. A case depends only on the seed, its number and the size. The real
+    volumes have 240 x 240 x 155 voxels; these are coarser and tighter around the brain.
 
     Args:
-        out: folder to make. An existing one made with the same arguments is reused as it is.
-        seed: any non-negative integer.
-        cases: number of cases.
-        size: voxels from right to left, back to front and bottom to top, each at least 16. The real volumes have
-            240 x 240 x 155; these are tighter around the brain and coarser.
-        progress: show a progress bar.
+        out: folder to create; an existing one that was created with the same arguments is reused
+        seed: seed of everything that is drawn, at least 0
+        cases: number of cases
+        size: voxels from right to left, back to front and bottom to top, each at least 16
+        progress: show a progress bar
 
     Returns:
         The folder, the `root` of a `VolumeDataModule`.
 
     Raises:
-        DemoError: an argument is out of range, nilearn's files are missing, or `out` holds something else.
+        DemoError: an argument is out of range, nilearn's files are missing, or ``out`` holds something else.
     """
-    if min(size) < 16 or len(size) != 3 or seed < 0 or cases < 1:
-        raise DemoError(f"needs three sizes >= 16, seed >= 0 and cases >= 1, got {size}, {seed} and {cases}")
+    check_minimum(size=(min(size), 16), seed=(seed, 0), cases=(cases, 1))
 
     def fill(folder: Path) -> None:
-        console = Console(stderr=True)
-        for number in track(range(cases), "brain volumes", console=console, disable=not progress, transient=True):
+        for number in with_progress(range(cases), "brain volumes", progress):
             grade = GRADES[number % 3 == 2]
             images, label, affine = draw_case(seed, number, size)
             name = f"Demo18_{number:03d}_1"
@@ -82,13 +77,13 @@ def generate_brain(
             nib.save(nib.Nifti1Image(label, affine), place / f"{name}_seg.nii.gz")
 
     parameters = {"demo": "brain", "version": VERSION, "seed": seed, "cases": cases, "size": size}
-    return make_folder(Path(out), parameters, fill)
+    return make_folder(out, parameters, fill)
 
 
 def draw_case(
     seed: int, number: int, size: tuple[int, int, int]
 ) -> tuple[NDArray[np.int16], NDArray[np.uint8], NDArray[np.float64]]:
-    """One case: images (4, X, Y, Z) int16, zero outside of the brain, labels (X, Y, Z), and the affine."""
+    """One case: images (4, X, Y, Z) int16, zero outside the brain, labels (X, Y, Z) and the affine (4, 4)."""
     rng = np.random.default_rng([seed, number])
     maps, extent = _anatomy()
     grid = _deformed_grid(rng, size)
@@ -96,7 +91,7 @@ def draw_case(
     brain = tissue.sum(0) > 0.5
     label = _tumour(rng, brain, tissue[1], low_grade=number % 3 == 2)
 
-    # A soft edge of one voxel, as the borders of tumours have.
+    # Borders of tumours are soft: one voxel.
     layers = torch.stack([(label == value).float() for value in (NECROSIS, OEDEMA, ENHANCING)])
     layers = F.avg_pool3d(layers[None], 3, stride=1, padding=1)[0] * 0.5 + layers * 0.5
     parts = torch.cat([tissue * (1 - layers.sum(0)), layers])
@@ -109,7 +104,7 @@ def draw_case(
         scale = rng.uniform(200, 900)
         images[index] = (scale * image.clamp_min(0.02) * brain).round().numpy().astype(np.int16)
     spacing = np.array(extent) / np.array(size)
-    # The axes of BraTS: from left to right and front to back of the array is against the world's axes.
+    # As in BraTS, the first two axes of the array run against those of the world.
     affine = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])
     affine[1, 3] = spacing[1] * (size[1] - 1)
     return images[:, ::-1, ::-1].copy(), label.numpy().astype(np.uint8)[::-1, ::-1].copy(), affine
@@ -117,7 +112,7 @@ def draw_case(
 
 @cache
 def _anatomy() -> tuple[Tensor, tuple[float, ...]]:
-    """Grey matter, white matter, fluid (3, X, Y, Z) in 0..1 at 2 mm, tightly around the brain; its sides in mm."""
+    """Grey matter, white matter and fluid (3, X, Y, Z) in 0..1 at 2 mm, cropped to the brain; its sides in mm."""
     maps = []
     for kind in ("gm", "wm", "t1"):
         name = f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz"
@@ -126,16 +121,16 @@ def _anatomy() -> tuple[Tensor, tuple[float, ...]]:
                 maps.append(np.asarray(nib.load(path).dataobj, dtype=np.float32) / 255)  # type: ignore[attr-defined]
         except (ImportError, OSError) as error:
             raise DemoError(f"nilearn carries no readable {name} ({error}): reinstall nilearn") from None
-    grey, white, picture = maps
-    brain = (picture > 0) | (grey + white > 0.5)
+    grey, white, scan = maps
+    brain = (scan > 0) | (grey + white > 0.5)
     fluid = np.clip(brain - grey - white, 0, 1)
-    box = tuple(slice(int(places.min()), int(places.max()) + 1) for places in np.nonzero(brain))
+    box = tuple(slice(int(indices.min()), int(indices.max()) + 1) for indices in np.nonzero(brain))
     volume = torch.from_numpy(np.stack([grey, white, fluid])[:, *box].copy())
     return F.avg_pool3d(volume, 2, ceil_mode=True), tuple(float(side) for side in volume.shape[1:])
 
 
 def _deformed_grid(rng: np.random.Generator, size: tuple[int, int, int]) -> Tensor:
-    """Where every voxel looks in the anatomy: (X, Y, Z, 3), coordinates -1 to 1 in the order of `grid_sample`."""
+    """Position in the anatomy of every voxel: (X, Y, Z, 3), coordinates -1 to 1 in the order of `grid_sample`."""
     turns = rng.normal(0, np.deg2rad(5), 3)
     rotation = np.eye(3)
     for axis, angle in enumerate(turns):
@@ -146,50 +141,36 @@ def _deformed_grid(rng: np.random.Generator, size: tuple[int, int, int]) -> Tens
         rotation = rotation @ turn
     scale = rng.normal(1.06, 0.03, 3)
     if rng.random() < 0.5:
-        scale[2] = -scale[2]  # left and right; the last coordinate is the first axis
+        scale[2] = -scale[2]  # swap left and right; the last coordinate is the first axis
     affine = np.concatenate([rotation * scale, rng.normal(0, 0.02, (3, 1))], axis=1)
     grid = F.affine_grid(torch.from_numpy(affine).float()[None], [1, 1, *size], align_corners=False)[0]
     return grid + torch.stack([_smooth_noise(rng, 4, size, 0.03) for _ in range(3)], dim=-1)
 
 
 def _smooth_noise(rng: np.random.Generator, points: int, size: tuple[int, int, int], strength: float) -> Tensor:
-    """Random numbers on `points`^3 places, interpolated to (X, Y, Z); standard deviation `strength` at the places."""
+    """Normal noise of deviation ``strength`` on a grid of ``points``^3, interpolated to (X, Y, Z)."""
     coarse = torch.from_numpy(rng.normal(0, strength, (1, 1, points, points, points))).float()
     return F.interpolate(coarse, size, mode="trilinear", align_corners=True)[0, 0]
 
 
 def _tumour(rng: np.random.Generator, brain: Tensor, white: Tensor, low_grade: bool) -> Tensor:
-    """Labels (X, Y, Z) int64: oedema around a core; what lies outside of the brain is cut off."""
+    """Labels (X, Y, Z) int64: oedema around a core, restricted to the brain."""
     size = brain.shape
     axes = [torch.linspace(-1, 1, n) for n in size]
-    places = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
     # The centre lies in white matter, not at the surface of the brain.
-    inside = (F.avg_pool3d(white[None, None], 5, stride=1, padding=2)[0, 0] > 0.35) & (places.abs().amax(-1) < 0.7)
+    inside = (F.avg_pool3d(white[None, None], 5, stride=1, padding=2)[0, 0] > 0.35) & (grid.abs().amax(-1) < 0.7)
     choices = inside.nonzero()
-    centre = places[tuple(choices[int(rng.integers(len(choices)))])]
+    centre = grid[tuple(choices[int(rng.integers(len(choices)))])]
     radii = torch.from_numpy(rng.uniform(0.26, 0.46) * rng.uniform(0.8, 1.25, 3)).float()
-    distance = ((places - centre) / radii).norm(dim=-1) + _smooth_noise(rng, 9, tuple(size), 0.16)  # type: ignore[arg-type]
+    distance = ((grid - centre) / radii).norm(dim=-1) + _smooth_noise(rng, 9, tuple(size), 0.16)  # type: ignore[arg-type]
     core, dead = rng.uniform(0.6, 0.8), rng.uniform(0.3, 0.45)
     label = torch.zeros(size, dtype=torch.int64)
     label[distance < 1] = OEDEMA
     label[distance < core] = NECROSIS if low_grade else ENHANCING
     label[distance < dead] = NECROSIS
-    if low_grade and rng.random() < 0.5:  # a spot that enhances
+    if low_grade and rng.random() < 0.5:  # an enhancing spot
         spot = centre + torch.from_numpy(rng.uniform(-0.4, 0.4, 3)).float() * radii
-        near = ((places - spot) / radii).norm(dim=-1) < 0.35
+        near = ((grid - spot) / radii).norm(dim=-1) < 0.35
         label[near & (label == NECROSIS)] = ENHANCING
     return label * brain
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of ``python -m data.demo brain``."""
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything that is drawn (default %(default)s)")
-    parser.add_argument("--cases", type=int, default=40, help="number of cases (default %(default)s)")
-    parser.add_argument(
-        "--size", type=int, nargs=3, default=(40, 48, 36), metavar="N", help="voxels along x, y, z (default 40 48 36)"
-    )
-
-
-def run(args: argparse.Namespace) -> Path:
-    """Make the data set asked for on the command line; returns its folder."""
-    return generate_brain(args.out, seed=args.seed, cases=args.cases, size=tuple(args.size), progress=True)

@@ -1,18 +1,18 @@
-"""People to find the joints of: jointed figures in front of real pictures, as a COCO keypoint data set with images.
+"""Jointed figures in front of real images, as a COCO keypoint dataset.
 
 Folders and files are those of COCO: ``train``, ``val`` and ``test`` with jpg files, and
 ``annotations/person_keypoints_<split>.json`` with boxes, visible areas, masks, crowds and 17 keypoints, each visible,
-hidden or not labelled. A picture shows one to three people, who may hide one another, stand behind something, or reach
-beyond the picture.
+hidden or not labelled. An image shows one to three people, who may occlude one another, stand behind an object, or
+extend beyond the image.
 
-The left and the right of a figure look alike. Which is which is told by its head alone: one that looks at us has a face
-and its left hand on our right, one that looks away has hair all over and its left hand on our left. So the left ankle
-cannot be told from the right one by what is near it. The backgrounds are the pictures inside the scikit-image wheel.
+The left and right sides of a figure look alike; only the head tells which is which. A figure that faces the viewer has
+a face and its left hand on the viewer's right, one that looks away has hair all over and its left hand on the viewer's
+left. The left ankle therefore cannot be told from the right one by its surroundings. The backgrounds are the images in
+the scikit-image wheel.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 from dataclasses import dataclass
@@ -22,41 +22,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from rich.console import Console
-from rich.progress import track
 
-from data.demo._clips import PICTURES, cut
-from data.demo._folder import DemoError, make_folder
+from data.demo._clips import IMAGES, cut
+from data.demo._folder import check_minimum, make_folder, with_progress
 
 NAMES = (
     *("nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder"),
     *("left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip"),
     *("left_knee", "right_knee", "left_ankle", "right_ankle"),
 )
-"""COCO's keypoints in its order."""
+"""The keypoints of COCO, in its order."""
 
 SKELETON = (
     *((16, 14), (14, 12), (17, 15), (15, 13), (12, 13), (6, 12), (7, 13), (6, 7), (6, 8), (7, 9)),
     *((8, 10), (9, 11), (2, 3), (1, 2), (1, 3), (2, 4), (3, 5), (4, 6), (5, 7)),
 )
-"""COCO's lines between keypoints, which are counted from 1."""
+"""The skeleton of COCO: pairs of keypoints, counted from 1."""
 
-VERSION = 1  # of what the generator draws; raise it when the same parameters give other pictures
+VERSION = 1  # of what the generator draws; increase it when the same parameters give different images
 _OVERSAMPLING = 3
 _FACE = ("nose", "left_eye", "right_eye")
 Colour = tuple[int, int, int]
-Places = dict[str, NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
 class Person:
     """A figure; lengths in pixels."""
 
-    joints: Places
-    """By name, of COCO's keypoints and ``neck`` and ``head`` (its middle), x and y, y down."""
+    joints: dict[str, NDArray[np.float64]]
+    """By name: x and y, y down, of COCO's keypoints, ``neck`` and ``head`` (its centre)."""
     height: float
-    """From head to feet if it stood upright."""
-    faces_us: bool
+    """From head to feet when standing upright."""
+    faces_viewer: bool
     shirt: Colour
     trousers: Colour
     skin: Colour
@@ -64,18 +61,18 @@ class Person:
 
 
 def draw_person(rng: np.random.Generator, middle: NDArray[np.float64], height: float) -> Person:
-    """Draw the pose, the side it shows and the colours of a figure whose hips are at `middle`."""
-    faces_us = bool(rng.random() < 0.5)
+    """Draw the pose, the visible side and the colours of a figure whose hips are at ``middle``."""
+    faces_viewer = bool(rng.random() < 0.5)
     lean = np.deg2rad(rng.uniform(-18, 18))
 
     def place(x: float, y: float) -> NDArray[np.float64]:
-        """From the upright figure's frame (hips at 0, y down, in heights) to the picture."""
+        """From the coordinates of the upright figure (hips at 0, y down, in units of its height) to the image."""
         cos, sin = np.cos(lean), np.sin(lean)
         return middle + height * np.array([cos * x - sin * y, sin * x + cos * y])
 
     local: dict[str, tuple[float, float]] = {"neck": (0.0, -0.31), "head": (0.0, -0.43), "nose": (0.0, -0.42)}
-    for side in (-1, 1):  # as seen by us
-        name = "left" if (side == 1) == faces_us else "right"
+    for side in (-1, 1):  # as seen by the viewer
+        name = "left" if (side == 1) == faces_viewer else "right"
         arm, leg = np.deg2rad(rng.uniform(-5, 150)), np.deg2rad(rng.uniform(-4, 40))  # outwards from hanging
         fore, shin = arm + np.deg2rad(rng.uniform(-30, 90)), leg - np.deg2rad(rng.uniform(-5, 45))
         local[f"{name}_eye"], local[f"{name}_ear"] = (side * 0.027, -0.445), (side * 0.06, -0.43)
@@ -95,7 +92,7 @@ def draw_person(rng: np.random.Generator, middle: NDArray[np.float64], height: f
     return Person(
         {name: place(*xy) for name, xy in local.items()},
         height,
-        faces_us,
+        faces_viewer,
         *(_colour(values) for values in (rng.integers(30, 256, 3), rng.integers(20, 200, 3), skin, hair)),
     )
 
@@ -106,7 +103,7 @@ def _colour(values: NDArray[Any]) -> Colour:
 
 
 def render_person(person: Person, size: tuple[int, int]) -> Image.Image:
-    """The figure alone as an RGBA image of `size` (width, height), opaque where it is."""
+    """The figure alone as an RGBA image of ``size`` (width, height), opaque where the figure is."""
     fine = _OVERSAMPLING
     image = Image.new("RGBA", (fine * size[0], fine * size[1]), (*person.shirt, 0))
     draw = ImageDraw.Draw(image)
@@ -118,7 +115,7 @@ def render_person(person: Person, size: tuple[int, int]) -> Image.Image:
 
     def limb(names: tuple[str, ...], width: float, colour: Colour) -> None:
         dark = tuple(int(0.55 * value) for value in colour)
-        for extra, fill in ((0.014, dark), (0.0, colour)):  # an outline sets figures apart
+        for extra, fill in ((0.014, dark), (0.0, colour)):  # an outline separates figures
             pen = unit * (width + extra)
             points = [at(name) for name in names]
             for a, b in itertools.pairwise(points):
@@ -142,7 +139,7 @@ def render_person(person: Person, size: tuple[int, int]) -> Image.Image:
         draw.ellipse([x - radius * unit, y - radius * unit, x + radius * unit, y + radius * unit], fill=(*colour, 255))
 
     disc("head", 0.076, person.hair, 0.08)
-    if person.faces_us:
+    if person.faces_viewer:
         disc("head", 0.062, person.skin, -0.1)
         for eye in ("left_eye", "right_eye"):
             disc(eye, 0.013, (20, 20, 20))
@@ -152,22 +149,21 @@ def render_person(person: Person, size: tuple[int, int]) -> Image.Image:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture with what COCO says about it."""
+    """An image and its annotations in COCO's format, without ids."""
 
-    picture: Image.Image
+    image: Image.Image
     annotations: list[dict[str, Any]]
-    """In COCO's format, without ids."""
 
 
 def draw_scene(seed: int, split: str, number: int) -> Scene:
-    """Draw picture `number` of a split."""
-    rng = np.random.default_rng((seed, list(PICTURES).index(split), number))
+    """Draw image ``number`` of a split."""
+    rng = np.random.default_rng((seed, list(IMAGES).index(split), number))
     width, height = [(240, 180), (180, 240), (220, 200)][rng.integers(3)]
     level = rng.uniform(0.3, 0.7)
-    backdrop = cut(str(rng.choice(PICTURES[split])), max(width, height), (0.4, 0.9), level, rng)[:, :height, :width]
+    backdrop = cut(str(rng.choice(IMAGES[split])), max(width, height), (0.4, 0.9), level, rng)[:, :height, :width]
     canvas = Image.fromarray((255 * backdrop.transpose(1, 2, 0)).round().astype(np.uint8))
 
-    layers: list[tuple[Image.Image, list[Person], bool]] = []  # what is drawn, from back to front; crowds are marked
+    layers: list[tuple[Image.Image, list[Person], bool]] = []  # from back to front; the flag marks crowds
     if rng.random() < 0.25:
         layers.append(_draw_crowd(rng, (width, height)))
     count = int(rng.integers(1, 4))
@@ -192,7 +188,7 @@ def draw_scene(seed: int, split: str, number: int) -> Scene:
 
 
 def _draw_crowd(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Image.Image, list[Person], bool]:
-    """A row of small figures far away."""
+    """A row of small, distant figures."""
     image, persons = Image.new("RGBA", size), []
     x, y, tall = rng.uniform(0, 0.5) * size[0], rng.uniform(0.2, 0.3) * size[1], 0.16 * size[1]
     for k in range(5):
@@ -203,9 +199,9 @@ def _draw_crowd(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Image.
 
 
 def _draw_screen(rng: np.random.Generator, split: str, size: tuple[int, int], level: float) -> Image.Image:
-    """A board, cut from another picture, that stands in front."""
+    """A board in the foreground, cut from another image."""
     wide, tall = (int(rng.uniform(0.15, 0.3) * side) for side in size)
-    piece = cut(str(rng.choice(PICTURES[split])), max(wide, tall), (0.2, 0.6), 1 - level, rng)[:, :tall, :wide]
+    piece = cut(str(rng.choice(IMAGES[split])), max(wide, tall), (0.2, 0.6), 1 - level, rng)[:, :tall, :wide]
     board = Image.fromarray((255 * piece.transpose(1, 2, 0)).round().astype(np.uint8)).convert("RGBA")
     image = Image.new("RGBA", size)
     image.paste(board, (int(rng.uniform(0, size[0] - wide)), int(rng.uniform(0.4 * size[1], size[1] - tall))))
@@ -213,23 +209,23 @@ def _draw_screen(rng: np.random.Generator, split: str, size: tuple[int, int], le
 
 
 def _keypoints(person: Person, own: NDArray[np.bool_], covered: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """(17, 3) of a figure: flag 2, or 1 where something covers it; zeros beyond the picture or for an unseen face."""
+    """Keypoints (17, 3): flag 2, or 1 if covered; zeros beyond the image and for a face that looks away."""
     height, width = own.shape
     keypoints = np.zeros((17, 3))
     for k, name in enumerate(NAMES):
         x, y = person.joints[name]
         column, row = round(x), round(y)
-        if not (0 <= column < width and 0 <= row < height) or (name in _FACE and not person.faces_us):
+        if not (0 <= column < width and 0 <= row < height) or (name in _FACE and not person.faces_viewer):
             continue
         keypoints[k] = round(x, 2), round(y, 2), 1 if covered[row, column] else 2
     return keypoints
 
 
 def _annotation(visible: NDArray[np.bool_], keypoints: NDArray[np.float64], crowd: bool) -> dict[str, Any]:
-    """What COCO says about a person: its visible area, box and mask."""
+    """A person in COCO's format: visible area, box and mask."""
     rows, columns = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
     x, y = int(columns[0]), int(rows[0])
-    flat = visible.flatten(order="F")  # run lengths down the columns, the first of them outside
+    flat = visible.flatten(order="F")  # run lengths down the columns, starting with a run outside the mask
     edges = np.flatnonzero(np.diff(flat)) + 1
     counts = np.diff([0, *edges, len(flat)]).tolist()
     return {
@@ -246,43 +242,41 @@ def _annotation(visible: NDArray[np.bool_], keypoints: NDArray[np.float64], crow
 def generate_figures(
     out: str | Path, *, seed: int = 0, train: int = 400, val: int = 40, test: int = 100, progress: bool = False
 ) -> Path:
-    """Write the pictures ``<split>/<number>.jpg`` and ``annotations/person_keypoints_<split>.json`` into `out`.
+    """Write the images ``<split>/<number>.jpg`` and ``annotations/person_keypoints_<split>.json`` to ``out``.
 
-    The same arguments give the same files on one machine and set of library versions. A picture depends only on the
-    seed, its split and its number, so that a larger data set starts with the pictures of a smaller one.
+    The same arguments give the same files on one machine with one set of library versions. An image depends only on
+    the seed, its split and its number, so a larger dataset starts with the images of a smaller one.
 
     Args:
-        out: folder to make. An existing one made with the same arguments is reused as it is.
-        seed: any non-negative integer.
-        train, val, test: pictures of the split, each at least 1.
-        progress: show a progress bar.
+        out: folder to create; an existing one that was created with the same arguments is reused
+        seed: seed of everything that is drawn, at least 0
+        train: training images, at least 1
+        val: validation images, at least 1
+        test: test images, at least 1
+        progress: show a progress bar
 
     Returns:
         The folder, the `root` of a `KeypointDataModule`.
 
     Raises:
-        DemoError: an argument is out of range, or `out` holds something else.
+        DemoError: an argument is out of range, or ``out`` holds something else.
     """
     counts = {"train": train, "val": val, "test": test}
-    if min(counts.values()) < 1 or seed < 0:
-        raise DemoError(f"needs at least 1 picture in each split and seed >= 0, got {counts} and seed {seed}")
+    check_minimum(seed=(seed, 0), **{split: (count, 1) for split, count in counts.items()})
 
     def fill(folder: Path) -> None:
         category: dict[str, Any] = {"supercategory": "person", "id": 1, "name": "person"}
         category |= {"keypoints": list(NAMES), "skeleton": [list(bone) for bone in SKELETON]}
-        console = Console(stderr=True)
         (folder / "annotations").mkdir()
         for split, count in counts.items():
             (folder / split).mkdir()
             images: list[dict[str, Any]] = []
             annotations: list[dict[str, Any]] = []
-            for number in track(
-                range(count), f"{split} pictures", console=console, disable=not progress, transient=True
-            ):
+            for number in with_progress(range(count), f"{split} images", progress):
                 scene = draw_scene(seed, split, number)
                 name = f"{number:012d}.jpg"
-                scene.picture.save(folder / split / name, quality=92)
-                width, height = scene.picture.size
+                scene.image.save(folder / split / name, quality=92)
+                width, height = scene.image.size
                 images.append({"id": number + 1, "file_name": name, "width": width, "height": height})
                 for annotation in scene.annotations:
                     annotations.append({**annotation, "image_id": number + 1, "id": len(annotations) + 1})
@@ -291,17 +285,4 @@ def generate_figures(
             file = folder / "annotations" / f"person_keypoints_{split}.json"
             file.write_text(json.dumps(content), encoding="utf-8")
 
-    return make_folder(Path(out), {"demo": "figures", "version": VERSION, "seed": seed, **counts}, fill)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of ``python -m data.demo figures``."""
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything that is drawn (default %(default)s)")
-    parser.add_argument("--train", type=int, default=400, help="training pictures (default %(default)s)")
-    parser.add_argument("--val", type=int, default=40, help="validation pictures (default %(default)s)")
-    parser.add_argument("--test", type=int, default=100, help="test pictures (default %(default)s)")
-
-
-def run(args: argparse.Namespace) -> Path:
-    """Make the data set asked for on the command line; returns its folder."""
-    return generate_figures(args.out, seed=args.seed, train=args.train, val=args.val, test=args.test, progress=True)
+    return make_folder(out, {"demo": "figures", "version": VERSION, "seed": seed, **counts}, fill)

@@ -22,8 +22,8 @@ from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.datamodules.clip_spec import ClipSpec, load_views
-from common.datamodules.readers import ReadError
+from common.datamodules.errors import ReadError
+from common.datamodules.video_clips import ClipSpec, load_views
 from common.evaluation.grad_cam import grad_cam
 from common.reporting.plots import COLOURS, style
 from common.training.task import load_module

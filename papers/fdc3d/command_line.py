@@ -23,10 +23,11 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from common.backbones.resnet3d import BLOCKS, Bottleneck3d, ResNet3d, ZeroPadShortcut, resnet3d_from_state_dict
-from common.datamodules.clip_spec import ClipSpec, load_views
-from common.datamodules.manifest import find_files
-from common.datamodules.readers import ReadError
-from common.datamodules.volumes import VolumeSpec, find_case, find_case_folders, load_volume
+from common.datamodules.brats import find_case, find_case_folders, load_volume
+from common.datamodules.errors import ReadError
+from common.datamodules.folders import find_files
+from common.datamodules.video_clips import ClipSpec, load_views
+from common.datamodules.volumes import VolumeSpec
 from common.training.checkpoints import CheckpointError, compare_state_dicts, read_checkpoint
 from common.training.library_network import build_library_network
 from common.training.task import load_module

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import default_collate
 
-from common.datamodules.sampling import sample_generator
-from common.datamodules.volumes import label_to_regions
+from common.datamodules.brats import label_to_regions
+from common.datamodules.loading import sample_generator
 from common.evaluation.latency import measure_latency
 from common.training.checkpoints import CheckpointError
 from common.training.schedules import sgd

@@ -15,9 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
-from common.datamodules.manifest import Manifest
-from common.datamodules.volumes import (
-    VolumeSpec,
+from common.datamodules.brats import (
     find_case,
     find_case_folders,
     label_to_regions,
@@ -25,13 +23,15 @@ from common.datamodules.volumes import (
     read_label,
     regions_to_label,
 )
+from common.datamodules.manifest import Manifest
+from common.datamodules.volumes import VolumeSpec
 from common.evaluation.complexity import count
+from common.evaluation.figures import draw_slice
 from common.evaluation.volume_scores import dice_per_case
 from common.reporting.plots import COLOURS, MARKERS, style
 from common.reporting.reproduce import main
 from common.reporting.runs import Job, ReproduceError, Trained
 from common.spectral.transforms import dct_matrix
-from common.training.callbacks import overlay
 from common.training.task import TaskModule, load_module
 from papers.fdc3d.compression import Importance, Method, compress, learn_transform, row_norms, temporal_products
 from papers.fdc3d.layers import MaskedConv3d
@@ -212,7 +212,7 @@ def figure4(job: Job | None = None) -> Figure:
                 text = " / ".join(f"{value:.2f}" for value in dice.tolist())
                 maps[f"({letter}) {name}, Dice {text}"] = regions_to_label(found)
             for ax, (title, shown) in zip(axes, maps.items(), strict=True):
-                overlay(ax, volume[2, middle], None if shown is None else shown[middle])
+                draw_slice(ax, volume[2, middle], None if shown is None else shown[middle])
                 ax.set_title(title, fontsize=8, fontweight="normal")
         figure.supxlabel("enhancing tumour blue, core green, whole tumour yellow; Dice of ET / WT / TC", fontsize=8)
     return figure

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from common.datamodules.manifest import Manifest
-from common.datamodules.readers import open_video
+from common.datamodules.video_reader import open_video
 from common.evaluation.latency import measure_latency, peak_allocated
 from common.reporting.plots import COLOURS, MARKERS, style
 from common.reporting.reproduce import main

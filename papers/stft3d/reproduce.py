@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from common.datamodules.manifest import Manifest
-from common.datamodules.readers import open_video
+from common.datamodules.video_reader import open_video
 from common.reporting.plots import COLOURS, style
 from common.reporting.reproduce import main
 from common.reporting.runs import Job

@@ -32,8 +32,9 @@ import numpy as np
 import torch
 from av.video.reformatter import VideoReformatter
 
-from common.datamodules.readers import open_video
-from common.datamodules.sampling import sample_generator, segment_indices
+from common.datamodules.loading import sample_generator
+from common.datamodules.video_reader import open_video
+from common.datamodules.video_sampling import segment_indices
 from tests import media
 
 FRAMES, FPS, WIDTH, HEIGHT = 300, 30, 340, 256

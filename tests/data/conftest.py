@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.datamodules.manifest import Manifest
-from data.demo import generate_motion
+from data.demo.motion import generate_motion
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.datamodules.volumes import VolumeDataModule, find_case, find_case_folders, read_images, read_label
+from common.datamodules.brats import find_case, find_case_folders, read_images, read_label
+from common.datamodules.volumes import VolumeDataModule
 from data.demo.__main__ import main
 from data.demo._folder import DemoError
 from data.demo.brain import draw_case, generate_brain
@@ -71,7 +72,7 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["brain", "--out", str(folder), "--cases", "6", *size]) == 0  # reused
     assert capsys.readouterr().out.strip() == str(folder)
     assert main(["brain", "--out", str(folder), "--cases", "5", *size]) == 2
-    assert "cases is 6, asked for 5" in capsys.readouterr().err
-    with pytest.raises(DemoError, match="three sizes >= 16"):
+    assert "cases is 6, requested 5" in capsys.readouterr().err
+    with pytest.raises(DemoError, match="size is 8; it must be at least 16"):
         generate_brain(tmp_path / "b", size=(8, 20, 20))
     assert not (tmp_path / "b").exists()

@@ -12,7 +12,7 @@ from PIL import Image
 
 from common.datamodules.manifest import Manifest
 from data.check import check, main
-from data.demo import generate_motion
+from data.demo.motion import generate_motion
 from tests.media import truncate
 
 
@@ -126,7 +126,7 @@ def test_classes_without_videos(root: Path, capsys: pytest.CaptureFixture[str]) 
     edit(root, "val/shrink/0000.mp4,1,shrink", "val/shrink/0000.mp4,0,grow")
     status, printed = run(root, capsys)
     assert status == 1
-    assert "split val has no videos of 1 classes: shrink" in printed
+    assert "split val lacks videos of 1 classes: shrink" in printed
 
 
 def test_a_test_split_without_labels_is_fine(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,3 +183,13 @@ def test_interruption(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("data.check.check_video", interrupted)
     assert main([str(root / "manifest.csv"), "--workers", "0"]) == 130
+
+
+def test_a_class_folder_needs_no_manifest(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "manifest.csv").unlink()
+    assert main([str(root), "--workers", "0"]) == 0
+    assert "8 of 8 videos are good" in capsys.readouterr().out
+    broken = root / "val/grow/0000.mp4"
+    truncate(broken, 0.5)
+    assert main([str(root), "--workers", "0"]) == 1
+    assert f"{broken}: " in capsys.readouterr().out.replace("\n", "")

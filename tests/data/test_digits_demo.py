@@ -11,8 +11,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from common.datamodules import ImageDataModule
-from data.demo import DIGITS, generate_digits
 from data.demo.__main__ import main
+from data.demo.digits import NAMES, generate_digits
 
 
 def numbers(folder: Path, split: str) -> set[int]:
@@ -26,10 +26,10 @@ def test_every_digit_is_in_one_split(tmp_path):
     assert set.union(*parts) == set(range(1797))
     target = load_digits().target
     for path in folder.glob("*/*/*.png"):
-        assert DIGITS[target[int(path.stem)]] == path.parent.name
+        assert NAMES[target[int(path.stem)]] == path.parent.name
     data = ImageDataModule(str(folder), num_workers=0)
     data.setup()
-    assert (data.class_names, data.image_spec.size) == (list(DIGITS), (16, 16))
+    assert (data.class_names, data.spec.size) == (list(NAMES), (16, 16))
     assert generate_digits(tmp_path / "digits") == folder  # reused
 
 
@@ -55,7 +55,7 @@ def test_the_command(tmp_path, capsys):
     assert capsys.readouterr().out.strip() == str(out)
     assert json.loads((out / "demo.json").read_text())["size"] == 8
     assert main(["digits", "--out", str(out)]) == 2
-    assert "was made with other parameters (size is 8, asked for 16)" in capsys.readouterr().err
+    assert "was made with other parameters (size is 8, requested 16)" in capsys.readouterr().err
     assert main(["digits", "--out", str(tmp_path / "x"), "--size", "4"]) == 2
     assert not (tmp_path / "x").exists()
 
@@ -64,5 +64,5 @@ def test_wrong_arguments(tmp_path):
     from data.demo._folder import DemoError
 
     for options in ({"size": 7}, {"seed": -1}):
-        with pytest.raises(DemoError, match="needs size >= 8 and seed >= 0"):
+        with pytest.raises(DemoError, match="must be at least"):
             generate_digits(tmp_path / "x", **options)

@@ -52,7 +52,7 @@ def test_the_files_are_those_of_coco(figures):
 
 
 def test_the_data_module_takes_them(figures):
-    data = KeypointDataModule(str(figures), "figures")
+    data = KeypointDataModule(str(figures), dataset="figures")
     data.setup("fit")
     assert data.output_names == list(NAMES)
     assert len(data.train_dataset) >= 20
@@ -75,12 +75,12 @@ def test_the_head_alone_tells_left_from_right():
     for seed in range(20):
         person = draw_person(np.random.default_rng(seed), np.array([60.0, 80.0]), 100.0)
         x = {name: place[0] for name, place in person.joints.items()}
-        assert (x["left_shoulder"] > x["right_shoulder"]) == person.faces_us
+        assert (x["left_shoulder"] > x["right_shoulder"]) == person.faces_viewer
     # the same figure from behind: below the head the same pixels, with the names of the joints swapped
     other = type(person)(
         person.joints,
         person.height,
-        not person.faces_us,
+        not person.faces_viewer,
         *(getattr(person, name) for name in ("shirt", "trousers", "skin", "hair")),
     )
     ours, theirs = (np.asarray(render_person(p, (120, 140))) for p in (person, other))
@@ -89,7 +89,7 @@ def test_the_head_alone_tells_left_from_right():
     assert (ours[:neck] != theirs[:neck]).any()
 
 
-def test_a_picture_depends_on_seed_split_and_number_alone(tmp_path, figures):
+def test_an_image_depends_on_seed_split_and_number_alone(tmp_path, figures):
     small = generate_figures(tmp_path / "small", train=3, val=1, test=1)
     for number in range(3):
         name = f"train/{number:012d}.jpg"
@@ -97,7 +97,7 @@ def test_a_picture_depends_on_seed_split_and_number_alone(tmp_path, figures):
     ours, theirs = (json.loads((p / "annotations/person_keypoints_train.json").read_text()) for p in (small, figures))
     assert ours["annotations"] == theirs["annotations"][: len(ours["annotations"])]
     one, two = draw_scene(0, "train", 0), draw_scene(1, "train", 0)
-    assert one.picture.size != two.picture.size or np.any(np.asarray(one.picture) != np.asarray(two.picture))
+    assert one.image.size != two.image.size or np.any(np.asarray(one.image) != np.asarray(two.image))
 
 
 def test_the_command(tmp_path, capsys):
@@ -105,6 +105,6 @@ def test_the_command(tmp_path, capsys):
     assert main(["figures", "--out", str(out), "--train", "1", "--val", "1", "--test", "1"]) == 0
     assert Path(capsys.readouterr().out.strip()) == out
     assert main(["figures", "--out", str(out), "--train", "2", "--val", "1", "--test", "1"]) == 2
-    assert "made with other parameters (train is 1, asked for 2)" in capsys.readouterr().err
-    with pytest.raises(DemoError, match="at least 1 picture in each split"):
+    assert "made with other parameters (train is 1, requested 2)" in capsys.readouterr().err
+    with pytest.raises(DemoError, match="val is 0; it must be at least 1"):
         generate_figures(tmp_path / "other", val=0)

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from common.datamodules.manifest import Manifest
-from data.demo import generate_lamps
 from data.demo.__main__ import main
 from data.demo._folder import DemoError
-from data.demo.lamps import CLASSES, FRAMES_PER_BEAT, GAP, draw_scene, render
+from data.demo.lamps import CLASSES, FRAMES_PER_BEAT, GAP, draw_scene, generate_lamps, render
 
 SIZE = 48
 
@@ -102,7 +101,7 @@ def test_command_line_and_refusals(tmp_path: Path, capsys: pytest.CaptureFixture
     for options, message in (
         ({"size": 33}, "even"),
         ({"size": 30}, "at least 32"),
-        ({"fps": 0}, "fps >= 1"),
+        ({"fps": 0}, "fps is 0; it must be at least 1"),
         ({"train": -1}, "must not be negative"),
         ({"train": 0, "val": 0, "test": 0}, "nor all be 0"),
     ):

@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 
 from common.datamodules.manifest import Entry, Manifest
-from common.datamodules.readers import open_video
-from data.demo import MOTION_PAIRS, generate_motion
+from common.datamodules.video_reader import open_video
 from data.demo import _clips as clips_module
 from data.demo.__main__ import main
-from data.demo._clips import PICTURES, write_clip
+from data.demo._clips import IMAGES, write_clip
 from data.demo._folder import DemoError
-from data.demo.motion import draw_scene, render
+from data.demo.motion import MOTION_PAIRS, draw_scene, generate_motion, render
 
 TINY: dict[str, Any] = {"size": 16, "frames": 3, "train": 2, "val": 1, "test": 1}
 
@@ -156,15 +155,15 @@ def test_the_order_of_frames_tells_the_class_as_it_is_named(motion: Manifest) ->
     assert min(np.mean(pair) for pair in hits) > 0.9
 
 
-def test_no_picture_is_in_two_splits() -> None:
-    names = [name for pictures in PICTURES.values() for name in pictures]
+def test_no_image_is_in_two_splits() -> None:
+    names = [name for images in IMAGES.values() for name in images]
     assert len(set(names)) == len(names)
     assert "motorcycle_right.png" not in names  # the same scene as motorcycle_left.png
-    for split, pictures in PICTURES.items():
+    for split, images in IMAGES.items():
         scenes = [draw_scene(0, split, pair, number, 4) for pair in range(4) for number in range(25)]
-        used = {name for scene in scenes for name in (scene.object_picture, scene.background_picture)}
-        assert used == set(pictures)
-        assert all(scene.object_picture != scene.background_picture for scene in scenes)
+        used = {name for scene in scenes for name in (scene.object_image, scene.background_image)}
+        assert used == set(images)
+        assert all(scene.object_image != scene.background_image for scene in scenes)
 
 
 def test_objects_stay_in_the_frame() -> None:
@@ -202,7 +201,7 @@ def test_finished_folder_is_reused_and_never_changed(tmp_path: Path) -> None:
     manifest = generate_motion(out, **TINY)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     assert generate_motion(out, **TINY) == manifest
-    with pytest.raises(DemoError, match=r"other parameters \(seed is 0, asked for 1\)"):
+    with pytest.raises(DemoError, match=r"other parameters \(seed is 0, requested 1\)"):
         generate_motion(out, seed=1, **TINY)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
@@ -256,7 +255,7 @@ def test_two_processes_that_make_the_same_folder_agree(tmp_path: Path, monkeypat
     [
         ({"size": 33}, "size must be even"),
         ({"size": 8}, "size must be even"),
-        ({"frames": 1}, "frames >= 2"),
+        ({"frames": 1}, "frames is 1; it must be at least 2"),
         ({"train": -1}, "must not be negative"),
         ({"train": 0, "val": 0, "test": 0}, "nor all be 0"),
         ({"classes": ["jump"]}, "different names out of move_left"),
@@ -270,8 +269,8 @@ def test_wrong_arguments(tmp_path: Path, wrong: dict, message: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_picture_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PICTURES, "train", ("nowhere.png", "nothing.png"))
+def test_missing_image_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(IMAGES, "train", ("nowhere.png", "nothing.png"))
     with pytest.raises(DemoError, match=r"no readable (nowhere|nothing)\.png.*reinstall scikit-image"):
         generate_motion(tmp_path / "clips", **TINY)
 

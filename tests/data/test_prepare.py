@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common.datamodules.errors import DatasetError
 from common.datamodules.manifest import Manifest
-from data.annotations import BENCHMARKS, AnnotationError
+from data.annotations import BENCHMARKS
 from data.prepare import main
 from tests.media import write_video
 
@@ -320,7 +321,7 @@ def test_an_empty_or_holed_frame_folder_is_a_problem(place: Workplace) -> None:
     assert status == 1
     assert "1 of 3 videos" in printed
     assert "00003.jpg is missing" in printed
-    assert "no jpg or png frames" in printed
+    assert "holds no jpg or png frames" in printed
 
 
 def test_no_probe_leaves_the_numbers_empty_but_still_looks_for_the_files(place: Workplace) -> None:
@@ -421,6 +422,52 @@ def test_first_release_of_diving48(place: Workplace) -> None:
     assert place.run(case, "--release", "V1")[0] == 0
 
 
+def test_frame_folders_of_a_data_set_of_files(place: Workplace) -> None:
+    """Extracted frames are found like files; their rate is not known."""
+    case = place.make(ucf101)
+    for path in list(place.videos.rglob("*.avi")):
+        path.unlink()
+        write_frames(path.with_suffix(""))
+    status, printed = place.run(case)
+    assert status == 0, printed
+    assert {row["path"] for row in place.rows()} == {path.removesuffix(".avi") for path, *_ in case.rows}
+    assert {(row["num_frames"], row["fps"], row["duration"]) for row in place.rows()} == {("6", "", "")}
+
+
+def test_files_in_one_flat_folder(place: Workplace) -> None:
+    case = place.make(ucf101)
+    for path in list(place.videos.rglob("*.avi")):
+        path.rename(place.videos / path.name)
+    status, printed = place.run(case)
+    assert status == 0, printed
+    assert {row["path"] for row in place.rows()} == {Path(path).name for path, *_ in case.rows}
+
+
+def test_kinetics_clips_named_by_their_id_and_a_header_with_blanks(place: Workplace) -> None:
+    case = place.make(kinetics400)
+    for path in list(place.videos.rglob("*_0*")):
+        path.rename(path.with_name(path.stem[: -len("_000084_000094")] + path.suffix))
+    notes = place.notes / "train.csv"
+    notes.write_text(notes.read_text().replace("label,youtube_id", "label, youtube_id "))
+    status, printed = place.run(case)
+    assert status == 0, printed
+    assert len(place.rows()) == 4
+    (place.videos / "test/_dbcJuKJQNs.mp4").unlink()
+    status, printed = place.run(case, "--force")
+    assert status == 1
+    assert "named _dbcJuKJQNs_000104_000114 (or _dbcJuKJQNs)" in printed
+
+
+def test_a_folder_named_like_a_video_may_hold_it(place: Workplace) -> None:
+    case = place.make(diving48)
+    path = place.videos / "rgb/_8Vy3dlHg2w_00000.mp4"
+    path.with_suffix("").mkdir()
+    path.rename(path.with_suffix("") / path.name)
+    (place.videos / "loop").symlink_to(place.videos)
+    assert place.run(case)[0] == 0
+    assert "rgb/_8Vy3dlHg2w_00000/_8Vy3dlHg2w_00000.mp4" in {row["path"] for row in place.rows()}
+
+
 @pytest.mark.parametrize("missing", ["videos", "notes"])
 def test_missing_folders(place: Workplace, missing: str) -> None:
     case = place.make(jester)
@@ -448,11 +495,11 @@ BROKEN: list[Breakage] = [
     (something_v2, "something-something-v2-labels.json", '"1"', '"one"', "index is 'one'"),
     (something_v2, "something-something-v2-labels.json", '"1"', '"5"', "indices of the 3 classes should be 0..2"),
     (something_v2, "something-something-v2-train.json", "]", "", ":1: not valid JSON"),
-    (something_v2, "something-something-v2-train.json", '"id": "2"', '"ident": "2"', ":entry 2: has no 'id'"),
+    (something_v2, "something-something-v2-train.json", '"id": "2"', '"ident": "2"', ":entry 2: lacks an 'id'"),
     (something_v2, "something-something-v2-train.json", "feather", "stone", ":entry 3: (id 7) class 'Something fall"),
-    (something_v2, "something-something-v2-validation.json", "template", "tmpl", ":entry 1: (id 3) has no 'template'"),
-    (something_v2, "something-something-v2-test.json", "id", "number", ":entry 1: has no 'id'"),
-    (something_v2, "something-something-v2-test.json", '[{"id": "1420"}]', "{}", "holds a JSON dict, should be a list"),
+    (something_v2, "something-something-v2-validation.json", "template", "tmpl", ":entry 1: (id 3) lacks a 'template'"),
+    (something_v2, "something-something-v2-test.json", "id", "number", ":entry 1: lacks an 'id'"),
+    (something_v2, "something-something-v2-test.json", '[{"id": "1420"}]', "{}", "holds a JSON dict, expected a list"),
     (
         diving48,
         "Diving48_V2_train.json",
@@ -461,7 +508,7 @@ BROKEN: list[Breakage] = [
         ":entry 2: (e8ZGdVQMpsQ_00001) label 2",
     ),
     (diving48, "Diving48_V2_train.json", '"label": 1', '"label": true', "label True should be in 0..1"),
-    (diving48, "Diving48_V2_test.json", "vid_name", "name", ":entry 1: has no 'vid_name'"),
+    (diving48, "Diving48_V2_test.json", "vid_name", "name", ":entry 1: lacks a 'vid_name'"),
     (kinetics400, "train.csv", "youtube_id", "id", ":1: missing columns: youtube_id"),
     (kinetics400, "train.csv", "84,94", "start,94", ":2: should be 'label,youtube_id"),
     (kinetics400, "train.csv", "testifying,---", ",---", ":2: no label for ---QUuC4vJs"),
@@ -503,13 +550,13 @@ def test_annotations_that_are_not_text(place: Workplace) -> None:
 
 def test_many_wrong_lines_are_counted(tmp_path: Path) -> None:
     text(tmp_path, labels_csv="Swiping Left\n", train_csv="1;Waving\n" * 30, validation_csv="2;Swiping Left\n")
-    with pytest.raises(AnnotationError, match=r"and 20 more$"):
+    with pytest.raises(DatasetError, match=r"and 20 more$"):
         BENCHMARKS["jester"].read(tmp_path)
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_empty_annotation_folder(tmp_path: Path, name: str) -> None:
-    with pytest.raises(AnnotationError, match="set --annotations to the folder"):
+    with pytest.raises(DatasetError, match="set --annotations to the folder"):
         BENCHMARKS[name].read(tmp_path)
 
 

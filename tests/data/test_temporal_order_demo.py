@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from common.datamodules.manifest import Manifest
-from common.datamodules.readers import open_video
+from common.datamodules.video_reader import open_video
 from data.demo.__main__ import main
-from data.demo._clips import PICTURES
+from data.demo._clips import IMAGES
 from data.demo._folder import DemoError
 from data.demo.temporal_order import CLASSES, draw_scene, gaps, generate_temporal_order
 
@@ -82,8 +82,8 @@ def test_places_in_time_are_alike_in_both_directions(frames: int) -> None:
         assert frames - scene.begin[1] - scene.duration >= frames // 8
         assert np.all(scene.centre - scene.diameter[:, None] / 2 > -1e-9)
         assert np.all(scene.centre + scene.diameter[:, None] / 2 < 1 + 1e-9)
-        assert set(scene.pictures) <= set(PICTURES["train"])
-        assert len(set(scene.pictures)) == 3
+        assert set(scene.images) <= set(IMAGES["train"])
+        assert len(set(scene.images)) == 3
 
 
 def test_same_seed_gives_the_same_bytes_and_a_clip_does_not_depend_on_the_rest(tmp_path: Path, clips: Manifest) -> None:
@@ -100,8 +100,8 @@ def test_same_seed_gives_the_same_bytes_and_a_clip_does_not_depend_on_the_rest(t
     ("wrong", "message"),
     [
         ({"size": 33}, "size must be even"),
-        ({"frames": 15}, "frames >= 16"),
-        ({"seed": -1}, "seed >= 0"),
+        ({"frames": 15}, "frames is 15; it must be at least 16"),
+        ({"seed": -1}, "seed is -1; it must be at least 0"),
         ({"test": -1}, "must not be negative"),
         ({"train": 0, "val": 0, "test": 0}, "nor all be 0"),
     ],

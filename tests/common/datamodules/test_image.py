@@ -7,12 +7,19 @@ import pytest
 import torch
 from PIL import Image
 
-from common.datamodules import ImageDataModule, ImageReadError, ImageSpec, load_image
-from common.datamodules.archives import read_cifar, read_fashion_mnist
-from common.datamodules.image import Augmentation, ImageDataset, colour_statistics, fit_image, read_image
-from common.datamodules.loading import TrainBatchSampler
-from common.datamodules.manifest import ManifestError
-from common.datamodules.sampling import sample_generator
+from common.datamodules import ImageDataModule
+from common.datamodules.errors import DatasetError, ImageReadError
+from common.datamodules.image_archives import read_cifar, read_fashion_mnist
+from common.datamodules.image_dataset import (
+    ImageAugmentation,
+    ImageDataset,
+    ImageSpec,
+    colour_statistics,
+    fit_image,
+    load_image,
+    read_image,
+)
+from common.datamodules.loading import TrainBatchSampler, sample_generator
 from tests.images import (
     pack,
     pixels,
@@ -70,32 +77,32 @@ def test_a_pickle_runs_no_code(tmp_path):
     write_cifar_python(tmp_path)
     victim = tmp_path / "cifar-10-batches-py" / "data_batch_3"
     victim.write_bytes(pickle.dumps({"data": Attack(tmp_path / "made"), "labels": []}))
-    with pytest.raises(ManifestError, match=r"data_batch_3 cannot be read: it asks for posix.mkdir"):
+    with pytest.raises(DatasetError, match=r"data_batch_3 cannot be read: it asks for posix.mkdir"):
         read_cifar(tmp_path, "cifar10")
     assert not (tmp_path / "made").exists()
 
 
 def test_errors_of_cifar_name_the_file(tmp_path):
-    with pytest.raises(ManifestError, match=r"put cifar-10-binary.tar.gz there.*cs.toronto.edu"):
+    with pytest.raises(DatasetError, match=r"put cifar-10-binary.tar.gz there.*cs.toronto.edu"):
         read_cifar(tmp_path, "cifar10")
     write_cifar_binary(tmp_path)
     place = tmp_path / "cifar-10-batches-bin"
     batch = place / "data_batch_2.bin"
     content = batch.read_bytes()
     batch.write_bytes(content[:-1])
-    with pytest.raises(ManifestError, match=r"data_batch_2.bin has 30729 bytes, no multiple of 3073"):
+    with pytest.raises(DatasetError, match=r"data_batch_2.bin has 30729 bytes, not a multiple of 3073"):
         read_cifar(tmp_path, "cifar10")
     batch.write_bytes(b"\x0a" + content[1:])
-    with pytest.raises(ManifestError, match=r"data_batch_2.bin has labels from 1 to 10; 0..9 exist"):
+    with pytest.raises(DatasetError, match=r"data_batch_2.bin has labels from 1 to 10, outside 0..9"):
         read_cifar(tmp_path, "cifar10")
     batch.unlink()
-    with pytest.raises(ManifestError, match=r"cifar-10-batches-bin lacks data_batch_2.bin"):
+    with pytest.raises(DatasetError, match=r"cifar-10-batches-bin lacks data_batch_2.bin"):
         read_cifar(tmp_path, "cifar10")
     batch.write_bytes(content)
     pack(place, tmp_path / "x.tar.gz")
     place.rename(tmp_path / "elsewhere")
     (tmp_path / "cifar-10-binary.tar.gz").write_bytes((tmp_path / "x.tar.gz").read_bytes()[:5000])
-    with pytest.raises(ManifestError, match=r"cifar-10-binary.tar.gz cannot be read"):
+    with pytest.raises(DatasetError, match=r"cifar-10-binary.tar.gz cannot be read"):
         read_cifar(tmp_path, "cifar10")
 
 
@@ -117,20 +124,22 @@ def test_fashion_mnist(tmp_path, place, compressed):
 
 
 def test_errors_of_fashion_mnist_name_the_file(tmp_path):
-    with pytest.raises(ManifestError, match="no train-images-idx3-ubyte"):
+    with pytest.raises(DatasetError, match="no train-images-idx3-ubyte"):
         read_fashion_mnist(tmp_path)
     write_fashion_mnist(tmp_path)
     images = tmp_path / "t10k-images-idx3-ubyte"
     content = images.read_bytes()
     for wrong, message in (
-        (content[:-1], "should hold 20x28x28 values and has 15679"),
-        (b"\0\0\x0d\3" + content[4:], "is no idx file"),
+        (content[:-1], "should hold 20x28x28 values, but holds 15679"),
+        (content + b"0", "should hold 20x28x28 values, but holds more"),
+        (b"\0\0\x0d\3" + content[4:], "is not an idx file"),
+        (content[:4] + b"\x7f\xff\xff\xff" + content[8:], "says that it holds 2147483647x28x28 values; it is damaged"),
     ):
         images.write_bytes(wrong)
-        with pytest.raises(ManifestError, match=f"t10k-images-idx3-ubyte {message}"):
+        with pytest.raises(DatasetError, match=f"t10k-images-idx3-ubyte {message}"):
             read_fashion_mnist(tmp_path)
     write_idx(images, pixels(19, 28, 28))
-    with pytest.raises(ManifestError, match=r"has 19 images, .* 20 labels"):
+    with pytest.raises(DatasetError, match=r"has 19 images, .* 20 labels"):
         read_fashion_mnist(tmp_path)
 
 
@@ -164,24 +173,26 @@ def test_colour_statistics_are_those_of_numpy():
 
 def test_augmentation():
     image = torch.from_numpy(pixels(1, 3, 16, 16)[0])
-    plain = Augmentation(False, 0.0, 0.0, 0)
+    plain = ImageAugmentation(False, 0.0, 0.0, 0)
     assert torch.equal(plain(image, sample_generator(0)), image)
-    flips = [Augmentation(True, 0.0, 0.0, 0)(image, sample_generator(k)) for k in range(40)]
+    flips = [ImageAugmentation(True, 0.0, 0.0, 0)(image, sample_generator(k)) for k in range(40)]
     mirrored = sum(torch.equal(flip, image.flip(-1)) for flip in flips)
     assert mirrored + sum(torch.equal(flip, image) for flip in flips) == 40
     assert 10 < mirrored < 30
-    moving = Augmentation(True, 0.2, 30.0, 0)
+    moving = ImageAugmentation(True, 0.2, 30.0, 0)
     assert torch.equal(moving(image, sample_generator(1)), moving(image, sample_generator(1)))
     assert not torch.equal(moving(image, sample_generator(1)), moving(image, sample_generator(2)))
     # Borders repeat their nearest pixel: nothing new appears, whatever is drawn.
     flat = torch.full((3, 16, 16), 77, dtype=torch.uint8)
     for k in range(50):
-        moved = Augmentation(True, 0.3, 180.0, 0)(flat, sample_generator(k))
+        moved = ImageAugmentation(True, 0.3, 180.0, 0)(flat, sample_generator(k))
         assert moved.shape == (3, 16, 16)
         torch.testing.assert_close(moved, torch.full((3, 16, 16), 77.0))
     # The drawn shifts reach as far as asked, and no farther.
     ramp = (torch.arange(64) * 2).to(torch.uint8).expand(3, 64, 64)
-    shifts = [float(Augmentation(False, 0.1, 0.0, 0)(ramp, sample_generator(k))[0, 32, 32] - 64) / 2 for k in range(99)]
+    shifts = [
+        float(ImageAugmentation(False, 0.1, 0.0, 0)(ramp, sample_generator(k))[0, 32, 32] - 64) / 2 for k in range(99)
+    ]
     assert 6 < max(map(abs, shifts)) <= 6.4
     assert abs(float(np.mean(shifts))) < 1.5
 
@@ -216,24 +227,23 @@ def test_cifar_batches(tmp_path):
     with pytest.warns(UserWarning, match="50 of 50000 train images of cifar10"):
         data.setup()
     assert (len(data.train_dataset), len(data.val_dataset), len(data.test_dataset)) == (40, 10, 10)
-    assert (data.num_classes, data.image_spec.size) == (10, (32, 32))
+    assert (data.facts(), data.spec.size) == ({"num_classes": 10}, (32, 32))
     [*_, last] = data.val_dataloader()
     assert last["image_index"].tolist() == [8, 9]
     assert last["path"] == ["train[48]", "train[49]"]  # the last image of each class
-    expected = (torch.from_numpy(images[48]) / 255 - torch.tensor(data.image_spec.mean)[:, None, None]) / torch.tensor(
-        data.image_spec.std
+    expected = (torch.from_numpy(images[48]) / 255 - torch.tensor(data.spec.mean)[:, None, None]) / torch.tensor(
+        data.spec.std
     )[:, None, None]
     torch.testing.assert_close(last["image"][0], expected)
     assert data.test_dataset.videos_expected == 10_000
-    assert "test: 10 of 10000 images of 32 x 32" in data.describe()
     whole = ImageDataModule(str(tmp_path), "cifar10", num_workers=0)
     whole.setup("fit")
     assert len(whole.train_dataset) == 50
     assert whole.val_dataloader() == []
-    with pytest.raises(ManifestError, match="hold some out with val_per_class"):
+    with pytest.raises(DatasetError, match="hold some out with val_per_class"):
         whole.setup("validate")
     greedy = ImageDataModule(str(tmp_path), "cifar10", val_per_class=5)
-    with pytest.raises(ManifestError, match="a class has only 5 training images"):
+    with pytest.raises(DatasetError, match="a class has only 5 training images"):
         greedy.setup("fit")
 
 
@@ -250,7 +260,7 @@ def test_fewer_images_per_class_are_nested_and_chosen_by_the_seed(tmp_path):
     assert chosen(2) < chosen(5) < chosen(None)
     assert chosen(2) == chosen(2)
     assert chosen(2) != chosen(2, seed=1)
-    with pytest.raises(ManifestError, match=r"train_per_class is 16; class 'class 0' has only 15 training images"):
+    with pytest.raises(DatasetError, match=r"train_per_class is 16; class 'class 0' has only 15 training images"):
         chosen(16)
 
 
@@ -261,12 +271,12 @@ def test_image_folders(tmp_path, cache):
     data.setup()
     assert (data.class_names, len(data.train_dataset), len(data.test_dataset)) == (["class0", "class1"], 10, 6)
     images = torch.stack([read_image(path) for path in sorted(tmp_path.glob("train/*/*.png"))])
-    assert (data.image_spec.mean, data.image_spec.std) == colour_statistics(images)
+    assert (data.spec.mean, data.spec.std) == colour_statistics(images)
     batches = list(data.test_dataloader())
     assert [path for batch in batches for path in batch["path"]] == [
         f"test/class{label}/{k}.png" for label in range(2) for k in range(3)
     ]
-    assert torch.equal(batches[0]["image"][1], load_image(tmp_path / "test/class0/1.png", data.image_spec))
+    assert torch.equal(batches[0]["image"][1], load_image(tmp_path / "test/class0/1.png", data.spec))
     data.predict_paths = [str(tmp_path / "val")]
     data.setup("predict")
     assert [int(n) for batch in data.predict_dataloader() for n in batch["label"]] == [-1] * 4
@@ -289,7 +299,7 @@ def test_a_broken_image_is_named(tmp_path, num_workers):
     broken.write_bytes(broken.read_bytes()[:60])
     data = folder(tmp_path, num_workers=num_workers)
     data.setup("fit")
-    with pytest.raises(ImageReadError, match=r"val/class1/0.png: no readable image"):
+    with pytest.raises(ImageReadError, match=r"val/class1/0.png: not a readable image"):
         list(data.val_dataloader())
 
 
@@ -324,10 +334,10 @@ def test_wrong_options(options, message):
 
 
 def test_wrong_folders(tmp_path):
-    with pytest.raises(ManifestError, match=r"python -m data.demo digits --out"):
+    with pytest.raises(DatasetError, match=r"python -m data.demo digits --out"):
         folder(tmp_path / "none").setup("fit")
     (tmp_path / "a").mkdir()
-    with pytest.raises(ManifestError, match=r"class folders without an image in .*: a. Known image extensions: .jpeg"):
+    with pytest.raises(DatasetError, match=r"class folders without images in .*: a. Known image extensions: .jpeg"):
         folder(tmp_path).setup("fit")
 
 
@@ -351,5 +361,5 @@ def test_a_dataset_key_without_an_epoch_is_not_augmented(tmp_path):
     data = folder(tmp_path, shift=0.3)
     data.setup("fit")
     dataset: ImageDataset = data.train_dataset
-    assert torch.equal(dataset[1]["image"], load_image(tmp_path / "train/class0/1.png", data.image_spec))
+    assert torch.equal(dataset[1]["image"], load_image(tmp_path / "train/class0/1.png", data.spec))
     assert not torch.equal(dataset[(0, 1)]["image"], dataset[1]["image"])

@@ -7,21 +7,10 @@ import torch
 from PIL import Image
 
 from common.datamodules import KeypointDataModule
-from common.datamodules.keypoints import (
-    KeypointError,
-    KeypointSpec,
-    PoseAugmentation,
-    annotated_persons,
-    crop_matrix,
-    crop_person,
-    detected_persons,
-    draw_heatmaps,
-    fit_box,
-    inverse_matrix,
-    move_points,
-    read_annotations,
-)
-from common.datamodules.readers import ImageReadError
+from common.datamodules.coco import annotated_persons, detected_persons, read_annotations
+from common.datamodules.errors import DatasetError, ImageReadError
+from common.datamodules.keypoints import PoseAugmentation
+from common.datamodules.pose_geometry import KeypointSpec, PersonCrop, draw_heatmaps
 from tests.coco import BODY, two_persons
 
 SPEC = KeypointSpec(256, 192)
@@ -49,42 +38,31 @@ def edit(root: Path, change, split: str = "val") -> None:
     [([10, 20, 30, 100], (93.75, 125.0)), ([10, 20, 120, 80], (150.0, 200.0)), ([0, 0, 75, 100], (93.75, 125.0))],
 )
 def test_a_box_is_widened_to_the_ratio_of_the_crop_and_padded(box, size):
-    centre, fitted = fit_box(box, SPEC)
-    np.testing.assert_allclose(centre, [box[0] + box[2] / 2, box[1] + box[3] / 2])
-    np.testing.assert_allclose(fitted, size)
+    crop = PersonCrop.around(box, SPEC)
+    np.testing.assert_allclose(crop.centre, [box[0] + box[2] / 2, box[1] + box[3] / 2])
+    np.testing.assert_allclose(crop.size, size)
+    np.testing.assert_allclose(PersonCrop.around(box, SPEC, scale=1.5).size, 1.5 * np.array(size))
 
 
 def test_the_crop_by_hand():
-    # box 93.75 x 125 about (25, 70), so 2.048 pixels of the crop for one of the picture
-    matrix = crop_matrix(*fit_box([10, 20, 30, 100], SPEC), SPEC)
-    np.testing.assert_allclose(
-        move_points(np.array([[25.0, 70.0], [26.0, 68.0]]), matrix), [[96, 128], [98.048, 123.904]]
-    )
-    quarter = crop_matrix(*fit_box([10, 20, 30, 100], SPEC), SPEC, rotation=90)
-    np.testing.assert_allclose(
-        move_points(np.array([[26.0, 70.0], [25.0, 71.0]]), quarter), [[96, 130.048], [93.952, 128]]
-    )
-    mirror = crop_matrix(*fit_box([10, 20, 30, 100], SPEC), SPEC, mirror=True)
-    np.testing.assert_allclose(move_points(np.array([[26.0, 71.0]]), mirror), [[93.952, 130.048]])
-
-
-@pytest.mark.parametrize("mirror", [False, True])
-@pytest.mark.parametrize("rotation", [0, -40, 33, 180])
-def test_the_inverse_map_brings_points_back(rotation, mirror):
-    matrix = crop_matrix(np.array([31.5, 77.25]), np.array([90.0, 120.0]), SPEC, rotation, mirror)
-    points = np.random.default_rng(0).uniform(-50, 300, (20, 2))
-    np.testing.assert_allclose(move_points(move_points(points, matrix), inverse_matrix(matrix)), points, atol=1e-9)
+    # box 93.75 x 125 about (25, 70), so 2.048 pixels of the crop for one of the image
+    box = [10, 20, 30, 100]
+    plain = PersonCrop.around(box, SPEC)
+    np.testing.assert_allclose(plain.to_crop(np.array([[25.0, 70.0], [26.0, 68.0]])), [[96, 128], [98.048, 123.904]])
+    quarter = PersonCrop.around(box, SPEC, rotation=90)
+    np.testing.assert_allclose(quarter.to_crop(np.array([[26.0, 70.0], [25.0, 71.0]])), [[96, 130.048], [93.952, 128]])
+    mirror = PersonCrop.around(box, SPEC, mirror=True)
+    np.testing.assert_allclose(mirror.to_crop(np.array([[26.0, 71.0]])), [[93.952, 130.048]])
 
 
 def test_a_whole_number_of_pixels_is_cropped_exactly():
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (80, 70, 3), dtype=np.uint8)
-    # as many pixels as the crop has, so the crop's (24, 32) is the picture's (34, 40)
-    matrix = crop_matrix(np.array([34.0, 40.0]), np.array([48.0, 64.0]), PLAIN)
-    crop = (255 * crop_person(Image.fromarray(pixels), matrix, PLAIN)).round().byte().permute(1, 2, 0).numpy()
+    image, centre, size = Image.fromarray(pixels), np.array([34.0, 40.0]), np.array([48.0, 64.0])
+    # as many pixels as the crop has, so the crop's (24, 32) is the image's (34, 40)
+    crop = (255 * PersonCrop(centre, size, PLAIN).cut(image)).round().byte().permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(crop, pixels[8:72, 10:58])
-    mirror = crop_matrix(np.array([34.0, 40.0]), np.array([48.0, 64.0]), PLAIN, mirror=True)
-    crop = (255 * crop_person(Image.fromarray(pixels), mirror, PLAIN)).round().byte().permute(1, 2, 0).numpy()
+    crop = (255 * PersonCrop(centre, size, PLAIN, mirror=True).cut(image)).round().byte().permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(crop, pixels[8:72, 11:59][:, ::-1])
 
 
@@ -92,10 +70,11 @@ def test_a_bright_spot_stays_at_its_keypoint():
     pixels = np.zeros((150, 200, 3), np.uint8)
     y, x = np.mgrid[:150, :200]
     pixels[:] = (255 * np.exp(-((x - 120.3) ** 2 + (y - 60.7) ** 2) / 18))[..., None]
-    for rotation, mirror in ((0, False), (25, False), (-40, True)):
-        matrix = crop_matrix(np.array([100.0, 75.0]), np.array([90.0, 120.0]), SPEC, rotation, mirror)
-        crop = crop_person(Image.fromarray(pixels), matrix, KeypointSpec(256, 192, (0, 0, 0), (1, 1, 1)))[0].double()
-        expected = move_points(np.array([120.3, 60.7]), matrix)
+    spec = KeypointSpec(256, 192, (0, 0, 0), (1, 1, 1))
+    for rotation, mirror in ((0, False), (25, False), (-40, True), (180, True)):
+        region = PersonCrop(np.array([100.0, 75.0]), np.array([90.0, 120.0]), spec, rotation, mirror)
+        crop = region.cut(Image.fromarray(pixels))[0].double()
+        expected = region.to_crop(np.array([120.3, 60.7]))
         grid = torch.stack(torch.meshgrid(torch.arange(192.0), torch.arange(256.0), indexing="xy")).double()
         found = (grid * crop).sum((1, 2)) / crop.sum()
         np.testing.assert_allclose(found.numpy(), expected, atol=0.1)
@@ -144,27 +123,27 @@ def test_files_are_read_by_pycocotools_alike(coco, capsys):
     [
         (
             lambda c: c["annotations"][0]["keypoints"].pop(),
-            r"annotation 900100000001 has no keypoints of 3 x 17 numb.*50",
+            r"annotation 900100000001 lacks keypoints of 3 x 17 numb.*50",
         ),
-        (lambda c: c["annotations"][1].update(bbox=[1, 2, None, 4]), r"annotation 425226 has no bbox of four numbers"),
+        (lambda c: c["annotations"][1].update(bbox=[1, 2, None, 4]), r"annotation 425226 lacks a bbox of four numbers"),
         (lambda c: c["annotations"][1].update(image_id=4), r"425226 is of image 4, which the file does not list"),
-        (lambda c: c["annotations"][1].pop("area"), r"annotation 425226 has no number area"),
+        (lambda c: c["annotations"][1].pop("area"), r"annotation 425226 lacks a number area"),
         (lambda c: c["annotations"][1]["keypoints"].__setitem__(5, 3), r"425226 has a visibility other than"),
-        (lambda c: c["annotations"][2].pop("id"), r"entry 2 of annotations has no integer id"),
-        (lambda c: c["images"][1].pop("file_name"), r"image 872 has no file_name"),
+        (lambda c: c["annotations"][2].pop("id"), r"entry 2 of annotations lacks an integer id"),
+        (lambda c: c["images"][1].pop("file_name"), r"image 872 lacks file_name"),
         (lambda c: c["categories"][0].update(name="cat"), r"no category 'person'"),
-        (lambda c: c["categories"][0].update(skeleton=[[1, 18]]), r"\[1, 18\] in the skeleton is no pair"),
+        (lambda c: c["categories"][0].update(skeleton=[[1, 18]]), r"\[1, 18\] in the skeleton is not a pair"),
         (
             lambda c: c["categories"][0]["keypoints"].__setitem__(2, "r_eye"),
             r"'left_eye' has no counterpart 'right_eye'",
         ),
         (lambda c: c.pop("images"), r"not an annotation file of COCO"),
-        (lambda c: c["annotations"].clear(), r"no person to look at in the val images"),
+        (lambda c: c["annotations"].clear(), r"no person with a box and keypoints in the val images"),
     ],
 )
 def test_wrong_annotations_are_named(coco, change, message):
     edit(coco, change)
-    with pytest.raises(KeypointError, match=message) as error:
+    with pytest.raises(DatasetError, match=message) as error:
         KeypointDataModule(str(coco)).setup("validate")
     assert "person_keypoints_val2017.json" in str(error.value)
 
@@ -173,12 +152,12 @@ def test_missing_and_damaged_files_are_named(coco):
     path = coco / "annotations/person_keypoints_val2017.json"
     whole = path.read_text()
     path.write_text(whole[:-40])
-    with pytest.raises(KeypointError, match=r"val2017.json: not a JSON file, or an incomplete one"):
+    with pytest.raises(DatasetError, match=r"val2017.json: not a JSON file, or an incomplete one"):
         KeypointDataModule(str(coco)).setup("validate")
     path.unlink()
-    with pytest.raises(KeypointError, match=r"val2017.json cannot be read \(No such file"):
+    with pytest.raises(DatasetError, match=r"val2017.json cannot be read \(No such file"):
         KeypointDataModule(str(coco)).setup("validate")
-    with pytest.raises(KeypointError, match=r"data root .*nowhere does not exist"):
+    with pytest.raises(DatasetError, match=r"data root .*nowhere does not exist"):
         KeypointDataModule(str(coco / "nowhere")).setup("fit")
     path.write_text(whole)
     image = coco / "train2017/000000000785.jpg"
@@ -186,12 +165,12 @@ def test_missing_and_damaged_files_are_named(coco):
     data.setup("validate")
     (coco / "val2017/000000000785.jpg").write_bytes(image.read_bytes()[:500])
     with pytest.raises(
-        ImageReadError, match=r"785.jpg: no readable image.*person 1, annotation 425226 of .*val2017.json"
+        ImageReadError, match=r"785.jpg: not a readable image.*person 1, annotation 425226 of .*val2017.json"
     ):
         data.val_dataset[1]
     image.unlink()
     with pytest.raises(
-        KeypointError, match=r"1 images are not below .*train2017:\n.*785.jpg \(annotation 900100000001 of"
+        DatasetError, match=r"1 images are not below .*train2017:\n.*785.jpg \(annotation 900100000001 of"
     ):
         KeypointDataModule(str(coco)).setup("fit")
 
@@ -225,7 +204,7 @@ def test_boxes_of_a_detection_file(coco):
     ]
     (coco / "boxes.json").write_text(json.dumps(entries))
     annotations = read_annotations(coco / "annotations/person_keypoints_val2017.json")
-    with pytest.warns(UserWarning, match=r"boxes.json: 1 detections are of images that .* does not list"):
+    with pytest.warns(UserWarning, match=r"boxes.json: 1 detections are in images that .* does not list"):
         persons = detected_persons(coco / "boxes.json", annotations, coco / "val2017")
     assert [(p.image_id, p.score, p.keypoints) for p in persons] == [
         (785, 0.9, None),
@@ -244,10 +223,10 @@ def test_boxes_of_a_detection_file(coco):
     assert "heatmap" in data.val_dataset[0]
     entries[2].pop("score")
     (coco / "boxes.json").write_text(json.dumps(entries))
-    with pytest.raises(KeypointError, match=r"boxes.json: entry 2 has not image_id, category_id, bbox"):
+    with pytest.raises(DatasetError, match=r"boxes.json: entry 2 lacks image_id, category_id, bbox"):
         detected_persons(coco / "boxes.json", annotations, coco / "val2017")
     (coco / "boxes.json").write_text("{}")
-    with pytest.raises(KeypointError, match="it holds no list"):
+    with pytest.raises(DatasetError, match="it is not a list"):
         detected_persons(coco / "boxes.json", annotations, coco / "val2017")
 
 
@@ -265,8 +244,8 @@ def test_a_batch(coco):
     assert batch["path"][0] == "000000000785.jpg#900100000001"
     torch.testing.assert_close(batch["centre"][0], torch.tensor([49.5, 72.0]))
     torch.testing.assert_close(batch["size"][0], torch.tensor([116.25, 155.0]))
-    assert data.keypoint_spec.input_shape == (1, 3, 64, 48)
-    assert KeypointSpec.from_dict(data.keypoint_spec.to_dict()) == data.keypoint_spec
+    assert data.spec.input_shape == (1, 3, 64, 48)
+    assert KeypointSpec.from_dict(data.spec.to_dict()) == data.spec
     assert len(data.output_names) == 17
 
 
@@ -283,7 +262,7 @@ def test_a_mirrored_person_has_left_and_right_swapped(coco):
         sample = data.train_dataset[epoch, 0]
         mirrored = not torch.equal(sample["image"], plain["image"])
         seen.add(mirrored)
-        order = data.keypoint_spec.mirrored(17) if mirrored else range(17)
+        order = data.spec.mirrored(17) if mirrored else range(17)
         assert torch.equal(sample["weight"], plain["weight"][list(order)])
         for joint in sample["weight"].nonzero().flatten().tolist():
             y, x = divmod(int(sample["heatmap"][joint].argmax()), 48)

@@ -1,4 +1,4 @@
-"""Manifests: checks that name file and line, folder mode, hashing and writing."""
+"""Manifests: checks that name file and line, hashing and writing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from common.datamodules.manifest import Entry, Manifest, ManifestError, find_videos, read_class_names
+from common.datamodules.errors import DatasetError
+from common.datamodules.manifest import Entry, Manifest, read_class_names
 
 HEADER = "path,label,label_name,num_frames,fps,duration,split\n"
 
@@ -62,7 +63,7 @@ def test_nothing_is_overwritten(tmp_path):
     ("row", "words"),
     [
         ("a.mp4,7,x,,,,train", "label 7 is outside 0..1"),
-        ("a.mp4,-1,x,,,,train", "label -1 is outside 0..1"),
+        ("a.mp4,-1,x,,,,train", "label is '-1'; it must be a whole number"),
         ("a.mp4,one,x,,,,train", "label is 'one'"),
         ("a.mp4,1,x,,,,train", "label 1 is 'y' in the class list"),
         ("a.mp4,,nobody,,,,train", "'nobody' is not in the class list"),
@@ -79,7 +80,7 @@ def test_nothing_is_overwritten(tmp_path):
 )
 def test_wrong_lines_are_named(tmp_path, row, words):
     path = write(tmp_path, f"good.mp4,0,x,,,,train\n{row}\n", classes="x\ny\n")
-    with pytest.raises(ManifestError) as caught:
+    with pytest.raises(DatasetError) as caught:
         Manifest.read(path, tmp_path)
     assert f"{path}:3: " in str(caught.value)
     assert words in str(caught.value)
@@ -101,13 +102,13 @@ def test_label_from_name_only(tmp_path):
     ],
 )
 def test_wrong_header(tmp_path, header, words):
-    with pytest.raises(ManifestError, match=words):
+    with pytest.raises(DatasetError, match=words):
         Manifest.read(write(tmp_path, "", header=header), tmp_path)
 
 
 def test_labels_with_gaps_need_a_class_list(tmp_path):
     path = write(tmp_path, "a,0,x,,,,train\nb,3,y,,,,train\n")
-    with pytest.raises(ManifestError, match=r"\(1, 2\).*classes\.txt"):
+    with pytest.raises(DatasetError, match=r"labels go up to 3, but 2 of them have no line \(1, 2\).*classes\.txt"):
         Manifest.read(path, tmp_path)
     names = ["x", "p", "q", "y"]
     assert Manifest.read(path, tmp_path, class_names=names).class_counts() == [1, 0, 0, 1]
@@ -115,24 +116,20 @@ def test_labels_with_gaps_need_a_class_list(tmp_path):
 
 def test_one_label_with_two_names(tmp_path):
     path = write(tmp_path, "a,0,x,,,,train\nb,0,y,,,,train\n")
-    with pytest.raises(ManifestError, match=rf"{path}:3: label 0 is named 'y', line 2"):
+    with pytest.raises(DatasetError, match=rf"{path}:3: label 0 is named 'y', line 2"):
         Manifest.read(path, tmp_path)
 
 
 def test_many_wrong_lines_are_counted(tmp_path):
     path = write(tmp_path, "a,0,x,,,,train\n" + "b,0,x,,,,nothing\n" * 25)
-    with pytest.raises(ManifestError, match="and 15 more"):
+    with pytest.raises(DatasetError, match="and 15 more"):
         Manifest.read(path, tmp_path)
 
 
 def test_missing_root_names_the_remedy(tmp_path):
-    for make in (
-        lambda: Manifest.read(write(tmp_path, "a,0,x,,,,train\n"), tmp_path / "gone"),
-        lambda: Manifest.from_folders(tmp_path / "gone"),
-    ):
-        with pytest.raises(ManifestError, match=r"gone does not exist.*data\.demo"):
-            make()
-    with pytest.raises(ManifestError, match="no manifest at"):
+    with pytest.raises(DatasetError, match=r"gone does not exist.*data\.demo"):
+        Manifest.read(write(tmp_path, "a,0,x,,,,train\n"), tmp_path / "gone")
+    with pytest.raises(DatasetError, match="no manifest at"):
         Manifest.read(tmp_path / "gone.csv", tmp_path)
 
 
@@ -150,70 +147,10 @@ def test_splits_and_present(tmp_path):
     kept, missing = train.present()
     assert kept.counts() == "1 of 2 videos"
     assert [entry.path for entry in missing] == ["a.mp4"]
-    with pytest.raises(ManifestError, match=r"no videos in split 'test'; it has: train \(2\), val \(1\)"):
+    with pytest.raises(DatasetError, match=r"no videos in split 'test'; it has: train \(2\), val \(1\)"):
         Manifest.read(path, tmp_path, split="test")
-    with pytest.raises(ManifestError, match="unknown split"):
+    with pytest.raises(DatasetError, match="unknown split"):
         Manifest.read(path, tmp_path, split="dev")
-
-
-# -- folder per class -------------------------------------------------------------------------------------------------
-
-
-def test_folders_with_splits(tmp_path):
-    touch(tmp_path, "train/run/a.mp4", "train/walk/b.AVI", "train/walk/c/img_1.jpg", "val/run/d.webm", "val/run/.x.mp4")
-    touch(tmp_path, "train/walk/notes.txt", "train/walk/deep/er/e.mp4")
-    manifest = Manifest.from_folders(tmp_path)
-    assert manifest.class_names == ("run", "walk")
-    assert {(entry.path, entry.label, entry.split) for entry in manifest.entries} == {
-        ("train/run/a.mp4", 0, "train"),
-        ("train/walk/b.AVI", 1, "train"),
-        ("train/walk/c", 1, "train"),
-        ("train/walk/deep/er/e.mp4", 1, "train"),
-        ("val/run/d.webm", 0, "val"),
-    }
-
-
-def test_folders_without_splits_hold_out_one_in_five(tmp_path):
-    touch(tmp_path, *(f"{name}/{index}.mp4" for name in "ab" for index in range(10)))
-    with pytest.warns(UserWarning, match="4 of 20 videos are held out"):
-        manifest = Manifest.from_folders(tmp_path)
-    assert manifest.class_counts("val") == [2, 2]
-    touch(tmp_path, "a/new.mp4")
-    with pytest.warns(UserWarning, match="held out"):
-        again = Manifest.from_folders(tmp_path)
-    assert len({e.path for e in again.split("val").entries} & {e.path for e in manifest.split("val").entries}) >= 3
-
-
-def test_empty_class_is_named(tmp_path):
-    touch(tmp_path, "train/run/a.mp4", "train/swim/notes.txt")
-    with pytest.raises(ManifestError, match="train/swim"):
-        Manifest.from_folders(tmp_path)
-
-
-def test_class_without_training_videos_is_named(tmp_path):
-    touch(tmp_path, "train/run/a.mp4", "val/swim/b.mp4")
-    with pytest.raises(ManifestError, match="swim"):
-        Manifest.from_folders(tmp_path)
-
-
-def test_single_videos_cannot_be_held_out(tmp_path):
-    touch(tmp_path, "run/a.mp4", "swim/b.mp4")
-    with pytest.raises(ManifestError, match="single video"):
-        Manifest.from_folders(tmp_path)
-
-
-def test_folder_class_list(tmp_path):
-    touch(tmp_path, "train/run/a.mp4", "train/swim/b.mp4")
-    assert Manifest.from_folders(tmp_path, ["swim", "run"]).entries[0].label == 1
-    (tmp_path / "classes.txt").write_text("run\n")
-    with pytest.raises(ManifestError, match="not in the class list: swim"):
-        Manifest.from_folders(tmp_path)
-
-
-def test_no_class_folders(tmp_path):
-    touch(tmp_path, "a.mp4")
-    with pytest.raises(ManifestError, match="no class folders"):
-        Manifest.from_folders(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -221,26 +158,52 @@ def test_no_class_folders(tmp_path):
 )
 def test_class_list_checks(tmp_path, text, words):
     (tmp_path / "classes.txt").write_text(text)
-    with pytest.raises(ManifestError, match=words):
+    with pytest.raises(DatasetError, match=words):
         read_class_names(tmp_path / "classes.txt")
 
 
-def test_find_videos(tmp_path):
-    touch(tmp_path, "a.mp4", "d/c.avi", "d/b.mp4", "d/x.txt", "d/f/1.jpg", "odd.bin")
-    (tmp_path / "list.txt").write_text("a.mp4\n\nd\n")
-    expected = [tmp_path / "d/b.mp4", tmp_path / "d/c.avi", tmp_path / "d/f"]
-    assert find_videos(tmp_path / "d") == expected
-    assert find_videos(tmp_path / "d/f") == [tmp_path / "d/f"]
-    assert find_videos([tmp_path / "list.txt", tmp_path / "odd.bin"]) == [
-        tmp_path / "a.mp4",
-        *expected,
-        tmp_path / "odd.bin",
-    ]
-    (tmp_path / "list.txt").write_text("a.mp4\ngone.mp4\n")
-    with pytest.raises(FileNotFoundError, match=r"list\.txt:2: .*gone"):
-        find_videos(tmp_path / "list.txt")
-    with pytest.raises(FileNotFoundError, match="nothing"):
-        find_videos(tmp_path / "nothing")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="no videos below"):
-        find_videos(tmp_path / "empty")
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("../../etc/a.mp4,0,x,,,,train", "leaves the data root"),
+        ("b/../../a.mp4,0,x,,,,train", "leaves the data root"),
+        ("/etc/a.mp4,0,x,,,,train", "leaves the data root"),
+        ("a.mp4,99999999999,x,,,,train", "label is '99999999999'; it must be a whole number"),
+        (f"a.mp4,{'9' * 5000},x,,,,train", "label is '999999"),
+        ("a.mp4,0,x,10000000000,,,train", "at most 1000000000"),
+        (f"a.mp4,0,x,{'9' * 5000},,,train", "num_frames is '9999"),
+        ("a.mp4,0,x,,1e308,,train", "fps is '1e308'"),
+    ],
+)
+def test_what_a_manifest_may_not_claim(tmp_path, row, words):
+    """Without a class list too: nothing is made as long as a label says."""
+    path = write(tmp_path, f"good.mp4,0,x,,,,train\n{row}\n")
+    with pytest.raises(DatasetError) as caught:
+        Manifest.read(path, tmp_path)
+    assert f"{path}:3: " in str(caught.value)
+    assert words in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_high_label_without_a_class_list_is_refused_at_once(tmp_path):
+    path = write(tmp_path, "good.mp4,0,x,,,,train\na.mp4,1000000000,y,,,,train\n")
+    with pytest.raises(DatasetError, match=r"999999999 of them have no line \(1, 2, .*, \.\.\.\)"):
+        Manifest.read(path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("path,label,split\na,0,train\n".encode("utf-16"), "not a text file in UTF-8"),
+        ("path,label,label_name,split\na,0,caf\xe9,train\n".encode("latin-1"), "not a text file in UTF-8"),
+        (b"path,label,split\na\0b,0,train\n", ":2: holds a NUL"),
+        (b"path,label,split\n" + b"a" * 200_000 + b",0,train\n", ":2: not a CSV file: field larger than"),
+    ],
+)
+def test_files_that_are_no_manifest(tmp_path, content, words):
+    path = tmp_path / "manifest.csv"
+    path.write_bytes(content)
+    with pytest.raises(DatasetError) as caught:
+        Manifest.read(path, tmp_path)
+    assert str(path) in str(caught.value)
+    assert words in str(caught.value)

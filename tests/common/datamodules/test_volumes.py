@@ -11,12 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from common.datamodules.manifest import ManifestError
-from common.datamodules.volumes import (
+from common.datamodules.brats import (
     REGIONS,
-    VolumeDataModule,
     VolumeReadError,
-    VolumeSpec,
     check_case,
     find_case,
     find_case_folders,
@@ -28,6 +25,8 @@ from common.datamodules.volumes import (
     save_label,
     voxel_volume,
 )
+from common.datamodules.errors import DatasetError
+from common.datamodules.volumes import VolumeDataModule, VolumeSpec
 from tests.volumes import AFFINE, draw, write, write_brats, write_case
 
 
@@ -92,19 +91,18 @@ def test_saved_labels_lie_where_the_scan_lies(tmp_path: Path) -> None:
 
 
 def test_splits_are_of_the_published_sizes_and_do_not_depend_on_the_run(root: Path) -> None:
-    data = module(root, val_share=0.4)
+    data = module(root, val_fraction=0.4)
     data.setup("fit")
     assert (len(data.train_dataset), len(data.val_dataset)) == (3, 2)
-    again = module(root, val_share=0.4, seed=7)
+    again = module(root, val_fraction=0.4, seed=7)
     again.setup("fit")
     names = [[item.name for item in m.val_dataset.items] for m in (data, again)]
     assert names[0] == names[1]
     assert data.manifest_hash == again.manifest_hash
-    assert module(root, val_share=0.2).manifest_hash != data.manifest_hash
+    assert module(root, val_fraction=0.2).manifest_hash != data.manifest_hash
     assert round(0.2 * 285) == 57  # Section 5.6
     assert data.output_names == ["ET", "WT", "TC"]
-    assert data.volume_spec.input_shape == (1, 4, 8, 8, 8)
-    assert "train: 3 cases" in data.describe()
+    assert data.spec.input_shape == (1, 4, 8, 8, 8)
 
 
 def test_patches_follow_from_seed_epoch_and_case(root: Path) -> None:
@@ -165,14 +163,14 @@ def test_a_list_of_splits(root: Path, tmp_path: Path) -> None:
     for wrong, message in {
         "\n".join(["case,split", *lines[:-1]]): f"1 cases of .* are not in it, the first is {names[-1]}",
         "\n".join(["case,split", *lines, "other,val"]): "1 cases are not in .*, the first is other",
-        "\n".join(["case,split", *lines, lines[0]]): f":7: the case {names[0]} is there twice",
+        "\n".join(["case,split", *lines, lines[0]]): f":7: the case {names[0]} is listed twice",
         "\n".join(["case,split", f"{names[0]},dev"]): ":2: the split is 'dev'",
-        "name,part\na,b": "columns case and split",
+        "name,part\na,b": "missing columns: case, split",
     }.items():
         splits.write_text(wrong + "\n")
-        with pytest.raises(ManifestError, match=message):
+        with pytest.raises(DatasetError, match=message):
             module(root, splits=str(splits)).setup("fit")
-    with pytest.raises(ManifestError, match="no such list of splits"):
+    with pytest.raises(DatasetError, match=r"none\.csv cannot be read: No such file"):
         module(root, splits=str(tmp_path / "none.csv")).setup("fit")
 
 
@@ -189,19 +187,19 @@ def test_broken_missing_and_misaligned_files_are_named(root: Path) -> None:
         t1.write_bytes(good)
 
     t1.unlink()
-    refused(f"it has no {name}_t1.nii.gz")
+    refused(f"it lacks {name}_t1.nii.gz")
     t1.write_bytes(b"no image")
-    refused(rf"{name}_t1\.nii\.gz: no readable NIfTI")
+    refused(rf"{name}_t1\.nii\.gz: not a readable NIfTI")
     write(t1, images[0][:, :, :-1])
     refused(rf"{name}_t1\.nii\.gz: its shape is \(14, 16, 11\)")
     moved = AFFINE.copy()
     moved[0, 3] = 5
     write(t1, images[0], moved)
-    refused(rf"{name}_t1\.nii\.gz: its affine places it elsewhere")
+    refused(rf"{name}_t1\.nii\.gz: its affine differs from that of")
     write(t1, images[0][..., None])
     refused("not aligned")
     seg.unlink()
-    refused(f"it has no {name}_seg.nii.gz")
+    refused(f"it lacks {name}_seg.nii.gz")
     write(seg, label + np.uint8(1))
     with pytest.raises(VolumeReadError, match=rf"{name}_seg\.nii\.gz: it holds the label 3"):
         read_label(seg)
@@ -211,14 +209,26 @@ def test_broken_missing_and_misaligned_files_are_named(root: Path) -> None:
     with pytest.raises(VolumeReadError, match=rf"{name}_t1\.nii\.gz: it holds values that are NaN"):
         load_volume(find_case(folder))
     t1.write_bytes(good[: len(good) // 2])  # the header is whole, the voxels are not
-    with pytest.raises(VolumeReadError, match=rf"{name}_t1\.nii\.gz: no readable NIfTI"):
+    with pytest.raises(VolumeReadError, match=rf"{name}_t1\.nii\.gz: not a readable NIfTI"):
         load_volume(find_case(folder))
+
+
+def test_a_header_that_claims_too_many_voxels_is_refused_before_they_are_read(root: Path) -> None:
+    folder = find_case_folders([root])[0]
+    header = nib.Nifti1Header()
+    header.set_data_shape((20000, 20000, 20))
+    path = folder / f"{folder.name}_seg.nii.gz"
+    path.write_bytes(gzip.compress(header.binaryblock + bytes(4)))
+    with pytest.raises(VolumeReadError, match=r"_seg.nii.gz: its header claims 20000 x 20000 x 20 voxels; at most"):
+        module(root).setup("fit")
+    with pytest.raises(VolumeReadError, match="its header claims"):
+        read_label(path)
 
 
 def test_a_case_that_is_there_twice(root: Path) -> None:
     folder = next(folder for folder in find_case_folders([root]) if folder.parent.name == "HGG")
     shutil.copytree(folder, root / "LGG" / folder.name)
-    with pytest.raises(ManifestError, match=f"the case {folder.name} is there twice"):
+    with pytest.raises(DatasetError, match=f"the case {folder.name} exists twice"):
         module(root).setup("fit")
 
 
@@ -227,15 +237,15 @@ def test_wrong_values_are_named(root: Path, tmp_path: Path) -> None:
         ({"patch_size": (8, 8)}, "patch_size is"),
         ({"overlap": 1.0}, r"overlap is 1\.0"),
         ({"flip": 2.0}, "flip is 2"),
-        ({"val_share": 1.0}, "val_share is 1"),
+        ({"val_fraction": 1.0}, "val_fraction is 1"),
         ({"modalities": ("t1", "t1")}, "modalities is"),
         ({"batch_size": 0}, "batch_size is 0"),
     ):
         with pytest.raises(ValueError, match=match):
             module(root, **options)
-    with pytest.raises(ManifestError, match="has no val cases"):
-        module(root, val_share=0.0).setup("validate")
-    with pytest.raises(FileNotFoundError, match="there is no such folder"):
+    with pytest.raises(DatasetError, match="has no val cases"):
+        module(root, val_fraction=0.0).setup("validate")
+    with pytest.raises(FileNotFoundError, match="no such folder"):
         module(tmp_path / "none").setup("fit")
     with pytest.raises(ValueError, match="unknown keys in VolumeSpec: size"):
         VolumeSpec.from_dict({"size": 3})

@@ -6,7 +6,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from common.datamodules.keypoints import KeypointSpec, crop_matrix, draw_heatmaps, fit_box, move_points
+from common.datamodules.pose_geometry import KeypointSpec, PersonCrop, draw_heatmaps
 from common.evaluation.keypoints import (
     METRICS,
     KeypointScores,
@@ -17,7 +17,7 @@ from common.evaluation.keypoints import (
     mirror_heatmaps,
     oks_between,
     to_detections,
-    to_picture,
+    to_image,
 )
 from tests.coco import BODY, CATEGORY, annotation
 
@@ -59,15 +59,14 @@ def test_a_gaussian_is_found_within_a_quarter_of_a_pixel():
 
 def test_decoding_undoes_drawing():
     rng = np.random.default_rng(0)
-    centre, size = fit_box([100, 50, 80, 200], SPEC)
+    crop = PersonCrop.around([100, 50, 80, 200], SPEC)
     truth = np.column_stack([rng.uniform(90, 190, 17), rng.uniform(60, 240, 17)])
-    points = move_points(truth, crop_matrix(centre, size, SPEC))
-    heatmaps, weights = draw_heatmaps(points, np.ones(17, bool), SPEC, sigma=2)
+    heatmaps, weights = draw_heatmaps(crop.to_crop(truth), np.ones(17, bool), SPEC, sigma=2)
     assert weights.all()
     found = decode_heatmaps(heatmaps[None], quarter_offset=False)
-    places = to_picture(found, torch.tensor(centre)[None], torch.tensor(size)[None], SPEC.heatmap_size)
+    places = to_image(found, torch.tensor(crop.centre)[None], torch.tensor(crop.size)[None], SPEC.heatmap_size)
     # the Gaussian's middle is the next pixel, half a pixel of the heatmap off at most
-    assert np.abs(places[0, :, :2].numpy() - truth).max() <= 0.5 * size[0] / 48 + 1e-4
+    assert np.abs(places[0, :, :2].numpy() - truth).max() <= 0.5 * crop.size[0] / 48 + 1e-4
 
 
 def test_mirrored_heatmaps():
@@ -156,7 +155,7 @@ def test_oks_between_predictions_is_that_of_pycocotools():
     assert oks_between(points[0], 8000, points[1:], np.array([8000]), SIGMAS).item() == pytest.approx(theirs, rel=1e-9)
 
 
-def test_double_detections_are_dropped():
+def test_duplicate_detections_are_dropped():
     rng = np.random.default_rng(0)
     first, other = rng.uniform(0, 100, (2, 17, 2))
     points = np.stack([first, first + 0.5, other, other + 40])
@@ -177,7 +176,7 @@ def test_rescoring_by_hand():
 
 
 def test_other_keypoints_need_constants():
-    with pytest.raises(ValueError, match="constants for COCO's 17 keypoints, not for 5: give oks_sigmas"):
+    with pytest.raises(ValueError, match="constants for COCO's 17 keypoints, not for 5: set oks_sigmas"):
         default_sigmas(5)
 
 
@@ -193,5 +192,5 @@ def test_each_person_counts_once_in_any_order():
     assert index.tolist() == [0, 1, 2, 3, 4] == loss.tolist()
     assert torch.equal(found, keypoints)
     scores.reset()
-    with pytest.raises(ValueError, match="no person was looked at"):
+    with pytest.raises(ValueError, match="no person was scored"):
         scores.compute()

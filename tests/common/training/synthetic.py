@@ -4,7 +4,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from common.datamodules.clip_spec import ClipSpec
+from common.datamodules.video_clips import ClipSpec
 
 
 class _Clips(Dataset):

@@ -100,7 +100,7 @@ def test_fit_test_and_predict_png_files(recipe, capsys, monkeypatch, tmp_path):
         other = ours[str(Path(row["path"]).relative_to("data"))]
         assert row["top1"] == other["top1"]
         assert float(row["p1"]) == pytest.approx(float(other["p1"]), abs=2e-5)
-    assert "no readable image" in rows[8]["error"]
+    assert "not a readable image" in rows[8]["error"]
     assert "no.png does not exist: give image files" in rows[9]["error"]
     assert "image" in capsys.readouterr().out
 

@@ -11,7 +11,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from common.datamodules.keypoints import KeypointDataModule, KeypointSpec, annotated_persons, read_annotations
+from common.datamodules import KeypointDataModule
+from common.datamodules.coco import annotated_persons, read_annotations
+from common.datamodules.pose_geometry import KeypointSpec
 from common.evaluation.keypoints import decode_heatmaps, default_sigmas, evaluate_oks
 from common.training.checkpoints import CheckpointError
 from common.training.cli import main, run
@@ -111,7 +113,7 @@ def test_fit_test_and_predict(recipe, figures, capsys, as_ours, tmp_path):
     ]
     assert main([*arguments, "--out", "drawn"]) == 1
     printed = capsys.readouterr().out
-    assert "no readable" in printed
+    assert "not a readable" in printed
     assert "gone.png" in printed
     found = json.loads(Path("drawn/keypoints.json").read_text())
     assert found["keypoint_names"][0] == "nose"
@@ -175,7 +177,7 @@ def test_errors_of_the_user(recipe, capsys, figures, as_ours):
             "num_joints is 17 in the data and 5 in the network; leave",
         ),
         (["--model.lr", "1e30", "--trainer.max_epochs", "9"], "the training loss is "),
-        (["--data.root", "nowhere"], "make a demo data set with: python -m data.demo figures --out nowhere"),
+        (["--data.root", "nowhere"], "generate demo data with: python -m data.demo figures --out nowhere"),
         (["--data.detections", "none.json", "--data.train_images", "none"], "images are not below"),
     ):
         assert main(["fit", "--config", recipe(num_sanity_val_steps=0), *arguments]) == 1

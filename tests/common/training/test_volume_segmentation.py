@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from common.datamodules.volumes import VolumeDataModule, find_case_folders, label_to_regions
+from common.datamodules.brats import find_case_folders, label_to_regions
+from common.datamodules.volumes import VolumeDataModule
 from common.evaluation.volume_scores import VolumeScores, dice_per_case
 from common.training.task import NonFiniteError, load_module
 from common.training.volume_segmentation import OUTSIDE, VolumeSegmentationModule
@@ -42,7 +43,7 @@ def trainer(**options: Any) -> L.Trainer:
 @pytest.fixture
 def data(tmp_path: Path) -> VolumeDataModule:
     root = write_brats(tmp_path / "brats")
-    return VolumeDataModule(str(root), (8, 12, 12), tumour_patches=0.5, val_share=0.4, batch_size=2, num_workers=0)
+    return VolumeDataModule(str(root), (8, 12, 12), tumour_patches=0.5, val_fraction=0.4, batch_size=2, num_workers=0)
 
 
 def test_dice_is_that_of_the_definition_and_of_brats_where_a_region_is_missing() -> None:
@@ -73,7 +74,7 @@ def test_a_case_counts_once_whatever_the_order() -> None:
     assert results[0].videos == results[1].videos == 4
     assert results[0].metrics()["dice_wt"] == pytest.approx(float(dice[:, 1].mean()))
     assert results[0].metrics()["dice"] == pytest.approx(float(dice.mean()))
-    with pytest.raises(ValueError, match="no case was scored"):
+    with pytest.raises(ValueError, match="no volume was scored"):
         VolumeScores(["ET"]).compute()
 
 
@@ -143,8 +144,8 @@ def test_training_learns_and_the_checkpoint_predicts_alone(
     options.force, options.paths = True, [str(folder), str(broken), str(tmp_path / "nothing")]
     assert loaded.predict(options) == 1
     printed = "".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "error:ithasno" in printed
-    assert "thereisnosuchfolder" in printed.replace(str(tmp_path / "nothing"), "")
+    assert "error:itlacks" in printed
+    assert "nosuchfolder" in printed.replace(str(tmp_path / "nothing"), "")
 
 
 def test_the_same_numbers_window_by_window_and_case_by_case(data: VolumeDataModule) -> None:

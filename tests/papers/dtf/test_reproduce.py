@@ -15,7 +15,7 @@ import torch
 from common.reporting.ledger import load
 from common.reporting.page import png
 from common.training.cli import run as spectral
-from data.demo import generate_motion
+from data.demo.motion import generate_motion
 from papers.dtf import reproduce
 
 ROOT = Path(__file__).resolve().parents[3]

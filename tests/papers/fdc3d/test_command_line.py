@@ -6,7 +6,7 @@ import torch
 
 import papers.fdc3d
 from common.backbones.resnet3d import ResNet3d
-from common.datamodules.clip_spec import ClipSpec, load_views
+from common.datamodules.video_clips import ClipSpec, load_views
 from common.training.task import load_module
 from papers.fdc3d import compress, load_compact, save_compact
 from papers.fdc3d.command_line import ACTIVITYNET_MEAN, load_batches, load_network, main

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.training.cli import main, run
-from data.demo import generate_digits
+from data.demo.digits import generate_digits
 from tests.datasets import read_recipe, write_dataset
 
 RECIPES = Path(__file__).resolve().parents[3] / "papers/stft2d/recipes"

@@ -1,21 +1,17 @@
-"""Spatial transforms of a clip: uint8 (T, H, W, 3) as decoded to float (3, T, S, S) as the networks take it.
-
-Cropping and resizing run on uint8 with the channels last, the layout the decoder gives, and only the small result
-becomes float. Every frame of a clip gets the same crop.
-"""
+"""Square crops of a clip: uint8 (T, H, W, 3), as decoded, to uint8 (T, 3, S, S). Every frame gets the same crop."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 from torchvision.transforms.v2 import functional as F
 
+CropPlaces = Literal["anywhere", "corners"]
 # The scales printed in section 5.2 of the STFT paper.
 SCALES = (1.0, 2**-0.25, 2**-0.75, 0.5)
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def random_multi_scale_crop(
@@ -25,20 +21,22 @@ def random_multi_scale_crop(
     scales: Sequence[float] = SCALES,
     flip: bool = False,
     resize_range: tuple[int, int] | None = None,
+    places: CropPlaces = "anywhere",
 ) -> Tensor:
-    """A square crop at a random place, its side a random scale times the short side, resized to ``size``.
+    """A square crop at a random position, its side a random scale times the short side, resized to ``size``.
 
-    With ``resize_range`` the crop is that of side ``size`` from frames whose short side was resized to a random whole
-    number of pixels in this range (the protocol of the residual networks for video). It is cut out first and resized
-    then, which is the same but for the rounding of its place and side, and never enlarges what is thrown away.
+    With ``resize_range`` it is a crop of side ``size`` from frames whose short side is resized to a random whole number
+    of pixels in this range (the protocol of the residual networks for video). The crop is cut out before resizing,
+    which gives the same up to the rounding of its position and side, and resizes no pixels that are thrown away.
 
     Args:
         clip: uint8 (T, H, W, 3).
         size: side of the result in pixels; small crops are enlarged.
-        generator: source of scale, place and flip.
+        generator: source of scale, position and flip.
         scales: fractions of the short side, each in (0, 1].
         flip: mirror left and right with probability 1/2.
-        resize_range: smallest and largest short side in pixels, at least ``size``; takes the place of ``scales``.
+        resize_range: smallest and largest short side in pixels, at least ``size``; replaces ``scales``.
+        places: ``anywhere``, or one of the four ``corners`` or the centre.
 
     Returns:
         uint8 (T, 3, size, size).
@@ -51,9 +49,15 @@ def random_multi_scale_crop(
     side = min(height, width, max(1, round(scale * min(height, width))))
     top = int(torch.randint(height - side + 1, (), generator=generator))
     left = int(torch.randint(width - side + 1, (), generator=generator))
-    mirrored = bool(torch.rand((), generator=generator) < 0.5)  # drawn always: the crops do not depend on `flip`
+    if places == "corners":
+        top, left = _corners_and_centre(height - side, width - side)[int(torch.randint(5, (), generator=generator))]
+    mirrored = bool(torch.rand((), generator=generator) < 0.5)  # always drawn: the crops do not depend on `flip`
     out = _resize(clip[:, top : top + side, left : left + side], (size, size))
     return F.horizontal_flip(out) if flip and mirrored else out
+
+
+def _corners_and_centre(bottom: int, right: int) -> list[tuple[int, int]]:
+    return [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]
 
 
 def square_crops(clip: Tensor, size: int, num_crops: int = 1, resize: int | None = None) -> Tensor:
@@ -78,26 +82,18 @@ def square_crops(clip: Tensor, size: int, num_crops: int = 1, resize: int | None
         images = _resize(clip, (resize * height // short, resize * width // short)).permute(0, 2, 3, 1)
         side = size
         height, width = images.shape[1:3]
-    places = (0.5,) if num_crops == 1 else (0.0, 0.5, 1.0)
+    positions = (0.5,) if num_crops == 1 else (0.0, 0.5, 1.0)
     crops = []
-    for place in places:
-        # The long side moves with the place; the short side stays centred.
-        top = int((height - side) * (place if height > width else 0.5))
-        left = int((width - side) * (place if width >= height else 0.5))
+    for position in positions:
+        # The crop moves along the long side and is centred along the short one.
+        top = int((height - side) * (position if height > width else 0.5))
+        left = int((width - side) * (position if width >= height else 0.5))
         crops.append(_resize(images[:, top : top + side, left : left + side], (size, size)))
     return torch.stack(crops)
 
 
-def normalise(clip: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
-    """uint8 (T, 3, S, S) to float32 (3, T, S, S): scaled to 0..1, minus ``mean``, over ``std``."""
-    scale = torch.tensor([1 / (255 * s) for s in std], dtype=torch.float32).view(-1, 1, 1, 1)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=torch.float32).view(-1, 1, 1, 1)
-    out = torch.empty((clip.shape[1], clip.shape[0], *clip.shape[2:]), dtype=torch.float32)
-    return out.copy_(clip.transpose(0, 1)).mul_(scale).add_(shift)
-
-
 def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 (T, H, W, 3) to (T, 3, *size), bilinear with antialiasing; the same pixels where the size is right."""
+    """uint8 (T, H, W, 3) to (T, 3, *size), bilinear with antialiasing; unchanged pixels if the size is right."""
     images = images.permute(0, 3, 1, 2)
     if tuple(images.shape[-2:]) == size:
         return images

@@ -1,12 +1,13 @@
 """Video readers that decode only the frames asked for.
 
 Two readers behind pytorchvideo's ``Video`` interface: :class:`EncodedVideoReader` for files (through PyAV) and
-:class:`FrameFolderReader` for folders of jpg or png frames. :func:`open_video` picks one. The frames are those, bit for
-bit, that decoding the whole file in order gives; frame ``i`` is the i-th in presentation order.
+:class:`FrameFolderReader` for folders of jpg or png frames. :func:`open_video` picks one. The frames are bit-identical
+to those of decoding the whole file in order; frame ``i`` is the i-th in presentation order.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from bisect import bisect_left, bisect_right
@@ -19,43 +20,24 @@ from typing import Any, Self
 import av
 import numpy as np
 import torch
+from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 from pytorchvideo.data.video import Video
 from torch import Tensor
 
-from common.datamodules.manifest import IMAGE_EXTENSIONS
+from common.datamodules.errors import VideoReadError
+from common.datamodules.folders import IMAGE_EXTENSIONS
 
 # Containers that store presentation times; in others (AVI) FFmpeg makes them up, in decoding order.
 _TIMED_CONTAINERS = {"mp4", "matroska", "mpegts"}
 DEFAULT_FPS = 30.0  # of frame folders, which carry no time
-KEEP_BYTES = 256 * 2**20  # packets, or decoded pictures, that a reader holds at most
+KEEP_BYTES = 256 * 2**20  # packets, or decoded frames, that a reader holds at most
 
-# Network abstraction layer types of the pictures at which decoding can start with nothing before them (IDR):
-# H.264, table 7-1, and H.265, table 7-1.
+# Network abstraction layer types of the pictures at which decoding can start without earlier ones (IDR): H.264, table
+# 7-1, and H.265, table 7-1.
 _IDR_TYPES = {"h264": {5}, "hevc": {19, 20}}
 _SLICE_TYPES = {"h264": range(1, 6), "hevc": range(32)}
-
-
-class ReadError(RuntimeError):
-    """A file cannot be read. ``path`` and ``reason`` are also in the message."""
-
-    def __init__(self, path: str | os.PathLike[str], reason: str = "") -> None:
-        # One argument must do: torch rebuilds an exception of a loader worker from its message alone.
-        super().__init__(f"{os.fspath(path)}: {reason}" if reason else os.fspath(path))
-        self.path = os.fspath(path)
-        self.reason = reason
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path, self.reason)
-
-
-class VideoReadError(ReadError):
-    """A video cannot be read."""
-
-
-class ImageReadError(ReadError):
-    """An image cannot be read."""
 
 
 def open_video(path: str | Path, fps: float | None = None) -> EncodedVideoReader | FrameFolderReader:
@@ -66,7 +48,7 @@ def open_video(path: str | Path, fps: float | None = None) -> EncodedVideoReader
         fps: frames per second of a frame folder (default 30); a file has its own.
 
     Raises:
-        VideoReadError: there is nothing at the path, or it is not a readable video.
+        VideoReadError: nothing exists at the path, or it is not a readable video.
     """
     path = Path(path)
     if path.is_dir():
@@ -75,7 +57,7 @@ def open_video(path: str | Path, fps: float | None = None) -> EncodedVideoReader
 
 
 class _Reader(Video):
-    """What the two readers share."""
+    """The base of the two readers."""
 
     path: Path
 
@@ -109,23 +91,23 @@ class _Reader(Video):
             bad = min(wanted) if min(wanted) < 0 else max(wanted)
             raise IndexError(f"{self.path}: frame {bad} is outside 0..{self.num_frames - 1}.")
         unique = sorted(set(wanted))
-        pictures = self._read(unique)
-        first = pictures[unique[0]].shape
+        images = self._read(unique)
+        first = images[unique[0]].shape
         for index in unique:
-            if pictures[index].shape != first:
-                new, old = pictures[index].shape, first
+            if images[index].shape != first:
+                new, old = images[index].shape, first
                 raise VideoReadError(
                     self.path,
-                    f"the picture size changes from {old[1]}x{old[0]} (frame {unique[0]}) to {new[1]}x{new[0]} "
-                    f"(frame {index}); all frames of a video must have one size.",
+                    f"the frame size changes from {old[1]}x{old[0]} (frame {unique[0]}) to {new[1]}x{new[0]} "
+                    f"(frame {index}); all frames of a video must have the same size.",
                 )
-        return torch.from_numpy(np.stack([pictures[index] for index in wanted]))
+        return torch.from_numpy(np.stack([images[index] for index in wanted]))
 
     def get_clip(self, start_sec: float, end_sec: float) -> dict[str, Tensor | None]:
         """The frames with a time in [start_sec, end_sec), the video starting at 0 (interface of pytorchvideo).
 
         Returns:
-            ``video``: float32 (C, T, H, W), 0 to 255, or None where no frame lies in the interval; ``audio``: None.
+            ``video``: float32 (C, T, H, W), 0 to 255, or None if no frame lies in the interval; ``audio``: None.
         """
         times = self._times()
         indices = range(bisect_left(times, start_sec), bisect_left(times, end_sec))
@@ -133,7 +115,7 @@ class _Reader(Video):
         return {"video": video, "audio": None}
 
     def _read(self, indices: list[int]) -> dict[int, np.ndarray]:
-        """Pictures (H, W, 3) of the given indices (sorted, unique, in range)."""
+        """Images (H, W, 3) of the given indices (sorted, unique, in range)."""
         raise NotImplementedError
 
     def _times(self) -> Sequence[float]:
@@ -150,6 +132,7 @@ class _Reader(Video):
 @dataclass(frozen=True)
 class _Packet:
     pts: int | None
+    duration: int
     key: bool
     discard: bool
 
@@ -158,17 +141,17 @@ class EncodedVideoReader(_Reader):
     """Frames of a video file.
 
     The packets are demultiplexed once, which gives the exact number of frames without decoding. For H.264, HEVC and
-    VP9 in mp4, Matroska, WebM or MPEG-TS only the groups of pictures that hold a wanted frame are decoded, each from
-    the last picture that starts afresh up to the last packet wanted, without the H.264 pictures that nothing refers
-    to. A picture is identified by its time stamp. If a wanted one does not come out, and for every other codec and
-    container, the file is decoded in order.
+    VP9 in mp4, Matroska, WebM or MPEG-TS only the groups of pictures that contain a wanted frame are decoded, each from
+    its keyframe to the last packet wanted, skipping the H.264 pictures that no other refers to. A frame is identified
+    by its time stamp. If a wanted one is not decoded, and for every other codec and container, the file is decoded in
+    order.
 
     Args:
         path: the file.
         threads: decoder threads; more than 1 rarely pays in a loader with several workers.
 
     Raises:
-        VideoReadError: no such file, not a video, no video stream, or fewer frames than an mp4 or AVI header lists.
+        VideoReadError: no such file, not a video, no video stream, or a truncated file.
     """
 
     def __init__(self, path: str | Path, threads: int = 1) -> None:
@@ -212,7 +195,7 @@ class EncodedVideoReader(_Reader):
 
     @property
     def selective(self) -> bool:
-        """Whether only a part of the file is decoded."""
+        """Whether only the groups of pictures that are needed are decoded."""
         return self._selective
 
     def close(self) -> None:
@@ -223,12 +206,12 @@ class EncodedVideoReader(_Reader):
     # -- opening ----------------------------------------------------------------------------------------------------
 
     def _open(self) -> tuple[Any, Any]:
-        """A container and its video stream; only local files may be opened by what the file says."""
+        """A container and its video stream. The file may refer to other local files, but not to the network."""
         try:
             container = av.open(os.fspath(self.path), options={"protocol_whitelist": "file"}, metadata_errors="replace")
         except (av.FFmpegError, ValueError) as error:
             raise VideoReadError(self.path, f"not a readable video: {_reason(error)}.") from error
-        cover = av.stream.Disposition.attached_pic  # the picture of a song is not a video
+        cover = av.stream.Disposition.attached_pic  # the cover of a song is not a video
         streams = [stream for stream in container.streams.video if not stream.disposition & cover]
         if not streams:
             kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
@@ -243,13 +226,13 @@ class EncodedVideoReader(_Reader):
         return container, stream
 
     def _demux(self) -> None:
-        """Read all packets; find out whether selective decoding is exact, and the order of presentation."""
+        """Read all packets, check that the file is complete and find the order of presentation."""
         codec = self._stream.codec_context
         name = codec.name
         keep = self.path.stat().st_size <= KEEP_BYTES
         packets: list[_Packet] = []
         kept: list[Any] = []
-        plain = True  # nothing seen that selective decoding does not take
+        plain = True  # nothing seen that selective decoding cannot handle
         length_size = _length_size(codec.extradata, name)
         for packet in self._container.demux(self._stream):
             if packet.size == 0:  # the demuxer's end marker
@@ -258,35 +241,45 @@ class EncodedVideoReader(_Reader):
             plain &= not packet.is_corrupt and not (key and packet.has_sidedata("new_extradata"))
             if key and name in _IDR_TYPES:
                 key = _slice_type(memoryview(packet), name, length_size) in _IDR_TYPES[name]
-            packets.append(_Packet(packet.pts, key, bool(packet.is_discard)))
+            packets.append(_Packet(packet.pts, packet.duration or 0, key, bool(packet.is_discard)))
             if keep:
                 kept.append(packet)
         if not packets:
             raise VideoReadError(self.path, "its video stream has no frames.")
-        # The index of an mp4 file, after its edit list, is the packets; frames outside the edit list are not in it. AVI
-        # stores a repeated frame as an empty chunk, which is not a packet, so its count is only roughly right.
-        formats = self._container.format.name.split(",")
-        listed = len(self._stream.index_entries) if "mp4" in formats else self._stream.frames if "avi" in formats else 0
-        if len(packets) < (listed if "mp4" in formats else 0.9 * listed):
-            raise VideoReadError(
-                self.path, f"truncated: the header lists {listed} frames, the file has {len(packets)}."
-            )
+        if reason := self._truncation(packets):
+            raise VideoReadError(self.path, f"truncated: {reason}.")
         self._packets = kept if keep else None
+        timed = not _TIMED_CONTAINERS.isdisjoint(self._container.format.name.split(","))
+        self._selective = plain and timed and name in ("h264", "hevc", "vp9") and self._find_order(packets)
+
+    def _truncation(self, packets: Sequence[_Packet]) -> str:
+        """How the file is shorter than its header says; empty if it is complete, or the container does not tell."""
+        formats = self._container.format.name.split(",")
+        if "mp4" in formats or "avi" in formats:
+            # The index of an mp4 file, after its edit list, is the packets; frames outside the edit list are not in it.
+            # AVI stores a repeated frame as an empty chunk, which is not a packet, so its count is only approximate.
+            listed = len(self._stream.index_entries) if "mp4" in formats else self._stream.frames
+            if len(packets) < (listed if "mp4" in formats else 0.9 * listed):
+                return f"the header lists {listed} frames, the file has {len(packets)}"
+        elif "matroska" in formats or "flv" in formats:
+            listed = _listed_seconds(self._container, self._stream)
+            ends = [packet.pts + packet.duration for packet in packets if packet.pts is not None and packet.duration]
+            if listed and ends and (end := float(max(ends) * self._stream.time_base)) < 0.99 * listed - 1.5 / self.fps:
+                return f"the header says {listed:g} seconds, the frames end after {end:g}"
+        elif "gif" in formats and not _tail(self.path).rstrip(b"\0\r\n").endswith(b";"):
+            return "the end of the GIF image is missing"
+        elif "mpegts" in formats and all(self.path.stat().st_size % size for size in (188, 192, 204)):
+            return "its last transport packet is incomplete"
+        return ""
+
+    def _find_order(self, packets: Sequence[_Packet]) -> bool:
+        """Find the packet of each frame and where decoding may start; False if the time stamps do not tell."""
         shown = [position for position, packet in enumerate(packets) if not packet.discard]
         stamps = [packets[position].pts for position in shown]
-        self._selective = (
-            name in ("h264", "hevc", "vp9")
-            and not _TIMED_CONTAINERS.isdisjoint(formats)
-            and plain
-            and bool(shown)
-            and None not in stamps
-            and len(set(stamps)) == len(stamps)
-            and packets[0].key
-        )
-        if not self._selective:
-            return
-        # _order[i] is the packet of frame i; _starts are the packets where decoding may start: fresh pictures that
-        # come, in time, after everything before them in the file and before everything after them (a closed group).
+        if not shown or None in stamps or len(set(stamps)) < len(stamps) or not packets[0].key:
+            return False
+        # _order[i] is the packet of frame i; _starts are the packets where decoding may start: keyframes that come, in
+        # time, after everything before them in the file and before everything after them (a closed group).
         self._order = sorted(shown, key=lambda position: packets[position].pts)  # type: ignore[arg-type,return-value]
         self._pts: list[int] = [packets[position].pts for position in self._order]  # type: ignore[misc]
         times = [packet.pts if packet.pts is not None else -(2**63) for packet in packets]
@@ -297,34 +290,33 @@ class EncodedVideoReader(_Reader):
             for position, packet in enumerate(packets)
             if packet.key and latest_before[position] < times[position] < earliest_after[position]
         ]
-        if not self._starts or self._starts[0] != 0:
-            self._selective = False
+        return bool(self._starts) and self._starts[0] == 0
 
     # -- decoding ---------------------------------------------------------------------------------------------------
 
     def _read(self, indices: list[int]) -> dict[int, np.ndarray]:
         if self._selective and self._sequential_times is None:
-            pictures = self._read_selective(indices)
-            if pictures is not None:
-                return pictures
+            images = self._read_selective(indices)
+            if images is not None:
+                return images
             self._selective = False
             if indices[-1] >= self.num_frames:
                 raise VideoReadError(self.path, f"only {self.num_frames} of {len(self._order)} frames can be decoded.")
         self._decode_all()
         frames = self._sequential_frames if self._sequential_frames is not None else self._frames_in_order()
         wanted = set(indices)
-        pictures = {}
+        images = {}
         for index, frame in enumerate(frames):
             if index in wanted:
                 if frame.is_corrupt:
                     raise VideoReadError(self.path, f"frame {index} is damaged.")
-                pictures[index] = self._picture(frame)
-                if len(pictures) == len(wanted):
+                images[index] = self._image(frame)
+                if len(images) == len(wanted):
                     break
-        return pictures
+        return images
 
     def _read_selective(self, indices: list[int]) -> dict[int, np.ndarray] | None:
-        """Pictures by index, or None where the decoder did not give each wanted picture exactly once."""
+        """Images by index, or None if the decoder did not give each wanted frame exactly once."""
         packets = self._packet_list()
         codec = self._stream.codec_context
         index_of = {self._pts[index]: index for index in indices}
@@ -332,8 +324,8 @@ class EncodedVideoReader(_Reader):
         last_of: dict[int, int] = {}  # first packet of a group -> last packet wanted
         for position in sorted(wanted):
             last_of[self._starts[bisect_right(self._starts, position) - 1]] = position
-        pictures: dict[int, np.ndarray] = {}
-        # Only H.264 says of each picture whether any other picture refers to it.
+        images: dict[int, np.ndarray] = {}
+        # Only H.264 marks the pictures that no other picture refers to.
         unwanted = "NONREF" if codec.name == "h264" else "DEFAULT"
         position, packet = next(packets)
         try:
@@ -352,16 +344,16 @@ class EncodedVideoReader(_Reader):
                             return None
                         latest = frame.pts
                         if latest in index_of:
-                            pictures[index_of[latest]] = self._picture(frame)
+                            images[index_of[latest]] = self._image(frame)
                     if position == last:
                         break
                     position, packet = next(packets)
         except (av.FFmpegError, StopIteration):
-            return None  # decoding in order will say what is wrong, if anything is
-        return pictures if len(pictures) == len(indices) else None
+            return None  # decoding in order will tell what is wrong, if anything is
+        return images if len(images) == len(indices) else None
 
     def _packet_list(self) -> Iterator[tuple[int, Any]]:
-        """The packets with their positions: those kept, or read again from a file too big to keep."""
+        """The packets with their positions: those in memory, or read again from a file too large to keep."""
         if self._packets is not None:
             return enumerate(self._packets)
         self._container.close()
@@ -381,9 +373,9 @@ class EncodedVideoReader(_Reader):
             raise VideoReadError(self.path, f"decoding fails after frame {count - 1}: {_reason(error)}.") from error
 
     def _decode_all(self) -> list[float]:
-        """Decode the file once to count its frames; their times in seconds from the first one.
+        """Decode the file once to count its frames; returns their times in seconds from the first one.
 
-        The decoded pictures are kept, up to a limit, because they are usually asked for next.
+        The decoded frames are kept, up to a limit, because they are usually requested next.
         """
         if self._sequential_times is None:
             times: list[float] = []
@@ -404,14 +396,16 @@ class EncodedVideoReader(_Reader):
             self._sequential_times = [time - times[0] for time in times]
         return self._sequential_times
 
-    def _picture(self, frame: Any) -> np.ndarray:
-        """RGB picture (H, W, 3), turned as the display matrix says."""
-        # One thread: starting several, PyAV's default, takes many times longer than converting a small picture.
-        picture = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-        turns, rest = divmod(frame.rotation, 90)
-        if rest:
-            raise VideoReadError(self.path, f"it is rotated by {frame.rotation} degrees, not a multiple of 90.")
-        return np.rot90(picture, turns % 4) if turns % 4 else picture
+    def _image(self, frame: Any) -> np.ndarray:
+        """RGB image (H, W, 3), oriented as the display matrix says."""
+        # One thread: starting several, PyAV's default, takes many times longer than converting a small frame.
+        image = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        if (matrix := frame.side_data.get(SideData.DISPLAYMATRIX)) is None:
+            return image
+        try:
+            return orient(image, np.frombuffer(matrix, np.int32).tolist())
+        except ValueError as error:
+            raise VideoReadError(self.path, f"{error}.") from error
 
     def _times(self) -> Sequence[float]:
         if self._selective and self._sequential_times is None:
@@ -431,7 +425,7 @@ class FrameFolderReader(_Reader):
         fps: frames per second, which the files do not tell.
 
     Raises:
-        VideoReadError: no frames, a missing or doubled frame number, or several numbered series in the folder.
+        VideoReadError: no frames, a missing or repeated frame number, or several numbered series in the folder.
     """
 
     def __init__(self, path: str | Path, fps: float = DEFAULT_FPS) -> None:
@@ -445,7 +439,7 @@ class FrameFolderReader(_Reader):
             if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS and not name.startswith(".")
         ]
         if not names:
-            raise VideoReadError(self.path, "the folder has no jpg or png frames.")
+            raise VideoReadError(self.path, "the folder holds no jpg or png frames.")
         self.names = self._in_order(names)
 
     @property
@@ -474,7 +468,7 @@ class FrameFolderReader(_Reader):
             assert match is not None
             other = by_number.setdefault(int(match[2]), name)
             if other != name:
-                raise VideoReadError(self.path, f"frame {int(match[2])} is there twice: {min(other, name)}, {name}.")
+                raise VideoReadError(self.path, f"frame {int(match[2])} exists twice: {min(other, name)}, {name}.")
         first, last = min(by_number), max(by_number)
         if len(by_number) != last - first + 1:
             number = next(number for number in range(first, last) if number not in by_number)
@@ -489,21 +483,56 @@ class FrameFolderReader(_Reader):
         return [by_number[number] for number in range(first, last + 1)]
 
     def _read(self, indices: list[int]) -> dict[int, np.ndarray]:
-        pictures = {}
+        images = {}
         for index in indices:
             file = self.path / self.names[index]
             try:
                 with Image.open(file) as image:
-                    pictures[index] = np.asarray(image.convert("RGB"))
+                    images[index] = np.asarray(image.convert("RGB"))
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
                 raise VideoReadError(self.path, f"frame {file.name} cannot be read: {error}.") from error
-        return pictures
+        return images
 
     def _times(self) -> Sequence[float]:
         return [index / self._fps for index in range(self.num_frames)]
 
 
 # -- helpers --------------------------------------------------------------------------------------------------------
+
+
+def orient(image: np.ndarray, matrix: Sequence[int]) -> np.ndarray:
+    """Apply a display matrix to an image (H, W, 3), as FFmpeg's autorotation does.
+
+    Args:
+        image: as decoded.
+        matrix: FFmpeg's nine fixed-point numbers (a, b, u, c, d, v, x, y, w): x' = a x + c y, y' = b x + d y, y down.
+
+    Raises:
+        ValueError: the matrix is none of the eight orientations, within one degree.
+    """
+    a, b, c, d = (matrix[k] for k in (0, 1, 3, 4))
+    swapped = max(abs(b), abs(c)) > max(abs(a), abs(d))
+    large, small = ((b, c), (a, d)) if swapped else ((a, d), (b, c))
+    if max(map(abs, small)) > math.tan(math.radians(1)) * max(map(abs, large)):
+        angle = round(math.degrees(math.atan2(-b, a)))
+        raise ValueError(f"its display matrix rotates it by {angle} degrees, not by a multiple of 90")
+    if swapped:
+        image = image.swapaxes(0, 1)
+    flip_x, flip_y = (c < 0, b < 0) if swapped else (a < 0, d < 0)
+    return image[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
+
+
+def _listed_seconds(container: Any, stream: Any) -> float | None:
+    """Duration of a stream in the header of a Matroska or FLV file; None if only another stream may have it."""
+    if match := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):
+        return 3600 * int(match[1]) + 60 * int(match[2]) + float(match[3])
+    return container.duration / av.time_base if container.duration and len(container.streams) == 1 else None
+
+
+def _tail(path: Path, size: int = 1024) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - size))
+        return file.read()
 
 
 def _reason(error: Exception) -> str:
@@ -526,7 +555,7 @@ def _length_size(extradata: bytes | None, codec: str) -> int:
 
 
 def _slice_type(data: memoryview, codec: str, length_size: int) -> int | None:
-    """Type of the first unit of a packet that holds a part of a picture."""
+    """Type of the first unit of a packet that contains a slice of a picture."""
     position, end = 0, len(data)
     raw = b"" if length_size else bytes(data)
     while True:
@@ -535,8 +564,8 @@ def _slice_type(data: memoryview, codec: str, length_size: int) -> int | None:
             start = position + length_size
             position = start + size
         else:
-            found = raw.find(b"\0\0\1", position)
-            start = position = end if found < 0 else found + 3
+            code = raw.find(b"\0\0\1", position)
+            start = position = end if code < 0 else code + 3
         if start >= end:
             return None
         kind = data[start] & 31 if codec == "h264" else (data[start] >> 1) & 63

@@ -1,19 +1,11 @@
-"""Which frames of a video make a clip. All functions give frame indices in 0 .. num_frames - 1."""
+"""Which frames of a video make a clip. All functions return frame indices in 0 .. num_frames - 1."""
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
 
 SAMPLINGS = ("segments", "dense")
-
-
-def sample_generator(*key: int) -> Generator:
-    """A generator that depends on the key alone, such as (seed, epoch, video index), whatever process asks."""
-    # The length is part of the key: numpy gives (1, 2) and (1, 2, 0) the same numbers.
-    state = np.random.SeedSequence((len(key), *key)).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state))
 
 
 def segment_indices(
@@ -22,11 +14,11 @@ def segment_indices(
     """One frame from each of ``num_segments`` equal parts of the video (STFT paper, section 5.2).
 
     Segment i holds the frames floor(i n / T) to floor((i + 1) n / T) - 1. With a generator the frame is uniform in its
-    segment; without, it lies at ``position`` (0 start, 0.5 centre) of the segment, so the frames are equidistant.
+    segment; without one it lies at ``position`` (0 start, 0.5 centre) of the segment, so the frames are equidistant.
     A video with fewer frames than segments is repeated from its start (loop padding).
 
     Returns:
-        int64 (num_segments,), not decreasing unless the video was repeated.
+        int64 (num_segments,), non-decreasing unless the video was repeated.
     """
     _check(num_frames, num_segments)
     steps = torch.arange(num_segments + 1)

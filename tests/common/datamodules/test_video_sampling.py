@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from common.datamodules.sampling import dense_indices, multi_view_indices, sample_generator, segment_indices
+from common.datamodules.loading import sample_generator
+from common.datamodules.video_sampling import dense_indices, multi_view_indices, segment_indices
 
 LENGTHS = [1, 2, 3, 7, 8, 9, 15, 16, 17, 33, 100, 301]
 

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from pytorchvideo.data.video import Video
 
-from common.datamodules import readers
-from common.datamodules.readers import EncodedVideoReader, FrameFolderReader, VideoReadError, open_video
+from common.datamodules import video_reader
+from common.datamodules.errors import VideoReadError
+from common.datamodules.video_reader import EncodedVideoReader, FrameFolderReader, open_video
 from tests import media
 
 # name, extension, arguments of write_video, is it decoded selectively
@@ -116,7 +117,7 @@ def test_open_groups_are_joined(tmp_path):
 def test_big_files_are_read_again_instead_of_kept(tmp_path, monkeypatch, gop):
     path = media.write_video(tmp_path / "a.mp4", num_frames=40, gop=gop, b_frames=2)
     old = media.write_video(tmp_path / "a.avi", num_frames=40, codec="mpeg4")
-    monkeypatch.setattr(readers, "KEEP_BYTES", 1000)
+    monkeypatch.setattr(video_reader, "KEEP_BYTES", 1000)
     for file in (path, old):
         reference = media.decode_all(file)
         with open_video(file) as video:
@@ -141,6 +142,31 @@ def test_rotation(tmp_path, rotation):
         frames = video.get_frames([5, 2])
     assert frames.shape[1:] == ((48, 64, 3) if rotation == 180 else (64, 48, 3))
     assert np.array_equal(frames.numpy(), reference[[5, 2]])
+
+
+# x' = a x + c y, y' = b x + d y; what each makes of the decoded frames (N, H, W, 3)
+ORIENTATIONS = {
+    (1, 0, 0, 1): lambda v: v,
+    (-1, 0, 0, 1): lambda v: v[:, :, ::-1],  # mirrored left to right
+    (1, 0, 0, -1): lambda v: v[:, ::-1],  # upside down
+    (-1, 0, 0, -1): lambda v: v[:, ::-1, ::-1],
+    (0, 1, 1, 0): lambda v: v.swapaxes(1, 2),
+    (0, 1, -1, 0): lambda v: np.rot90(v, -1, axes=(1, 2)),
+    (0, -1, 1, 0): lambda v: np.rot90(v, 1, axes=(1, 2)),
+    (0, -1, -1, 0): lambda v: v.swapaxes(1, 2)[:, ::-1, ::-1],
+}
+
+
+@pytest.mark.parametrize("matrix", ORIENTATIONS)
+def test_all_eight_display_matrices(tmp_path, matrix):
+    path = media.write_video(tmp_path / "a.mp4", num_frames=8, matrix=matrix)
+    expected = ORIENTATIONS[matrix](media.decode_all(path))
+    with open_video(path) as video:
+        assert np.array_equal(video.get_frames([6, 1]).numpy(), expected[[6, 1]])
+
+
+def test_another_display_matrix_is_refused(tmp_path):
+    fails(media.write_video(tmp_path / "a.mp4", num_frames=3, rotation=30), "rotates it by 30 degrees, not by a mult")
 
 
 def test_variable_frame_rate(tmp_path):
@@ -236,6 +262,22 @@ def test_truncated_avi(tmp_path):
     fails(media.truncate(media.write_video(tmp_path / "a.avi", num_frames=60, codec="mpeg4"), 0.6), "truncated", "60")
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "reason"),
+    [
+        ("a.webm", {"codec": "libvpx-vp9"}, "the header says 1.6 seconds, the frames end after 0."),
+        ("a.mkv", {"audio": True}, "the header says 1.6 seconds"),
+        ("a.ts", {}, "its last transport packet is incomplete"),
+        ("a.gif", {"codec": "gif", "pix_fmt": "rgb8"}, "the end of the GIF image is missing"),
+    ],
+)
+def test_truncated_files_of_containers_without_a_frame_count(tmp_path, name, arguments, reason):
+    path = media.write_video(tmp_path / name, num_frames=40, **arguments)
+    with open_video(path) as video:
+        assert (video.num_frames, video.get_frames([39]).shape) == (40, (1, 48, 64, 3))
+    fails(media.truncate(path, 0.605), "truncated", reason)
+
+
 def test_damaged_frame_is_an_error_only_if_asked_for(tmp_path):
     position = 11
     path = media.write_video(tmp_path / "a.avi", num_frames=60, gop=6, codec="mpeg4")
@@ -308,7 +350,7 @@ def test_missing_frames_are_named(tmp_path):
 def test_frame_numbered_twice(tmp_path):
     folder = media.write_frames(tmp_path / "v", 3)
     media.write_frames(folder, 1, "img_2.jpg")
-    fails(folder, "img_2.jpg", "img_00002.jpg", "twice")
+    fails(folder, "img_2.jpg", "img_00002.jpg", "exists twice")
 
 
 def test_two_series_in_a_folder(tmp_path):
@@ -318,7 +360,7 @@ def test_two_series_in_a_folder(tmp_path):
 
 
 def test_empty_folder(tmp_path):
-    fails(tmp_path, "no jpg or png")
+    fails(tmp_path, "holds no jpg or png frames")
 
 
 def test_broken_frame_is_named(tmp_path):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from common.datamodules.clip_spec import ClipSpec, load_views
-from common.datamodules.sampling import sample_generator
-from common.datamodules.transforms import SCALES, normalise, random_multi_scale_crop, square_crops
+from common.datamodules.loading import sample_generator
+from common.datamodules.video_clips import ClipSpec, load_views
+from common.datamodules.video_crops import SCALES, random_multi_scale_crop, square_crops
 from tests import media
 
 SHAPES = [(48, 64), (64, 48), (17, 5), (1, 1), (2, 3), (240, 135), (112, 112)]
@@ -54,6 +54,15 @@ def test_crops_are_squares_of_the_scales_anywhere():
     assert max(row for row, _ in corners) >= 45
     assert max(column for _, column in corners) >= 140
     assert min(row + column for row, column in corners) < 20
+
+
+def test_crops_in_the_corners_and_the_centre():
+    clip = coordinates(100, 200)
+    seen = set()
+    for seed in range(60):
+        out = random_multi_scale_crop(clip, 50, sample_generator(seed), scales=[0.5], places="corners")[0]
+        seen.add((int(out[0, 0, 0]), int(out[1, 0, 0])))
+    assert seen == {(0, 0), (0, 150), (50, 0), (50, 150), (25, 75)}
 
 
 def test_resize_range_crops_as_if_the_short_side_were_resized_first():
@@ -132,13 +141,15 @@ def test_the_papers_inference_is_the_centre_square_resized():
 def test_normalise_is_its_definition():
     clip = torch.randint(256, (4, 3, 5, 6), dtype=torch.uint8)
     mean, std = (0.1, 0.5, 0.7), (0.2, 0.3, 1.0)
-    out = normalise(clip, mean, std)
+    spec = ClipSpec(mean=mean, std=std)
+    out = spec.normalise(clip)
     expected = (clip.double() / 255 - torch.tensor(mean, dtype=torch.float64).view(1, 3, 1, 1)) / torch.tensor(
         std, dtype=torch.float64
     ).view(1, 3, 1, 1)
     assert out.dtype == torch.float32
     assert out.is_contiguous()
     torch.testing.assert_close(out.double(), expected.transpose(0, 1), rtol=0, atol=2e-6)
+    assert torch.equal(spec.normalise(clip[1]), out[:, 1])
 
 
 def test_clip_spec_round_trip():
@@ -148,6 +159,21 @@ def test_clip_spec_round_trip():
     assert all(isinstance(value, int | str | list) for value in spec.to_dict().values())
     with pytest.raises(ValueError, match=r"unknown keys.*crop"):
         ClipSpec.from_dict({"crop": 3})
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"num_frames": 10**9}, "1 views of 3 x 1000000000 x 112 x 112 are more than 1073741824 numbers"),
+        ({"num_clips": 10**9}, "1000000000 views of"),
+        ({"crop_size": 10**6}, "more than"),
+        ({"resize": 10**9}, "resize is 1000000000, too large"),
+        ({"num_frames": "x"}, "wrong values in ClipSpec"),
+    ],
+)
+def test_clips_that_would_fill_the_memory_are_refused(values, words):
+    with pytest.raises(ValueError, match=words):
+        ClipSpec.from_dict(values)
 
 
 @pytest.mark.parametrize(

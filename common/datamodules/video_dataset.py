@@ -1,0 +1,174 @@
+"""Datasets of videos: random clips to train on, whole videos with all their views to evaluate."""
+
+from __future__ import annotations
+
+import multiprocessing
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Generator, Tensor
+from torch.utils.data import Dataset
+
+from common.datamodules.errors import VideoReadError
+from common.datamodules.loading import sample_generator
+from common.datamodules.manifest import Item
+from common.datamodules.spec import check_choice
+from common.datamodules.video_clips import ClipSpec, clip_indices, make_views
+from common.datamodules.video_crops import CropPlaces, random_multi_scale_crop
+from common.datamodules.video_reader import open_video
+from common.datamodules.video_sampling import dense_indices, segment_indices
+
+REPLACEMENTS = 10  # videos tried in succession in place of one that cannot be read
+
+T = TypeVar("T")
+Frames = Callable[[list[int]], Tensor]
+
+
+class VideoDataset(Dataset):
+    """Videos by index; the base of the training and the evaluation dataset.
+
+    Args:
+        items: the videos.
+        spec: how a clip is made.
+        expected: how many videos were listed before missing ones were left out.
+        cache_decoded: keep every decoded video in memory (uint8, per loader worker).
+    """
+
+    def __init__(
+        self, items: Sequence[Item], spec: ClipSpec, expected: int | None = None, cache_decoded: bool = False
+    ) -> None:
+        self.items, self.spec = list(items), spec
+        self.videos_expected = len(self.items) if expected is None else expected
+        self._cache: dict[str, Tensor] | None = {} if cache_decoded else None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def _read(self, index: int, use: Callable[[int, Frames], T]) -> T:
+        """Open video ``index`` and return ``use(number of frames, frame getter)``; errors name video and index."""
+        item = self.items[index]
+        try:
+            if self._cache is None:
+                with open_video(item.path, item.fps) as video:
+                    return use(video.num_frames, video.get_frames)
+            if item.path not in self._cache:
+                with open_video(item.path, item.fps) as video:
+                    self._cache[item.path] = video.get_frames(range(video.num_frames))
+            frames = self._cache[item.path]
+            return use(len(frames), lambda indices: frames[indices])
+        except VideoReadError as error:
+            raise VideoReadError(item.path, f"{error.reason} (video {index}, listed in {item.where})") from error
+
+
+@dataclass(frozen=True)
+class ClipAugmentation:
+    """Random crops of a training clip.
+
+    Attributes:
+        scales: sides of the crop as fractions of the short side, each in (0, 1].
+        horizontal_flip: mirror half of the clips.
+        seed: that of the run.
+        resize_range: smallest and largest short side in pixels before the crop, in place of ``scales``.
+        crop_places: where the crops lie, see :func:`~common.datamodules.video_crops.random_multi_scale_crop`.
+    """
+
+    scales: tuple[float, ...]
+    horizontal_flip: bool
+    seed: int
+    resize_range: tuple[int, int] | None = None
+    crop_places: CropPlaces = "anywhere"
+
+    def __post_init__(self) -> None:
+        if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
+            raise ValueError(f"scales is {self.scales}; give fractions of the short side, above 0 and at most 1.")
+        if self.resize_range is not None and not 0 < self.resize_range[0] <= self.resize_range[1]:
+            raise ValueError(f"resize_range is {self.resize_range}; give the smallest and the largest short side.")
+        check_choice("anywhere", "corners", crop_places=self.crop_places)
+
+    def crop(self, clip: Tensor, size: int, generator: Generator) -> Tensor:
+        """uint8 (T, H, W, 3) to (T, 3, size, size)."""
+        return random_multi_scale_crop(
+            clip, size, generator, self.scales, self.horizontal_flip, self.resize_range, self.crop_places
+        )
+
+
+class TrainVideos(VideoDataset):
+    """Random clips. The key of a sample is (epoch, index); a plain index means epoch 0.
+
+    ``read_errors`` counts the videos that could not be read and were replaced, over all workers of this process.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        spec: ClipSpec,
+        augmentation: ClipAugmentation,
+        replace_unreadable: bool = False,
+        expected: int | None = None,
+        cache_decoded: bool = False,
+    ) -> None:
+        super().__init__(items, spec, expected, cache_decoded)
+        self.augmentation, self.replace_unreadable = augmentation, replace_unreadable
+        self._errors = multiprocessing.Value("q", 0)
+
+    @property
+    def read_errors(self) -> int:
+        """Number of unreadable videos so far."""
+        return self._errors.value
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        generator = sample_generator(self.augmentation.seed, epoch, index)
+        for _ in range(REPLACEMENTS):
+            try:
+                video = self._read(index, lambda count, frames: self._clip(count, frames, generator))
+                return {"video": video, "label": self.items[index].label, "video_index": index}
+            except VideoReadError as error:
+                if not self.replace_unreadable:
+                    raise
+                with self._errors.get_lock():
+                    self._errors.value += 1
+                last, index = error, int(torch.randint(len(self), (), generator=generator))
+                warnings.warn(f"{error}; training uses {self.items[index].name} in its place", stacklevel=2)
+        raise VideoReadError(last.path, f"{last.reason}; {REPLACEMENTS} videos in succession cannot be read") from last
+
+    def _clip(self, num_frames: int, get_frames: Frames, generator: Generator) -> Tensor:
+        spec = self.spec
+        if spec.sampling == "segments":
+            indices = segment_indices(num_frames, spec.num_frames, generator)
+        else:
+            indices = dense_indices(num_frames, spec.num_frames, spec.stride, generator)
+        clip = get_frames(indices.tolist())
+        return spec.normalise(self.augmentation.crop(clip, spec.crop_size, generator))
+
+
+class EvalVideos(VideoDataset):
+    """Whole videos with all their views, for validation, test and prediction.
+
+    ``repeated`` of a sample is the number of its views that equal an earlier one because the video is too short.
+    """
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        views, clips = self._read(
+            index,
+            lambda count, frames: (make_views(count, frames, self.spec), clip_indices(count, self.spec)),
+        )
+        repeated = (len(clips) - len(clips.unique(dim=0))) * self.spec.num_crops
+        item = self.items[index]
+        return {"video": views, "label": item.label, "video_index": index, "path": item.name, "repeated": repeated}
+
+    @staticmethod
+    def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Join whole videos into a batch with an entry per view: video (sum of V, 3, T, S, S), label, ..."""
+        views = torch.tensor([len(sample["video"]) for sample in samples])
+        return {
+            "video": torch.cat([sample["video"] for sample in samples]),
+            "path": [sample["path"] for sample in samples for _ in range(len(sample["video"]))],
+            **{
+                name: torch.tensor([sample[name] for sample in samples]).repeat_interleave(views)
+                for name in ("label", "video_index", "repeated")
+            },
+        }
