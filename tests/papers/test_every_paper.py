@@ -1,0 +1,406 @@
+"""What every paper's folder is held to, found by listing: networks, recipes, commands, figures, documents.
+
+`pytest tests/papers/test_every_paper.py --papers PATH` holds a folder outside of this repository to the same, or every
+paper's folder below PATH. Its parent must be a package folder that can be imported, for example `mine/papers2/mypaper`
+with `class_path: papers2.mypaper.MyModule`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import inspect
+import json
+import re
+import runpy
+import shlex
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from common.reporting.ledger import Ledger, Network, Recipe, RowNetwork, load
+from common.reporting.page import png
+from common.reporting.reproduce import list_records
+from common.reporting.runs import ReproduceError
+from common.training import cli, predict
+from common.training.image_classification import ImageClassificationModule
+from common.training.pose_estimation import PoseEstimationModule
+from common.training.volume_segmentation import VolumeSegmentationModule
+from tests.datasets import read_recipe, write_dataset
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "data/README.md", "data/datasets.md")]
+#: put before a block of a document whose commands need data or files that the reader has; it is parsed, not run
+PARSED_ONLY = "<!-- parsed only -->"
+#: networks with more parameters are trained for a step only where slow tests run
+LARGE = 50e6
+
+
+def folders(config: pytest.Config) -> list[Path]:
+    """The papers' folders that are tested."""
+    place = config.getoption("--papers")
+    if place is None:
+        return sorted(path.parent for path in (ROOT / "papers").glob("*/ledger.yaml"))
+    place = place.resolve()
+    found = (
+        [place] if (place / "ledger.yaml").is_file() else sorted(path.parent for path in place.glob("*/ledger.yaml"))
+    )
+    if not found:
+        raise pytest.UsageError(f"--papers {place}: no ledger.yaml there, nor in a folder below it")
+    for folder in found:
+        top = folder.parent
+        while (top / "__init__.py").is_file():
+            top = top.parent
+        sys.path.insert(0, str(top if top != folder.parent else folder.parent.parent))
+    return found
+
+
+def package(folder: Path) -> str:
+    """Dotted name of a paper's folder."""
+    return f"{folder.parent.name}.{folder.name}"
+
+
+@cache
+def ledger_of(folder: Path) -> Ledger:
+    return load(folder / "ledger.yaml")
+
+
+def networks_of(ledger: Ledger) -> Iterator[tuple[str, RowNetwork]]:
+    """Every network of the rows that differs from those before it in more than the number of classes."""
+    seen = set()
+    for _, row in ledger.rows():
+        for label, spec in row.networks.items():
+            for name in [spec.network] + ([spec.baseline] if spec.baseline else []):
+                own = RowNetwork(name, spec.input, spec.arguments)
+                network = ledger.network(own)
+                arguments = {k: v for k, v in network.arguments.items() if k not in ("num_classes", "input_size")}
+                key = json.dumps([network.function, arguments, network.classes])
+                if key not in seen:
+                    seen.add(key)
+                    yield f"{row.id} {label}", own
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    cases: list[Any] = []
+    for folder in folders(metafunc.config):
+        name = folder.name
+        if "recipe" in metafunc.fixturenames:
+            cases += [pytest.param(p, id=f"{name}-{p.stem}") for p in sorted((folder / "recipes").glob("*.yaml"))]
+        elif "spec" in metafunc.fixturenames:
+            cases += [pytest.param((folder, spec), id=where) for where, spec in networks_of(ledger_of(folder))]
+        elif "figure" in metafunc.fixturenames:
+            figures = [figure for figure in ledger_of(folder).figures if figure.function]
+            cases += [pytest.param((folder, figure), id=f"{name}-{figure.id}") for figure in figures]
+        elif "folder" in metafunc.fixturenames:
+            cases.append(pytest.param(folder, id=name))
+    for names in ("recipe", "spec", "figure", "folder"):
+        if names in metafunc.fixturenames:
+            metafunc.parametrize(names, cases)
+    if "document" in metafunc.fixturenames:
+        given = metafunc.config.getoption("--papers")
+        documents = [folder / "README.md" for folder in folders(metafunc.config)] + ([] if given else DOCUMENTS)
+        metafunc.parametrize("document", documents, ids=lambda p: f"{p.parent.name}-{p.name}")
+
+
+# Networks
+
+
+def small(network: Network, shape: list[int]) -> tuple[nn.Module, torch.Tensor]:
+    """The network with random numbers wherever it starts from zeros, and a small input of odd size."""
+    function = importlib.import_module(network.function.rpartition(".")[0])
+    parameters = inspect.signature(getattr(function, network.function.rpartition(".")[2])).parameters
+    sizes = {3: [(33, 37), (32, 32)], 2: [(65, 97), (64, 64)]}[3 if len(shape) == 5 else 2]
+    errors = []
+    for size in sizes:
+        arguments = dict(network.arguments)
+        if "input_size" in parameters:
+            arguments["input_size"] = size
+        if "size" in parameters and isinstance(arguments.get("size"), list | tuple):
+            arguments["size"] = size
+        torch.manual_seed(0)
+        try:
+            built = Network(network.function, arguments, network.classes).build()
+        except ValueError as error:  # a transform that takes powers of two alone, say
+            errors.append(error)
+            continue
+        for parameter in built.parameters():
+            if parameter.requires_grad and not parameter.any():
+                nn.init.normal_(parameter, std=0.1)
+        frames = shape[2:-2] if "num_frames" in parameters else [min(n, 16) for n in shape[2:-2]]
+        return built, torch.randn(2, shape[1], *frames, *size)
+    raise errors[-1]
+
+
+def test_every_network_takes_odd_sizes_and_trains_every_parameter(
+    spec: tuple[Path, RowNetwork], request: pytest.FixtureRequest
+) -> None:
+    folder, own = spec
+    network = ledger_of(folder).network(own)
+    with torch.device("meta"):
+        count = sum(p.numel() for p in network.build().parameters())
+    assert count > 0
+    if count > LARGE and "not slow" in request.config.getoption("-m", ""):
+        return
+    if network.function.partition(".")[0] in ("torch", "torchvision", "pytorchvideo", "monai"):
+        return  # a library's network, counted for comparison
+    built, x = small(network, own.input)
+    output = built(x)
+    assert output.isfinite().all()
+    output.square().mean().backward()
+    for name, parameter in built.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, f"{name} gets no gradient"
+            assert parameter.grad.isfinite().all(), f"the gradient of {name} is not finite"
+            assert parameter.grad.any(), f"the gradient of {name} is zero"
+
+
+def test_a_row_counts_the_network_that_its_recipe_trains(folder: Path) -> None:
+    ledger = ledger_of(folder)
+    sizes: dict[str, int] = {}
+
+    def parameters(network: Network) -> int:
+        key = json.dumps([network.function, network.arguments, network.classes])
+        if key not in sizes:
+            with torch.device("meta"):
+                sizes[key] = sum(p.numel() for p in network.build().parameters())
+        return sizes[key]
+
+    for _, row in ledger.rows():
+        if not row.networks:
+            continue
+        counted = set()
+        for spec in row.networks.values():
+            network = ledger.network(spec)
+            arguments = {k: v for k, v in network.arguments.items() if k not in ("rate", "method", "keep_temporal")}
+            counted.add(parameters(Network(network.function, arguments, network.classes)))
+            classes = network.arguments.get("num_classes", default_classes(network))
+        for dataset, recipe in row.recipes.items():
+            model, data, _ = read_recipe(folder / "recipes" / recipe.file, recipe.overrides)
+            assert trained_parameters(folder, recipe, model, data, classes) in counted, (
+                f"{row.id}: {recipe.file} with {shlex.join(recipe.overrides)} trains another network on {dataset} than "
+                "the row counts"
+            )
+
+
+def trained_parameters(folder: Path, recipe: Recipe, model: dict[str, Any], data: dict[str, Any], classes: Any) -> int:
+    """Parameters of the network that a recipe trains, before it is compressed."""
+    content = (folder / "recipes" / recipe.file).read_text()
+    path = re.search(r"class_path: ([\w.]+)", content)
+    assert path is not None
+    module = importlib.import_module(path[1].rpartition(".")[0])
+    module_class = getattr(module, path[1].rpartition(".")[2])
+    size = (data["height"], data["width"]) if "height" in data else data.get("crop_size")
+    facts = {"num_classes": classes, "num_frames": data.get("num_frames"), "input_size": size, "num_joints": 17}
+    facts |= {"num_regions": 3, "in_channels": 4}
+    known = inspect.signature(module_class.__init__).parameters
+    given = {name: value for name, value in facts.items() if name in known and value is not None}
+    with torch.device("meta"):
+        built = module_class(
+            **{**model, **given, "compression": None} if "compression" in known else {**model, **given}
+        )
+    return sum(p.numel() for p in built.network.parameters())
+
+
+def default_classes(network: Network) -> int | None:
+    """The number of classes of a network that is not told one."""
+    home, _, name = network.function.rpartition(".")
+    parameter = inspect.signature(getattr(importlib.import_module(home), name)).parameters.get("num_classes")
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
+
+
+# Recipes and commands
+
+
+class _ParseOnly(cli.SpectralCLI):
+    """Stops when the arguments are parsed."""
+
+    def before_instantiate_classes(self) -> None:
+        raise _ParsedError
+
+
+class _ParsedError(Exception):
+    pass
+
+
+@cache
+def parser() -> Any:
+    """The strict parser of `spectral fit|validate|test`, made once."""
+    recipe = next((ROOT / "papers").glob("*/recipes/demo.yaml"))
+    kept: list[Any] = []
+
+    class Keep(_ParseOnly):
+        def before_instantiate_classes(self) -> None:
+            kept.append(self.parser)
+            raise _ParsedError
+
+    with pytest.raises(_ParsedError):
+        Keep(["fit", "--config", str(recipe)])
+    return kept[0]
+
+
+def parse_spectral(words: list[str]) -> None:
+    """Parse the arguments behind `spectral`; a wrong key or value is an error."""
+    if words[0] != "predict":
+        parser().parse_args(words)
+        return
+    errors = []
+    for task in (ImageClassificationModule, PoseEstimationModule, VolumeSegmentationModule):
+        options = predict._parser(None)
+        task.add_predict_arguments(options)
+        _, unknown = options.parse_known_args(words[1:])
+        errors.append(unknown)
+    assert [] in errors, f"spectral predict takes no {min(errors, key=len)}"
+
+
+def parse_module(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run `python -m MODULE ...` up to the point where its arguments are parsed."""
+    original = argparse.ArgumentParser.parse_args
+
+    def stop(self: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> Any:
+        original(self, *args, **kwargs)
+        raise _ParsedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", stop)
+        patch.setattr(sys, "argv", words)
+        with pytest.raises(_ParsedError):
+            runpy.run_module(words[0], run_name="__main__", alter_sys=False)
+
+
+def parse_command(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check a command of a document or of `--list` with the parser that it would meet."""
+    words = shlex.split(command, comments=True)
+    if words[0] == "make":
+        goals = {word for word in words[1:] if "=" not in word}
+        targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+        assert goals <= targets, f"the Makefile has no {goals - targets}"
+    elif words[0] == "spectral":
+        parse_spectral(words[1:])
+    elif words[0].startswith("python") and words[1] == "-m":
+        parse_module(words[2:], monkeypatch)
+    else:
+        assert words[0].startswith((".venv/bin/", "git", "pip", "cd", "torchrun")), f"unknown command {command}"
+
+
+def test_every_recipe_parses_and_runs(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`spectral fit` for one step, on a tiny copy of the recipe's dataset, with the network narrowed where it can be."""
+    monkeypatch.chdir(tmp_path)
+    config = parser().parse_args(["fit", "--config", str(recipe)]).fit
+    model, data = config.model.init_args, config.data.init_args
+    words = ["fit", "--config", str(recipe), *write_dataset(data.dataset, tmp_path / "copy")]
+    words += ["--data.num_workers", "0", "--data.batch_size", "2", "--trainer.fast_dev_run", "1"]
+    words += ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.enable_progress_bar", "false"]
+    place = "--model.network." if "network" in model and "width" in model.network else "--model."
+    known = model.network if "network" in model and "width" in model.network else model
+    if "width" in known and "demo" not in recipe.stem and not str(known.get("backbone", "")).startswith("swin"):
+        words += [f"{place}width", "0.25"]
+    if "swin" in str(known.get("backbone", "")):
+        words += [f"{place}backbone", "swin-t"]
+    for name in ("pretrained", "imagenet"):
+        if model.get(name):
+            words += [f"--model.{name}", "null"]
+    if (model.get("compression") or {}).get("start"):
+        words += ["--model.compression", "null"]
+    if "crop_size" in data and "demo" not in recipe.stem:
+        words += ["--data.crop_size", "32", "--data.num_frames", "8", "--data.num_clips", "1", "--data.num_crops", "1"]
+        words += ["--data.resize", "32"] if data.get("resize") else []
+        words += ["--data.train_crop_size", "32"] if data.get("train_crop_size") else []
+        words += ["--data.resize_range", "[32, 40]"] if data.get("resize_range") else []
+        words += ["--data.frame_stride", "1"]
+    if "height" in data and "demo" not in recipe.stem:
+        words += ["--data.height", "64", "--data.width", "64"]
+    if "patch_size" in data:
+        words += ["--data.patch_size", "[8, 16, 16]"]
+    assert cli.main(words) == 0, capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_every_printed_command_parses_and_its_weights_are_written_by_another(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = ledger_of(folder)
+    records = list_records(ledger, ledger.select([]), f"{package(folder)}.reproduce")
+    commands = list(dict.fromkeys(command for record in records for command in record["commands"]))
+    writers: dict[str, str] = {}
+    parsed = set()
+    for command in commands:
+        if not command.startswith("spectral fit"):
+            continue
+        alike = re.sub(r" --name \S+|(?<=split)\d|(?<=runs/)\S+", "", command)
+        if alike not in parsed:
+            parse_command(command, monkeypatch)
+        parsed.add(alike)
+        words = shlex.split(command)
+        name = words[words.index("--name") + 1] if "--name" in words else Path(words[words.index("--config") + 1]).stem
+        assert writers.setdefault(name, command) == command, f"both write to runs/{name}:\n{command}\n{writers[name]}"
+    modules = [command for command in commands if command.startswith("python -m")]
+    for options in {tuple(shlex.split(command)[4:]) for command in modules}:
+        command = next(c for c in modules if tuple(shlex.split(c)[4:]) == options)
+        parse_command(command, monkeypatch)
+    for command in writers.values():
+        words = shlex.split(command)
+        recipe = Path(words[words.index("--config") + 1])
+        model, _, _ = read_recipe(ROOT / recipe if not recipe.is_absolute() else recipe)
+        options = dict(zip(words[::2], words[1::2], strict=True))
+        for option, value in (
+            ("--model.pretrained", model.get("pretrained")),
+            ("--model.compression.start", (model.get("compression") or {}).get("start")),
+        ):
+            path = options.get(option, value)
+            if path is not None:
+                assert str(path).startswith("runs/"), f"{command}: {option} is {path}"
+                assert str(path).removeprefix("runs/") in writers, (
+                    f"{command}\nstarts from {path}, which no command writes"
+                )
+
+
+def test_every_figure_draws(figure: tuple[Path, Any]) -> None:
+    folder, entry = figure
+    module = importlib.import_module(f"{package(folder)}.reproduce")
+    function = getattr(module, entry.function, None)
+    assert function is not None, f"{folder}/ledger.yaml:{entry.line}: reproduce.py has no function {entry.function}"
+    try:
+        drawn = function(None)
+    except ReproduceError:  # of a trained network
+        assert "demo" in entry.statuses
+    else:
+        assert png(drawn).startswith(b"\x89PNG")
+
+
+# Documents
+
+
+def blocks(document: Path) -> Iterator[tuple[str, str, bool]]:
+    """Language, content, and whether the block is only parsed, of every Python and shell block of a document."""
+    for found in re.finditer(
+        r"(<!--[^\n]*-->\n+)?^ *```(python|bash|sh)\n(.*?)^ *```", document.read_text(), re.S | re.M
+    ):
+        yield found[2], inspect.cleandoc(found[3]), (found[1] or "").strip() == PARSED_ONLY
+
+
+def test_documents_run(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python blocks run one after the other in one namespace; every command meets its real parser."""
+    namespace: dict[str, Any] = {}
+    for language, content, parsed_only in blocks(document):
+        if language == "python":
+            ast.parse(content)
+            if not parsed_only:
+                with monkeypatch.context() as patch:
+                    patch.chdir(tmp_path)
+                    exec(compile(content, str(document), "exec"), namespace)
+            continue
+        for line in content.replace("\\\n", " ").splitlines():
+            if line.strip() and not line.strip().startswith("#"):
+                try:
+                    parse_command(line.strip(), monkeypatch)
+                except (Exception, SystemExit) as error:
+                    pytest.fail(f"{document}: {line.strip()}\n{error}")
