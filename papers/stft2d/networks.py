@@ -7,7 +7,7 @@ before the global average pooling and `network.head` is the classifier. Weights 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torchvision
@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torchvision.ops import Conv2dNormActivation
 
 from common.backbones import initialize_orthogonal
+from common.backbones.options import changed
 from papers.stft2d.layers import Block1, Block2, ReLPUBlock, ShuffleUnit
 
 BLOCKS = 16
@@ -85,7 +86,7 @@ def stft(num_classes: int = 10, options: NetworkOptions = NetworkOptions(), **ch
 
     Weights of the blocks without normalisation: (271 f + 3) b as the text has it, (391 f + 3) b + 30 f^2 fitted.
     """
-    o = replace(options, **changes)
+    o = changed(options, changes)
     blocks = [Block1(3, o.b, o.f), *(Block2(o.f, o.b, o.block == "fit") for _ in range(BLOCKS - 1))]
     return _sixteen(blocks, o.f, num_classes)
 
@@ -97,7 +98,7 @@ def depthwise_separable(
 
     Its bottlenecks are widened until both have about the same number of weights: to b (271 f + 3) / (47 f + 547).
     """
-    o = replace(options, **changes)
+    o = changed(options, changes)
     wide = max(1, round(o.b * (271 * o.f + 3) / (47 * o.f + 547)))
     first = Block1(3, wide, o.f, trainable=True)
     return _sixteen([first, *(Block2(o.f, wide, trainable=True) for _ in range(BLOCKS - 1))], o.f, num_classes)
@@ -105,7 +106,7 @@ def depthwise_separable(
 
 def relpu(num_classes: int = 10, options: NetworkOptions = NetworkOptions(f=256), **changes: Any) -> ImageClassifier:
     """The network of Figure 3c with ReLPU layers (Section 4), whose bottleneck is a single channel."""
-    o = replace(options, **changes)
+    o = changed(options, changes)
     fit = o.block == "fit"
     return _sixteen([ReLPUBlock(3, o.f), *(ReLPUBlock(o.f, o.f, fit) for _ in range(BLOCKS - 1))], o.f, num_classes)
 

@@ -1,7 +1,7 @@
 """The networks of Tables 2 and 3: X-STFT (Figures 5 to 7) and those it is compared with, on one BN-Inception.
 
 Every function returns a module that maps a video (B,3,T,H,W), float, to logits (B,`num_classes`), for any T, H
-and W. It takes `NetworkOptions`, as one object or one by one: `t_stft(174, width=0.5, head="mlp")`.
+and W. It takes `NetworkOptions`, as one object or by name: `t_stft(174, width=0.5, head="mlp")`.
 
 Widths, and what cannot be matched to the published counts, are explained in this folder's README.
 """
@@ -9,7 +9,7 @@ Widths, and what cannot be matched to the published counts, are explained in thi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -17,10 +17,12 @@ from torch import nn
 
 from common.backbones import BNInception3d, ConvUnit3d, activation_factory, initialize_orthogonal, scale_width
 from common.backbones.bn_inception import I3D_POOLS, SPATIAL_POOLS
+from common.backbones.options import changed
 from papers.stft3d import layers
 
 Head = Literal["linear", "mlp"]
 Activation = Literal["leaky_relu", "relu", "selu", "elu"]
+S3D_NORM = {"eps": 1e-3, "momentum": 1e-3}  # of its released code, and of torchvision's
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class NetworkOptions:
         dropout: probability before the classifier.
         memory_efficient: training stores little more than the input of each fixed transform and recomputes the rest;
             gradients are equal. Only for networks with fixed transforms.
+        norm_momentum: weight of a batch in the running statistics of batch normalisation. None: 0.001 in S3D and S3D-G,
+            as in their released code, which takes thousands of steps to settle, and 0.1 in the others.
     """
 
     width: float = 1.0
@@ -43,13 +47,23 @@ class NetworkOptions:
     head: Head = "linear"
     dropout: float = 0.0
     memory_efficient: bool = False
+    norm_momentum: float | None = None
 
 
 def _without_transforms(name: str, options: NetworkOptions, changes: Mapping[str, Any]) -> NetworkOptions:
-    options = replace(options, **changes)
+    options = changed(options, changes)
     if options.memory_efficient:
         raise ValueError(f"memory_efficient is for networks with fixed transforms, which {name} lacks")
     return options
+
+
+def _initialize(network: BNInception3d, options: NetworkOptions, eps: float = 1e-5, momentum: float = 0.1) -> None:
+    """Orthogonal weights, and the constants of every batch normalisation."""
+    initialize_orthogonal(network)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            module.eps = eps
+            module.momentum = momentum if options.norm_momentum is None else options.norm_momentum
 
 
 def _even(value: float) -> int:
@@ -79,7 +93,7 @@ def _x_stft(
         head=options.head,
         dropout=options.dropout,
     )
-    initialize_orthogonal(network)
+    _initialize(network, options)
     return network
 
 
@@ -91,6 +105,7 @@ def _inception(
     *,
     time: bool = True,
     gate: Callable[[int], nn.Module] | None = None,
+    **norm: float,
 ) -> BNInception3d:
     """Inception-v1 over video. With `time`, pools look over time and halve it as in I3D."""
     activation = activation_factory(options.activation or "relu")
@@ -106,28 +121,28 @@ def _inception(
         head=options.head,
         dropout=options.dropout,
     )
-    initialize_orthogonal(network)
+    _initialize(network, options, **norm)
     return network
 
 
 def st_stft(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **changes: Any) -> BNInception3d:
     """ST-STFT (Figure 5): fixed 3x3x3 transforms of 13 frequencies; 2.81 M parameters at 174 classes."""
-    return _x_stft(layers.STSTFTBlock, lambda b: _even(b / 9), num_classes, replace(options, **changes))
+    return _x_stft(layers.STSTFTBlock, lambda b: _even(b / 9), num_classes, changed(options, changes))
 
 
 def s_stft(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **changes: Any) -> BNInception3d:
     """S-STFT (Figure 6): fixed 1x3x3 transforms of 4 frequencies, trainable 3x1x1; 2.92 M parameters."""
-    return _x_stft(layers.SSTFTBlock, lambda b: _even(b / 3), num_classes, replace(options, **changes))
+    return _x_stft(layers.SSTFTBlock, lambda b: _even(b / 3), num_classes, changed(options, changes))
 
 
 def t_stft(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **changes: Any) -> BNInception3d:
     """T-STFT (Figure 7): trainable 1x3x3, fixed 3x1x1 transforms of one frequency; 3.22 M parameters."""
-    return _x_stft(layers.TSTFTBlock, int, num_classes, replace(options, **changes))
+    return _x_stft(layers.TSTFTBlock, int, num_classes, changed(options, changes))
 
 
 def relpv(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **changes: Any) -> BNInception3d:
     """ReLPV (Section 6.1): ST-STFT with a bottleneck of one channel everywhere; 1.73 M parameters."""
-    return _x_stft(layers.STSTFTBlock, lambda b: 1, num_classes, replace(options, **changes))
+    return _x_stft(layers.STSTFTBlock, lambda b: 1, num_classes, changed(options, changes))
 
 
 def fact_dw(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **changes: Any) -> BNInception3d:
@@ -150,12 +165,17 @@ def i2d(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **ch
 
 
 def s3d(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **changes: Any) -> BNInception3d:
-    """S3D: I3D with every dense kernel split into a spatial and a temporal one; 8.09 M parameters."""
+    """S3D: I3D with every dense kernel split into a spatial and a temporal one; 8.09 M parameters.
+
+    Weights of `torchvision.models.video.s3d` fit, layer by layer in the same order.
+    """
     options = _without_transforms("S3D", options, changes)
-    return _inception(layers.SeparableConvBlock, layers.SeparableStem, num_classes, options)
+    return _inception(layers.SeparableConvBlock, layers.SeparableStem, num_classes, options, **S3D_NORM)
 
 
 def s3d_g(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **changes: Any) -> BNInception3d:
     """S3D-G: S3D with a feature gate behind block 2 and every branch of the Inception modules; 9.31 M parameters."""
     options = _without_transforms("S3D-G", options, changes)
-    return _inception(layers.SeparableConvBlock, layers.SeparableStem, num_classes, options, gate=layers.FeatureGate)
+    return _inception(
+        layers.SeparableConvBlock, layers.SeparableStem, num_classes, options, gate=layers.FeatureGate, **S3D_NORM
+    )
