@@ -110,9 +110,15 @@ def test_recipe_runs_with_options(method: str, option: str, datasets: Callable[[
     assert main(["fit", *arguments, *TRAINING_OPTIONS[option]]) == 0
 
 
-def test_wrong_choices_are_named(datasets: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_choices_are_named(
+    datasets: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     arguments = ["fit", "--config", str(RECIPES[0]), *SMALL, *datasets("jester")]
     assert main([*arguments, "--model.method", "i3d", "--model.network.memory_efficient", "true"]) != 0
     assert "memory_efficient is for networks with fixed transforms, which I3D lacks" in capsys.readouterr().err
+    typo = tmp_path / "typo.yaml"
+    typo.write_text("model: {init_args: {network: {widht: 0.5}}}")
+    assert main([*arguments, "--config", str(typo)]) == 2
+    assert "'network' does not accept option 'widht'. Did you mean width?" in capsys.readouterr().err
     assert main([*arguments, "--model.method", "t-sfft"]) == 2
     assert "t-stft" in capsys.readouterr().err
