@@ -23,7 +23,7 @@ POOL_EVERY = 4
 
 
 @dataclass(frozen=True)
-class NetworkOptions:
+class STFT2DOptions:
     """Options of the networks of Figure 3c: `stft`, `depthwise_separable` and `relpu`.
 
     Attributes:
@@ -81,7 +81,7 @@ def _sixteen(blocks: Sequence[nn.Module], channels: int, num_classes: int) -> Im
     return ImageClassifier(features, nn.Linear(channels, num_classes))
 
 
-def stft(num_classes: int = 10, options: NetworkOptions = NetworkOptions(), **changes: Any) -> ImageClassifier:
+def stft(num_classes: int = 10, options: STFT2DOptions = STFT2DOptions(), **changes: Any) -> ImageClassifier:
     """The paper's network (Figure 3c): Block 1 and 15 times Block 2.
 
     Weights of the blocks without normalisation: (271 f + 3) b as the text has it, (391 f + 3) b + 30 f^2 fitted.
@@ -92,7 +92,7 @@ def stft(num_classes: int = 10, options: NetworkOptions = NetworkOptions(), **ch
 
 
 def depthwise_separable(
-    num_classes: int = 10, options: NetworkOptions = NetworkOptions(), **changes: Any
+    num_classes: int = 10, options: STFT2DOptions = STFT2DOptions(), **changes: Any
 ) -> ImageClassifier:
     """The network of Figure 3c with trainable depthwise convolutions, as large as `stft` with the same options.
 
@@ -104,7 +104,7 @@ def depthwise_separable(
     return _sixteen([first, *(Block2(o.f, wide, trainable=True) for _ in range(BLOCKS - 1))], o.f, num_classes)
 
 
-def relpu(num_classes: int = 10, options: NetworkOptions = NetworkOptions(f=256), **changes: Any) -> ImageClassifier:
+def relpu(num_classes: int = 10, options: STFT2DOptions = STFT2DOptions(f=256), **changes: Any) -> ImageClassifier:
     """The network of Figure 3c with ReLPU layers (Section 4), whose bottleneck is a single channel."""
     o = changed(options, changes)
     fit = o.block == "fit"

@@ -1,7 +1,7 @@
 """The networks of Tables 2 and 3: X-STFT (Figures 5 to 7) and those it is compared with, on one BN-Inception.
 
 Every function returns a module that maps a video (B,3,T,H,W), float, to logits (B,`num_classes`), for any T, H
-and W. It takes `NetworkOptions`, as one object or by name: `t_stft(174, width=0.5, head="mlp")`.
+and W. It takes `STFT3DOptions`, as one object or by name: `t_stft(174, width=0.5, head="mlp")`.
 
 Widths, and what cannot be matched to the published counts, are explained in this folder's README.
 """
@@ -26,7 +26,7 @@ S3D_NORM = {"eps": 1e-3, "momentum": 1e-3}  # of its released code, and of torch
 
 
 @dataclass(frozen=True)
-class NetworkOptions:
+class STFT3DOptions:
     """Options of every network of this paper.
 
     Attributes:
@@ -50,14 +50,14 @@ class NetworkOptions:
     norm_momentum: float | None = None
 
 
-def _without_transforms(name: str, options: NetworkOptions, changes: Mapping[str, Any]) -> NetworkOptions:
+def _without_transforms(name: str, options: STFT3DOptions, changes: Mapping[str, Any]) -> STFT3DOptions:
     options = changed(options, changes)
     if options.memory_efficient:
         raise ValueError(f"memory_efficient is for networks with fixed transforms, which {name} lacks")
     return options
 
 
-def _initialize(network: BNInception3d, options: NetworkOptions, eps: float = 1e-5, momentum: float = 0.1) -> None:
+def _initialize(network: BNInception3d, options: STFT3DOptions, eps: float = 1e-5, momentum: float = 0.1) -> None:
     """Orthogonal weights, and the constants of every batch normalisation."""
     initialize_orthogonal(network)
     for module in network.modules():
@@ -71,7 +71,7 @@ def _even(value: float) -> int:
 
 
 def _x_stft(
-    block: Callable[..., nn.Module], bottleneck: Callable[[int], int], num_classes: int, options: NetworkOptions
+    block: Callable[..., nn.Module], bottleneck: Callable[[int], int], num_classes: int, options: STFT3DOptions
 ) -> BNInception3d:
     """Figures 5b to 7b: block 1, pool, block 2, and nine Inception modules; nothing reduces time.
 
@@ -101,7 +101,7 @@ def _inception(
     block: Callable[..., nn.Module],
     first: Callable[..., nn.Module],
     num_classes: int,
-    options: NetworkOptions,
+    options: STFT3DOptions,
     *,
     time: bool = True,
     gate: Callable[[int], nn.Module] | None = None,
@@ -125,46 +125,46 @@ def _inception(
     return network
 
 
-def st_stft(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **changes: Any) -> BNInception3d:
+def st_stft(num_classes: int = 174, options: STFT3DOptions = STFT3DOptions(), **changes: Any) -> BNInception3d:
     """ST-STFT (Figure 5): fixed 3x3x3 transforms of 13 frequencies; 2.81 M parameters at 174 classes."""
     return _x_stft(layers.STSTFTBlock, lambda b: _even(b / 9), num_classes, changed(options, changes))
 
 
-def s_stft(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **changes: Any) -> BNInception3d:
+def s_stft(num_classes: int = 174, options: STFT3DOptions = STFT3DOptions(), **changes: Any) -> BNInception3d:
     """S-STFT (Figure 6): fixed 1x3x3 transforms of 4 frequencies, trainable 3x1x1; 2.92 M parameters."""
     return _x_stft(layers.SSTFTBlock, lambda b: _even(b / 3), num_classes, changed(options, changes))
 
 
-def t_stft(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **changes: Any) -> BNInception3d:
+def t_stft(num_classes: int = 174, options: STFT3DOptions = STFT3DOptions(), **changes: Any) -> BNInception3d:
     """T-STFT (Figure 7): trainable 1x3x3, fixed 3x1x1 transforms of one frequency; 3.22 M parameters."""
     return _x_stft(layers.TSTFTBlock, int, num_classes, changed(options, changes))
 
 
-def relpv(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **changes: Any) -> BNInception3d:
+def relpv(num_classes: int = 174, options: STFT3DOptions = STFT3DOptions(), **changes: Any) -> BNInception3d:
     """ReLPV (Section 6.1): ST-STFT with a bottleneck of one channel everywhere; 1.73 M parameters."""
     return _x_stft(layers.STSTFTBlock, lambda b: 1, num_classes, changed(options, changes))
 
 
-def fact_dw(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **changes: Any) -> BNInception3d:
+def fact_dw(num_classes: int = 174, options: STFT3DOptions = STFT3DOptions(), **changes: Any) -> BNInception3d:
     """Fact.+DW (Section 6.1): T-STFT with its fixed transform made trainable; 3.23 M parameters."""
     options = _without_transforms("Fact.+DW", options, changes)
     return _x_stft(layers.FactorizedDepthwiseBlock, int, num_classes, options)
 
 
-def i3d(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **changes: Any) -> BNInception3d:
+def i3d(num_classes: int = 174, options: STFT3DOptions = STFT3DOptions(), **changes: Any) -> BNInception3d:
     """I3D: 7x7x7 stem with stride 2, dense 3x3x3 convolutions, time halved three times; 12.47 M parameters."""
     stem = partial(ConvUnit3d, 3, kernel_size=(7, 7, 7), stride=(2, 2, 2))
     return _inception(layers.ConvBlock, stem, num_classes, _without_transforms("I3D", options, changes))
 
 
-def i2d(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **changes: Any) -> BNInception3d:
+def i2d(num_classes: int = 174, options: STFT3DOptions = STFT3DOptions(), **changes: Any) -> BNInception3d:
     """I2D: I3D with every kernel one frame long; frames are averaged, so their order is lost; 5.78 M parameters."""
     stem = partial(ConvUnit3d, 3, kernel_size=(1, 7, 7), stride=(1, 2, 2))
     block = partial(layers.ConvBlock, kernel_size=(1, 3, 3))
     return _inception(block, stem, num_classes, _without_transforms("I2D", options, changes), time=False)
 
 
-def s3d(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **changes: Any) -> BNInception3d:
+def s3d(num_classes: int = 174, options: STFT3DOptions = STFT3DOptions(), **changes: Any) -> BNInception3d:
     """S3D: I3D with every dense kernel split into a spatial and a temporal one; 8.09 M parameters.
 
     Weights of `torchvision.models.video.s3d` fit, layer by layer in the same order.
@@ -173,7 +173,7 @@ def s3d(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **ch
     return _inception(layers.SeparableConvBlock, layers.SeparableStem, num_classes, options, **S3D_NORM)
 
 
-def s3d_g(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **changes: Any) -> BNInception3d:
+def s3d_g(num_classes: int = 174, options: STFT3DOptions = STFT3DOptions(), **changes: Any) -> BNInception3d:
     """S3D-G: S3D with a feature gate behind block 2 and every branch of the Inception modules; 9.31 M parameters."""
     options = _without_transforms("S3D-G", options, changes)
     return _inception(

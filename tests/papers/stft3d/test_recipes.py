@@ -11,7 +11,7 @@ import torch
 
 from common.training.cli import main, run
 from papers.stft3d import STFT3DModule
-from papers.stft3d.networks import NetworkOptions
+from papers.stft3d.networks import STFT3DOptions
 from tests.datasets import read_recipe, write_dataset
 
 RECIPES = sorted((Path(__file__).resolve().parents[3] / "papers/stft3d/recipes").glob("t-stft_*.yaml"))
@@ -54,7 +54,7 @@ def test_recipe_says_what_the_paper_says(recipe: Path) -> None:
 
 
 def test_optimiser_and_schedule_of_section_5_2() -> None:
-    module = STFT3DModule(num_classes=3, network=NetworkOptions(width=0.125))
+    module = STFT3DModule(num_classes=3, network=STFT3DOptions(width=0.125))
     config = module.configure_optimizers()
     optimizer, schedule = config["optimizer"], config["lr_scheduler"]["scheduler"]
     group = optimizer.param_groups[0]
