@@ -22,7 +22,8 @@ from papers.stft3d import layers
 
 Head = Literal["linear", "mlp"]
 Activation = Literal["leaky_relu", "relu", "selu", "elu"]
-S3D_NORM = {"eps": 1e-3, "momentum": 1e-3}  # of its released code, and of torchvision's
+NORM = (1e-5, 0.1)  # eps and momentum of batch normalisation
+S3D_NORM = (1e-3, 1e-3)  # those of the released code and of torchvision
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,14 @@ def _without_transforms(name: str, options: STFT3DOptions, changes: Mapping[str,
     return options
 
 
-def _initialize(network: BNInception3d, options: STFT3DOptions, eps: float = 1e-5, momentum: float = 0.1) -> None:
+def _initialize(network: BNInception3d, options: STFT3DOptions, norm: tuple[float, float] = NORM) -> None:
     """Orthogonal weights, and the constants of every batch normalisation."""
     initialize_orthogonal(network)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm3d):
-            module.eps = eps
-            module.momentum = momentum if options.norm_momentum is None else options.norm_momentum
+            module.eps, module.momentum = norm
+            if options.norm_momentum is not None:
+                module.momentum = options.norm_momentum
 
 
 def _even(value: float) -> int:
@@ -105,7 +107,7 @@ def _inception(
     *,
     time: bool = True,
     gate: Callable[[int], nn.Module] | None = None,
-    **norm: float,
+    norm: tuple[float, float] = NORM,
 ) -> BNInception3d:
     """Inception-v1 over video. With `time`, pools look over time and halve it as in I3D."""
     activation = activation_factory(options.activation or "relu")
@@ -121,7 +123,7 @@ def _inception(
         head=options.head,
         dropout=options.dropout,
     )
-    _initialize(network, options, **norm)
+    _initialize(network, options, norm)
     return network
 
 
@@ -170,12 +172,12 @@ def s3d(num_classes: int = 174, options: STFT3DOptions = STFT3DOptions(), **chan
     Weights of `torchvision.models.video.s3d` fit, layer by layer in the same order.
     """
     options = _without_transforms("S3D", options, changes)
-    return _inception(layers.SeparableConvBlock, layers.SeparableStem, num_classes, options, **S3D_NORM)
+    return _inception(layers.SeparableConvBlock, layers.SeparableStem, num_classes, options, norm=S3D_NORM)
 
 
 def s3d_g(num_classes: int = 174, options: STFT3DOptions = STFT3DOptions(), **changes: Any) -> BNInception3d:
     """S3D-G: S3D with a feature gate behind block 2 and every branch of the Inception modules; 9.31 M parameters."""
     options = _without_transforms("S3D-G", options, changes)
     return _inception(
-        layers.SeparableConvBlock, layers.SeparableStem, num_classes, options, gate=layers.FeatureGate, **S3D_NORM
+        layers.SeparableConvBlock, layers.SeparableStem, num_classes, options, gate=layers.FeatureGate, norm=S3D_NORM
     )
