@@ -1,14 +1,22 @@
-"""Figures of clips, fixed filters, confusion matrices and segmented volumes."""
+"""Figures of clips, fixed filters, confusion matrices, poses and segmented volumes."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 from torch import Tensor
 
+from common.evaluation.keypoints import CONFIDENT
+
+#: colours of lines and dots on the left and the right of the body, and between them
+SIDES = {"left": (0, 200, 120), "right": (255, 120, 0), "": (60, 140, 255)}
 #: colours of the labels of BraTS in Figure 4 of the FDC3D paper: 1 core green, 2 oedema yellow, 4 enhancing blue
 LABEL_COLOURS = {1: "#2ca02c", 2: "#ffdd33", 4: "#1f77ff"}
 
@@ -89,3 +97,43 @@ def draw_slice(axes: Axes, image: Tensor, label: Tensor | None = None) -> None:
         axes.imshow(colours, origin="lower", interpolation="nearest")
     axes.grid(False)
     axes.set_axis_off()
+
+
+def draw_persons(
+    image: Image.Image,
+    persons: NDArray,
+    skeleton: Sequence[tuple[int, int]],
+    names: Sequence[str],
+    threshold: float = CONFIDENT,
+) -> Image.Image:
+    """A copy of an image with the skeletons of persons: the left side green, the right side orange.
+
+    Args:
+        image: RGB.
+        persons: (N, J, 3): x, y in pixels and height of the heatmap's maximum.
+        skeleton: pairs of keypoints that a line connects.
+        names: of the keypoints; ``left_`` and ``right_`` decide the colour.
+        threshold: keypoints that are not higher, and the lines to them, are not drawn.
+
+    Returns:
+        The drawing, four times as large if the longer side of the image has fewer than 512 pixels.
+    """
+    fine = 4 if max(image.size) < 512 else 2  # drawn larger and reduced, for smooth lines
+    canvas = image.resize((fine * image.width, fine * image.height), Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(canvas)
+    sides = [name.partition("_")[0] if name.startswith(("left_", "right_")) else "" for name in names]
+    for person in np.asarray(persons, dtype=np.float64):
+        sure = person[:, 2] > threshold
+        extent = np.ptp(person[sure, :2], axis=0).max() if sure.any() else 0.0
+        pen = max(2, round(fine * max(extent, 24) / 60))
+        places = [tuple(fine * (xy + 0.5)) for xy in person[:, :2]]
+        for a, b in skeleton:
+            if sure[a] and sure[b]:
+                named = {sides[a], sides[b]} - {""}
+                side = named.pop() if len(named) == 1 else ""
+                draw.line([places[a], places[b]], fill=SIDES[side], width=pen)
+        for joint in np.flatnonzero(sure):
+            x, y = places[joint]
+            box = [x - pen, y - pen, x + pen, y + pen]
+            draw.ellipse(box, fill=SIDES[sides[joint]], outline=(255, 255, 255), width=max(1, pen // 3))
+    return canvas.resize(image.size, Image.Resampling.LANCZOS) if fine == 2 else canvas

@@ -1,37 +1,64 @@
 """The base of every classification module: loss, metrics, multi-view testing, tables of predictions.
 
-What is classified, and how a file of it is read, is said by the two subclasses for
-:mod:`videos <common.training.video_classification>` and :mod:`images <common.training.image_classification>`.
-A paper's module subclasses one of them and implements ``build_network`` and ``configure_optimizers``.
+A paper's module subclasses that of :mod:`videos <common.training.video_classification>` or that of
+:mod:`images <common.training.image_classification>` and implements ``build_network`` and ``configure_optimizers``.
 """
 
 import argparse
-import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Column, Table
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
+from common.datamodules.folders import find_files
 from common.evaluation.figures import clip_figure, confusion_figure
 from common.evaluation.scores import VideoResult, VideoScores, combine_views, prediction_table
+from common.training.predict import Predictor, write_rows
 from common.training.task import TaskModule
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """``probabilities`` (classes,) of one video or image, or None with the reason in ``error``."""
+class ClassPredictor(Predictor):
+    """The most probable classes of every file, with the clips and crops of the test."""
 
-    path: str
-    probabilities: Tensor | None = None
-    error: str = ""
+    def __init__(self, module: "ClassificationModule", options: argparse.Namespace) -> None:
+        super().__init__(module, options)
+        if options.top < 1:
+            raise ValueError(f"--top is {options.top}; it is at least 1")
+        if options.csv:
+            self.check_new(options.csv)
+        self.columns = (module.kind, "prediction", "probability")
+        self.rows: list[dict[str, Any]] = []
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--csv", type=Path, help="also write the predictions to this file")
+        parser.add_argument("--top", type=int, default=5, help="number of classes to show (default 5)")
+
+    def find_files(self, path: str) -> list[Path]:
+        return find_files(path, self.module.kind)
+
+    def load(self, path: Path) -> Tensor:
+        return self.module.load_views(path)
+
+    def predict(self, path: Path, content: Tensor) -> Sequence[str]:
+        probabilities = self.module.predict_views(content).cpu()
+        names = self.module.output_names
+        (row,) = prediction_table(probabilities[None], names, [str(path)], top=self.options.top)
+        self.rows.append({**row, "error": ""})
+        ranks = range(1, 1 + min(self.options.top, len(names)))
+        return "\n".join(row[f"top{k}"] for k in ranks), "\n".join(f"{row[f'p{k}']:.4f}" for k in ranks)
+
+    def fail(self, path: str, reason: str) -> None:
+        self.rows.append({"path": path, "error": reason})
+
+    def finish(self) -> None:
+        if self.options.csv:
+            write_rows(self.options.csv, self.rows, overwrite=self.options.force)
 
 
 class ClassificationModule(TaskModule):
@@ -41,7 +68,7 @@ class ClassificationModule(TaskModule):
     ``video_index`` (N,) int64 and, in evaluation, ``path`` (N strings). In evaluation N counts views; all views of a
     video lie in one batch. ``build_network`` makes a network (B, ...) -> logits (B, num_classes).
 
-    A subclass sets ``kind`` and implements ``find_files`` and ``load_views``.
+    A subclass sets ``kind`` and implements ``load_views``.
 
     Args:
         num_classes: number of classes, the length of the network's output; taken from the data by ``spectral``.
@@ -50,10 +77,10 @@ class ClassificationModule(TaskModule):
         kwargs: ``pretrained``, ``imagenet`` and ``compile`` of :class:`~common.training.task.TaskModule`.
     """
 
-    task = "classification"
     output = "class"
     names_source = "classes.txt beside the manifest"
     score = "top1"
+    predictor = ClassPredictor
     result: VideoResult | None
 
     PICTURED_CLIPS = 4
@@ -112,8 +139,6 @@ class ClassificationModule(TaskModule):
         scores, index, first = combine_views(logits, batch[f"{self.kind}_index"], self.average)
         self.scores.update(scores, batch["label"][first], index)
         self.views_per_video = len(logits) // len(index)
-        if "path" in batch:
-            self.paths.update({int(i): str(batch["path"][k]) for i, k in zip(index, first, strict=True)})
         return {"scores": scores, "first": first}
 
     def compute_result(self) -> VideoResult:
@@ -152,70 +177,9 @@ class ClassificationModule(TaskModule):
         names = self.output_names if self.num_classes <= self.NAMED_CLASSES else None
         return {"confusion matrix": confusion_figure(self.result.confusion, names)}
 
-    # -- prediction ----------------------------------------------------------------------------------------------
-
     @torch.inference_mode()
     def predict_views(self, views: Tensor) -> Tensor:
         """Class probabilities of one file: its views (V, ...) -> (num_classes,) float32."""
         logits = self.forward_views(views.to(self.device))
         index = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
         return combine_views(logits, index, self.average)[0][0].softmax(dim=0)
-
-    @classmethod
-    def add_predict_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--csv", type=Path, help="also write the predictions to this file")
-        parser.add_argument("--top", type=int, default=5, help="number of classes to show (default 5)")
-
-    def predict(self, options: argparse.Namespace) -> int:
-        """A table of the most probable classes of every file, with the clips and crops of the test."""
-        if options.top < 1:
-            raise ValueError(f"--top is {options.top}; it is at least 1")
-        if options.csv and options.csv.exists() and not options.force:
-            raise FileExistsError(f"{options.csv} exists; give another name, or --force to overwrite it")
-        predictions = [
-            Prediction(path, None if views is None else self.predict_views(views).cpu(), error)
-            for path, views, error in self.read_files(options.paths, self.load_views)
-        ]
-        rows = prediction_rows(predictions, self.output_names or [], options.top)
-        print_rows(rows, self.kind)
-        if options.csv:
-            write_rows(options.csv, rows, overwrite=options.force)
-        return int(any(p.error for p in predictions))
-
-
-def prediction_rows(predictions: Sequence[Prediction], class_names: list[str], top: int = 5) -> list[dict[str, Any]]:
-    """One plain row per file: ``path``, ``top1``, ``p1``, ..., ``error``."""
-    good = [p for p in predictions if p.probabilities is not None]
-    rows: dict[int, dict[str, Any]] = {}
-    if good:
-        probabilities = torch.stack([p.probabilities for p in good if p.probabilities is not None])
-        table = prediction_table(probabilities, class_names, [p.path for p in good], top=top)
-        rows = {id(p): row for p, row in zip(good, table, strict=True)}
-    return [{**rows.get(id(p), {"path": p.path}), "error": p.error} for p in predictions]
-
-
-def write_rows(path: Path, rows: Sequence[dict[str, Any]], overwrite: bool = False) -> None:
-    """Write rows as CSV; the columns are those of all rows.
-
-    Raises:
-        FileExistsError: the file exists and ``overwrite`` is False.
-    """
-    columns = list(dict.fromkeys(key for row in sorted(rows, key=len, reverse=True) for key in row))
-    with path.open("w" if overwrite else "x", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def print_rows(rows: Sequence[dict[str, Any]], kind: str = "video") -> None:
-    """Print predictions as a table in the terminal."""
-    table = Table(Column(kind, overflow="fold"), Column("prediction", overflow="fold"), "probability")
-    for row in rows:
-        if row["error"]:
-            table.add_row(row["path"], f"error: {row['error']}", "")
-            continue
-        ranks = range(1, 1 + sum(key.startswith("top") for key in row))
-        table.add_row(
-            row["path"], "\n".join(row[f"top{k}"] for k in ranks), "\n".join(f"{row[f'p{k}']:.4f}" for k in ranks)
-        )
-    Console().print(table)

@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,6 +33,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
+from common.datamodules.datasets import read_datasets
 from common.datamodules.errors import ReadError
 from common.training import callbacks, predict
 from common.training.checkpoints import AtomicCheckpointIO, find_checkpoint
@@ -83,11 +84,14 @@ class _Parser(LightningArgumentParser):
         if not found:
             return ""
         known = [*self._keys(), "class_path", "init_args"]
+        if group := re.search(r"Group '([\w.]+)'", message):
+            known = [key.removeprefix(f"{group[1]}.") for key in known if key.startswith(f"{group[1]}.")]
         parts = found[1].split(".")
         for word in (found[1], parts[-1], parts[0]):
             if near := difflib.get_close_matches(word, known, n=1):
                 return f". Did you mean {near[0]}?"
-        return f". It takes: {', '.join(known[:-2])}." if len(known) < 40 else ""
+        names = [key for key in known if key not in ("class_path", "init_args")]
+        return f". It takes: {', '.join(names)}." if len(names) < 40 else ""
 
     def _keys(self) -> list[str]:
         keys = []
@@ -206,7 +210,10 @@ class SpectralCLI(LightningCLI):
             self.run_dir = new_run_dir(runs)
 
     def instantiate_classes(self) -> None:
-        """Make the data first; what follows from it, such as the number of classes, goes to the model."""
+        """Make the data first; what follows from it, such as the number of classes, goes to the model.
+
+        All that the dataset and the data decide is written into the configuration, so that it says what ran.
+        """
         try:
             self._instantiate_classes()
         except ValueError as error:
@@ -217,12 +224,11 @@ class SpectralCLI(LightningCLI):
     def _instantiate_classes(self) -> None:
         config = self.config[str(self.subcommand)]
         parser = self._parser(str(self.subcommand))
+        arguments = config.data.get("init_args", Namespace())
+        _fill(arguments, read_datasets().get(arguments.get("dataset"), {}))
         self.datamodule = parser.instantiate_classes(Namespace(data=config.data)).data
-        arguments = config.model.init_args
-        if hasattr(self.datamodule, "facts") and any(value is None for value in vars(arguments).values()):
-            for name, value in self.datamodule.facts().items():
-                if name in arguments and arguments[name] is None:
-                    arguments[name] = value
+        if hasattr(self.datamodule, "facts"):
+            _fill(config.model.get("init_args", Namespace()), self.datamodule.facts())
         self.config_init = self.parser.instantiate_classes(self.config)
         self.config_init[str(self.subcommand)].data = self.datamodule
         self.model = self._get(self.config_init, "model")
@@ -310,6 +316,13 @@ class SpectralCLI(LightningCLI):
         console = Console()
         console.print(table)
         console.print(f"Written: {self.run_dir / 'result.json'}, {predictions}", soft_wrap=True)
+
+
+def _fill(arguments: Namespace, facts: Mapping[str, Any]) -> None:
+    """Give the arguments that are None the values that follow from the data."""
+    for name, value in facts.items():
+        if name in arguments and arguments[name] is None:
+            arguments[name] = value
 
 
 def new_run_dir(runs: Path) -> Path:

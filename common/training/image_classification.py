@@ -1,11 +1,9 @@
 """The base of every image classification module."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from torch import Tensor
 
-from common.datamodules.folders import find_files
 from common.datamodules.image_dataset import ImageSpec, load_image
 from common.training.classification import ClassificationModule
 
@@ -18,10 +16,6 @@ class ImageClassificationModule(ClassificationModule):
     """
 
     kind = "image"
-
-    @staticmethod
-    def find_files(paths: Iterable[str | Path]) -> list[Path]:
-        return find_files(paths, "image")
 
     def load_views(self, path: str | Path) -> Tensor:
         return load_image(path, ImageSpec.from_dict(self.spec or {}))[None]

@@ -1,8 +1,9 @@
 """The base of every pose estimation module: heatmap loss, flip test, scores by OKS, drawn skeletons."""
 
 import argparse
+import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,15 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 from rich.console import Console
-from rich.table import Column, Table
 from torch import Tensor
 
 from common.datamodules.folders import find_files
 from common.datamodules.image_dataset import open_image
 from common.datamodules.keypoints import PersonDataset
 from common.datamodules.pose_geometry import KeypointSpec, PersonCrop
+from common.evaluation.figures import draw_persons
 from common.evaluation.keypoints import (
     CONFIDENT,
     KeypointResult,
@@ -30,10 +31,79 @@ from common.evaluation.keypoints import (
     to_detections,
     to_image,
 )
+from common.training.predict import Predictor
 from common.training.task import TaskModule
 
-#: colours of lines and dots on the left and the right of the body, and between them
-SIDES = {"left": (0, 200, 120), "right": (255, 120, 0), "": (60, 140, 255)}
+
+class PosePredictor(Predictor):
+    """Draws the skeletons of the persons in every image, and writes ``keypoints.json``."""
+
+    columns = ("image", "persons", "mean height", "drawing")
+
+    def __init__(self, module: "PoseEstimationModule", options: argparse.Namespace) -> None:
+        super().__init__(module, options)
+        if options.boxes and options.box:
+            raise ValueError("give --boxes or --box, not both")
+        self.boxes = read_boxes(options.boxes) if options.boxes else None
+        self.check_new(options.out)
+        options.out.mkdir(parents=True, exist_ok=True)
+        self.drawings: dict[Path, Path] = {}  # by image; images of one name in several folders get numbers
+        self.persons: list[dict[str, Any]] = []
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--boxes",
+            type=Path,
+            help="JSON file of the persons' boxes: {file name: [[x, y, width, height]]}, or COCO's annotations",
+        )
+        parser.add_argument(
+            "--box",
+            action="append",
+            type=_box,
+            metavar="X,Y,WIDTH,HEIGHT",
+            help="box of a person in every image; may be repeated. Without boxes the whole image is one person",
+        )
+        parser.add_argument(
+            "--out", type=Path, default=Path("poses"), help="folder for the drawings and keypoints.json (poses)"
+        )
+        parser.add_argument(
+            "--threshold", type=float, default=CONFIDENT, help="draw keypoints above this height (default %(default)s)"
+        )
+
+    def find_files(self, path: str) -> list[Path]:
+        return find_files(path, "image")
+
+    def load(self, path: Path) -> Image.Image:
+        return open_image(path)
+
+    def predict(self, path: Path, content: Image.Image) -> Sequence[str]:
+        if self.boxes is None:
+            boxes = self.options.box or [[0.0, 0.0, float(content.width), float(content.height)]]
+        else:
+            boxes = self.boxes.get(path.name, [])
+        persons = self.module.predict_persons(content, boxes)
+        drawing, names = self._drawing(path), self.module.output_names
+        skeleton = self.module.keypoint_spec.skeleton
+        draw_persons(content, persons, skeleton, names, self.options.threshold).save(drawing)
+        for box, keypoints in zip(boxes, persons, strict=True):
+            values = [round(float(value), 3) for value in keypoints.flatten()]
+            score = float(keypoints[:, 2].mean())
+            self.persons.append({"file_name": str(path), "bbox": list(box), "keypoints": values, "score": score})
+        return str(len(persons)), f"{persons[..., 2].mean():.3f}" if len(persons) else "", str(drawing)
+
+    def finish(self) -> None:
+        path = self.options.out / "keypoints.json"
+        content = {"keypoint_names": self.module.output_names, "persons": self.persons}
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        Console().print(f"Written: {path}", soft_wrap=True)
+
+    def _drawing(self, path: Path) -> Path:
+        if path not in self.drawings:
+            names = (f"{path.stem}{'' if n == 1 else f'-{n}'}.png" for n in itertools.count(1))
+            drawings = (self.options.out / name for name in names)
+            self.drawings[path] = next(file for file in drawings if file not in self.drawings.values())
+        return self.drawings[path]
 
 
 class PoseEstimationModule(TaskModule):
@@ -51,10 +121,10 @@ class PoseEstimationModule(TaskModule):
     """
 
     kind = "person"
-    task = "pose estimation"
     output = "joint"
     names_source = "the keypoints of the category in the annotation file"
     score = "ap"
+    predictor = PosePredictor
     result: KeypointResult | None
 
     PICTURED = 4
@@ -134,7 +204,7 @@ class PoseEstimationModule(TaskModule):
         return (heatmaps + mirror_heatmaps(mirrored, order, self.flip_shift)) / 2
 
     def locate(self, heatmaps: Tensor, centre: Tensor, size: Tensor) -> Tensor:
-        """Keypoints in the picture: heatmaps (B, J, h, w), boxes (B, 2) -> (B, J, 3) float64: x, y, height."""
+        """Keypoints in the image: heatmaps (B, J, h, w), boxes (B, 2) -> (B, J, 3) float64: x, y, height."""
         points = decode_heatmaps(heatmaps, self.quarter_offset)
         return to_image(points, centre, size, (heatmaps.shape[2], heatmaps.shape[3]))
 
@@ -147,7 +217,6 @@ class PoseEstimationModule(TaskModule):
         if "heatmap" in batch:
             loss = self.losses(heatmaps, batch["heatmap"], batch["weight"])
         self.scores.update(keypoints, loss, batch["person_index"])
-        self.paths.update({int(i): path for i, path in zip(batch["person_index"], batch["path"], strict=True)})
         return {"heatmaps": heatmaps}
 
     def compute_result(self) -> KeypointResult:
@@ -193,115 +262,33 @@ class PoseEstimationModule(TaskModule):
         figure = Figure(figsize=(2.2 * count, 3.2), layout="constrained")
         points = decode_heatmaps(outputs["heatmaps"][:count].cpu(), self.quarter_offset)
         points[..., :2] *= spec.height / outputs["heatmaps"].shape[2]
-        mean, std = (torch.tensor(value).view(3, 1, 1) for value in (spec.mean, spec.std))
         axes = figure.subplots(1, count, squeeze=False)[0]
         for ax, crop, person in zip(axes, batch["image"][:count].float().cpu(), points, strict=True):
-            pixels = (255 * (crop * std + mean)).clamp(0, 255).byte().permute(1, 2, 0).numpy()
-            ax.imshow(draw_persons(Image.fromarray(pixels), person[None].numpy(), spec.skeleton, self._names()))
+            image = Image.fromarray(spec.denormalise(crop).permute(1, 2, 0).numpy())
+            ax.imshow(draw_persons(image, person[None].numpy(), spec.skeleton, self._names()))
             ax.axis("off")
         return {"poses": figure}
 
     def _names(self) -> list[str]:
         return self.output_names or [str(k) for k in range(self.num_joints)]
 
-    # -- prediction ----------------------------------------------------------------------------------------------
-
-    @staticmethod
-    def find_files(paths: Iterable[str | Path]) -> list[Path]:
-        return find_files(paths, "image")
-
     @torch.inference_mode()
-    def predict_persons(self, picture: Image.Image, boxes: Sequence[Sequence[float]]) -> NDArray[np.float64]:
-        """Keypoints of persons in a picture.
+    def predict_persons(self, image: Image.Image, boxes: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+        """Keypoints of persons in an image.
 
         Args:
-            picture: RGB.
+            image: RGB.
             boxes: x and y of the corner, width and height of each person, in pixels.
 
         Returns:
-            (persons, J, 3): x, y in pixels, height of the heatmap.
+            (persons, J, 3): x, y in pixels, height of the heatmap's maximum.
         """
         crops = [PersonCrop.around(box, self.keypoint_spec) for box in boxes]
         if not crops:
             return np.empty((0, self.num_joints, 3))
-        images = torch.stack([crop.cut(picture) for crop in crops])
-        heatmaps = self.predict_heatmaps(images.to(self.device)).cpu()
+        heatmaps = self.predict_heatmaps(torch.stack([crop.cut(image) for crop in crops]).to(self.device)).cpu()
         centre, size = (torch.tensor(np.stack(v)) for v in ([c.centre for c in crops], [c.size for c in crops]))
         return self.locate(heatmaps, centre, size).numpy()
-
-    @classmethod
-    def add_predict_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument(
-            "--boxes",
-            type=Path,
-            help="JSON file of the persons' boxes: {file name: [[x, y, width, height]]}, or COCO's annotations",
-        )
-        parser.add_argument(
-            "--box",
-            action="append",
-            type=_box,
-            metavar="X,Y,WIDTH,HEIGHT",
-            help="box of a person in every picture; may be repeated. Without boxes the whole picture is one person",
-        )
-        parser.add_argument(
-            "--out", type=Path, default=Path("poses"), help="folder for the drawn pictures and keypoints.json (poses)"
-        )
-        parser.add_argument(
-            "--threshold", type=float, default=CONFIDENT, help="draw keypoints above this height (default %(default)s)"
-        )
-
-    def predict(self, options: argparse.Namespace) -> int:
-        """Draw the skeletons of the persons on every picture, and write ``keypoints.json``."""
-        if options.boxes and options.box:
-            raise ValueError("give --boxes or --box, not both")
-        known = read_boxes(options.boxes) if options.boxes else None
-        pictures = list(self.read_files(options.paths, lambda path: path))  # the files, before any is opened
-        targets = _targets([Path(path) for path, found, _ in pictures if found], options.out)
-        there = [path for path in (*targets.values(), options.out / "keypoints.json") if path.exists()]
-        if there and not options.force:
-            raise FileExistsError(f"{there[0]} exists; give another --out, or --force to overwrite it")
-        options.out.mkdir(parents=True, exist_ok=True)
-        table = Table(Column("image", overflow="fold"), "persons", "mean height", Column("drawing", overflow="fold"))
-        written, failed = [], False
-        for path, _, listed in pictures:
-            for _, picture, error in [(path, None, listed)] if listed else self.read_files([path], open_image):
-                failed = failed or bool(error)
-                if picture is None:
-                    table.add_row(path, "", "", f"error: {error}")
-                    continue
-                if known is None:
-                    boxes = options.box or [[0.0, 0.0, float(picture.width), float(picture.height)]]
-                else:
-                    boxes = known.get(Path(path).name, [])
-                persons = self.predict_persons(picture, boxes)
-                spec = self.keypoint_spec
-                drawn = draw_persons(picture, persons, spec.skeleton, self._names(), options.threshold)
-                drawn.save(targets[Path(path)])
-                for box, keypoints in zip(boxes, persons, strict=True):
-                    values = [round(float(value), 3) for value in keypoints.flatten()]
-                    score = float(keypoints[:, 2].mean())
-                    written.append({"file_name": path, "bbox": list(box), "keypoints": values, "score": score})
-                height = f"{persons[..., 2].mean():.3f}" if len(persons) else ""
-                table.add_row(path, str(len(persons)), height, str(targets[Path(path)]))
-        content = {"keypoint_names": self._names(), "persons": written}
-        (options.out / "keypoints.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        console = Console()
-        console.print(table)
-        console.print(f"Written: {options.out / 'keypoints.json'}", soft_wrap=True)
-        return int(failed)
-
-
-def _targets(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
-    """A drawing for every picture; pictures of one name in several folders get numbers."""
-    targets: dict[Path, Path] = {}
-    taken: set[Path] = set()
-    for path in paths:
-        target, number = out / f"{path.stem}.png", 2
-        while target in taken and path not in targets:
-            target, number = out / f"{path.stem}-{number}.png", number + 1
-        targets.setdefault(path, target)
-        taken.add(target)
-    return targets
 
 
 def _box(text: str) -> list[float]:
@@ -336,41 +323,3 @@ def read_boxes(path: str | Path) -> dict[str, list[list[float]]]:
             "annotation file of COCO"
         ) from error
     return found
-
-
-def draw_persons(
-    picture: Image.Image,
-    persons: NDArray,
-    skeleton: Sequence[tuple[int, int]],
-    names: Sequence[str],
-    threshold: float = CONFIDENT,
-) -> Image.Image:
-    """A copy of a picture with the skeletons of persons: the left side green, the right side orange.
-
-    Args:
-        picture: RGB.
-        persons: (N, J, 3) x, y, height; keypoints of at most the threshold, and lines to them, are not drawn.
-        skeleton: pairs of keypoints.
-        names: of the keypoints; ``left_`` and ``right_`` decide the colour.
-
-    Returns:
-        The drawing, four times as large as a picture with fewer than 512 pixels along its longer side.
-    """
-    fine = 4 if max(picture.size) < 512 else 2  # drawn larger and reduced, for smooth lines
-    canvas = picture.resize((fine * picture.width, fine * picture.height), Image.Resampling.BICUBIC)
-    draw = ImageDraw.Draw(canvas)
-    sides = [name.partition("_")[0] if name.startswith(("left_", "right_")) else "" for name in names]
-    for person in np.asarray(persons, dtype=np.float64):
-        sure = person[:, 2] > threshold
-        extent = np.ptp(person[sure, :2], axis=0).max() if sure.any() else 0.0
-        pen = max(2, round(fine * max(extent, 24) / 60))
-        places = [tuple(fine * (xy + 0.5)) for xy in person[:, :2]]
-        for a, b in skeleton:
-            if sure[a] and sure[b]:
-                side = sides[a] if sides[a] == sides[b] else sides[a] + sides[b] if not (sides[a] and sides[b]) else ""
-                draw.line([places[a], places[b]], fill=SIDES[side], width=pen)
-        for joint in np.flatnonzero(sure):
-            x, y = places[joint]
-            box = [x - pen, y - pen, x + pen, y + pen]
-            draw.ellipse(box, fill=SIDES[sides[joint]], outline=(255, 255, 255), width=max(1, pen // 3))
-    return canvas.resize(picture.size, Image.Resampling.LANCZOS) if fine == 2 else canvas

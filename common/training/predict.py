@@ -1,11 +1,116 @@
-"""``spectral predict``: predictions of any file from a checkpoint alone; what they are, the checkpoint's task says."""
+"""``spectral predict``: predictions for any file from a checkpoint alone; the checkpoint's task says which ones."""
+
+from __future__ import annotations
 
 import argparse
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Column, Table
 
+from common.datamodules.errors import ReadError
 from common.training.checkpoints import CheckpointError
 from common.training.task import TaskModule, load_module
+
+
+class Predictor:
+    """Predicts files with a module. Each task has a subclass, which :attr:`TaskModule.predictor` names.
+
+    Attributes:
+        columns: names of the columns of the printed table, the first of which is the file.
+
+    Args:
+        module: on its device, with ``spec`` and ``output_names``.
+        options: of the command line, among them ``paths`` and ``force``.
+
+    Raises:
+        ValueError: an option is out of its range.
+        FileExistsError: a file to write exists, and ``force`` is not set.
+    """
+
+    columns: tuple[str, ...]
+
+    def __init__(self, module: Any, options: argparse.Namespace) -> None:
+        self.module, self.options = module, options
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Declare the options of this task."""
+
+    def find_files(self, path: str) -> list[Path]:
+        """The files to predict that a path of the command line stands for. Raises FileNotFoundError."""
+        raise NotImplementedError
+
+    def load(self, path: Path) -> Any:
+        """Read a file. Raises ReadError."""
+        raise NotImplementedError
+
+    def predict(self, path: Path, content: Any) -> Sequence[str]:
+        """Predict what :meth:`load` returned; the cells of its row in the table, after the path."""
+        raise NotImplementedError
+
+    def fail(self, path: str, reason: str) -> None:
+        """Note that a file cannot be read."""
+
+    def finish(self) -> None:
+        """Write what concerns all files."""
+
+    def run(self) -> int:
+        """Predict all files, print a table and write the results; returns 1 if a file could not be read, else 0."""
+        table = Table(*(Column(name, overflow="fold") for name in self.columns))
+        errors = []
+        for path, content, reason in self._read():
+            if reason:
+                errors.append(reason if reason.startswith(path) else f"{path}: {reason}")
+                self.fail(path, reason)
+            else:
+                table.add_row(path, *self.predict(Path(path), content))
+        console = Console()
+        console.print(table)
+        for error in errors:
+            console.print(f"error: {error}", soft_wrap=True, markup=False)
+        self.finish()
+        return int(bool(errors))
+
+    def _read(self) -> Iterator[tuple[str, Any, str]]:
+        """``(path, content, "")`` of every file; ``(path, None, reason)`` of one that cannot be read."""
+        for path in self.options.paths:
+            try:
+                files = self.find_files(path)
+            except FileNotFoundError as error:
+                yield str(path), None, str(error)
+                continue
+            for file in files:
+                try:
+                    content = self.load(file)
+                except ReadError as error:
+                    yield str(file), None, error.reason or str(error)
+                else:
+                    yield str(file), content, ""
+
+    def check_new(self, path: Path) -> None:
+        """Raise FileExistsError if a file, or something in a folder, would be overwritten without ``--force``."""
+        taken = any(path.iterdir()) if path.is_dir() else path.exists()
+        if taken and not self.options.force:
+            what = "is not empty" if path.is_dir() else "exists"
+            raise FileExistsError(f"{path} {what}; give another name, or --force to overwrite it")
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]], overwrite: bool = False) -> None:
+    """Write rows as CSV; the columns are those of all rows.
+
+    Raises:
+        FileExistsError: the file exists and ``overwrite`` is False.
+    """
+    columns = list(dict.fromkeys(key for row in sorted(rows, key=len, reverse=True) for key in row))
+    with path.open("w" if overwrite else "x", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def main(args: list[str]) -> int:
@@ -14,24 +119,25 @@ def main(args: list[str]) -> int:
     Raises:
         CheckpointError: the checkpoint cannot be used, or does not say how a file becomes the network's input.
         ValueError: the device cannot be used, or an option is out of its range.
-        FileExistsError: a file to write is there, and there is no ``--force``.
+        FileExistsError: a file to write exists, and there is no ``--force``.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--checkpoint")
     checkpoint = first.parse_known_args(args)[0].checkpoint
     module = None if checkpoint is None else load_module(checkpoint)
     options = _parser(module).parse_args(args)
-    assert module is not None  # the parser has asked for it
+    assert module is not None  # the parser requires a checkpoint
     if module.spec is None or module.output_names is None:
         raise CheckpointError(
-            f"the checkpoint lacks {module.output} names and what makes a file the network's input: "
+            f"{checkpoint} lacks the {module.output} names and how a file becomes the network's input: "
             "it was trained without a data module of this project"
         )
     try:
         module.to(options.device)
     except (RuntimeError, AssertionError) as error:  # torch has no common type for a device that is not there
         raise ValueError(f"--device {options.device} cannot be used: {error}") from error
-    return module.predict(options)
+    with torch.inference_mode():
+        return module.predictor(module, options).run()
 
 
 def _parser(module: TaskModule | None) -> argparse.ArgumentParser:
@@ -46,7 +152,7 @@ def _parser(module: TaskModule | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, mps"
     )
-    parser.add_argument("--force", action="store_true", help="overwrite files that are written")
+    parser.add_argument("--force", action="store_true", help="overwrite existing files")
     if module is not None:
-        module.add_predict_arguments(parser)
+        module.predictor.add_arguments(parser)
     return parser

@@ -1,17 +1,16 @@
-"""What the modules of all tasks share: the network, checkpoints that suffice to predict, the course of an evaluation.
+"""What the modules of all tasks share: the network, its first weights, evaluation, checkpoints that predict alone.
 
-A task (classification, pose estimation, segmentation) subclasses :class:`TaskModule` with its loss, its evaluation and
-its predictions; a paper's module subclasses the task and implements ``build_network`` and ``configure_optimizers``.
+A task (classification, pose estimation, segmentation) subclasses :class:`TaskModule` with its loss and its evaluation;
+a paper's module subclasses the task and implements ``build_network`` and ``configure_optimizers``.
 """
 
-import argparse
 import importlib
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import lightning as L
 import torch
@@ -21,11 +20,12 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from common.backbones.imagenet import load_imagenet
-from common.datamodules.errors import ReadError
 from common.training.checkpoints import CheckpointError, compare_state_dicts, read_checkpoint
 
-T = TypeVar("T")
-STORED = "spectral"  # entry of a checkpoint with what TaskModule needs beside weights and arguments
+if TYPE_CHECKING:
+    from common.training.predict import Predictor
+
+STORED = "spectral"  # entry of a checkpoint with what TaskModule needs besides weights and arguments
 
 
 class NonFiniteError(ValueError):
@@ -46,39 +46,39 @@ class EvaluationResult(Protocol):
 class TaskModule(L.LightningModule):
     """A network with its loss and its evaluation.
 
-    A batch is a dict with at least ``<kind>_index`` (N,) int64 and, in evaluation, ``path`` (N strings). A data module
-    has ``facts()``, the arguments of the module that follow from the data; ``output_names``, one for each output of
-    the network; ``spec``, how a file becomes the network's input, with ``to_dict()`` and ``input_shape``; and
+    A batch is a dict with at least ``<kind>_index`` (N,) int64 and, in evaluation, ``path`` (N strings). The data
+    module has ``facts()``, the arguments of the module that follow from the data; ``output_names``, one for each output
+    of the network; ``spec``, how a file becomes the network's input, with ``to_dict()`` and ``input_shape``; and
     ``manifest_hash``.
 
-    A task sets the class attributes and implements ``training_step``, ``evaluate_batch``, ``compute_result``,
-    ``write_predictions``, ``find_files``, ``add_predict_arguments`` and ``predict``.
+    A task sets the class attributes and implements ``training_step``, ``evaluate_batch``, ``compute_result`` and
+    ``write_predictions``.
 
     Attributes:
-        kind: what is counted: ``video``, ``image``, ``person``, ``volume``.
-        task: its name, for messages and the checkpoint.
-        output: what one channel of the network's output stands for, such as ``class``, for messages.
+        kind: what is counted: ``video``, ``image``, ``person`` or ``volume``.
+        output: what a channel of the network's output stands for, such as ``class``, for messages.
         names_source: where the user finds the names of the outputs, for messages.
-        score: the metric that decides which checkpoint is the best; the larger the better.
-        plain_metrics: metrics that are no fractions, so not shown in per cent.
-        output_names: names of the outputs; None before the data or a checkpoint gave them.
-        spec: how a file becomes the network's input, as plain values; likewise.
+        score: the metric that selects the best checkpoint; larger is better.
+        plain_metrics: metrics that are not fractions and not shown in per cent.
+        predictor: what ``spectral predict`` does for this task.
+        output_names: names of the outputs; None until the data or a checkpoint gives them.
+        spec: how a file becomes the network's input, as plain values; None likewise.
 
     Args:
-        pretrained: checkpoint whose weights a training starts from; read once, when a fit begins, and not by one that
-            resumes. Every weight must fit, except that the layers that depend on the number of outputs keep their
-            initial values when that number differs; what was loaded is printed.
-        imagenet: weights of an image network to start from, likewise, see ``common.backbones.load_imagenet``; not used
-            with ``pretrained``.
+        pretrained: checkpoint, or folder of a run, whose weights a training starts from. They are loaded once, when a
+            fit begins, unless it resumes. All weights must match, except that layers whose size depends on the number
+            of outputs keep their initial values if that number differs; what was loaded is printed.
+        imagenet: weights of an image network to start from in the same way, see ``common.backbones.load_imagenet``;
+            ignored with ``pretrained``.
         compile: run the network through ``torch.compile``. The keys of the state dict do not change.
     """
 
     kind: ClassVar[str]
-    task: ClassVar[str]
     output: ClassVar[str]
     names_source: ClassVar[str]
     score: ClassVar[str]
     plain_metrics: ClassVar[frozenset[str]] = frozenset({"loss"})
+    predictor: ClassVar["type[Predictor]"]
 
     def __init__(self, *, pretrained: str | None = None, imagenet: str | None = None, compile: bool = False) -> None:
         super().__init__()
@@ -130,14 +130,14 @@ class TaskModule(L.LightningModule):
         self.spec = data.spec.to_dict()
 
     def on_fit_start(self) -> None:
-        """Load the weights to start from, unless the training resumes from a checkpoint, which has its own."""
+        """Load the weights to start from, unless the training resumes: then those of the checkpoint are in place."""
         if self.trainer.ckpt_path is not None:
             return
         if self.pretrained is not None:
             rank_zero_info(load_pretrained(self.network, self.pretrained))
         elif self.imagenet is not None:
             rank_zero_info(load_imagenet(self.network, self.imagenet))
-        self.pretrained = self.imagenet = None  # a second fit of this module goes on with the weights it has
+        self.pretrained = self.imagenet = None  # a second fit continues with the weights of the first
 
     def name_files(self, batch: Mapping[str, Any], positions: Tensor | None = None) -> str:
         """The files of a batch, or of some positions in it, for a message."""
@@ -206,6 +206,9 @@ class TaskModule(L.LightningModule):
         self._started = time.perf_counter()
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        if "path" in batch:
+            index = batch[f"{self.kind}_index"].tolist()
+            self.paths.update({i: str(path) for i, path in zip(index, batch["path"], strict=True)})
         return self.evaluate_batch(batch)
 
     def on_validation_epoch_end(self) -> None:
@@ -215,7 +218,7 @@ class TaskModule(L.LightningModule):
         self.on_validation_epoch_start()
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        return self.evaluate_batch(batch)
+        return self.validation_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
         self.finish_evaluation("test")
@@ -229,53 +232,18 @@ class TaskModule(L.LightningModule):
         raise NotImplementedError
 
     def batch_figures(self, batch: Mapping[str, Any], outputs: Mapping[str, Tensor]) -> dict[str, Figure]:
-        """Pictures of a validation batch by name, for TensorBoard."""
+        """Figures of a validation batch by name, for TensorBoard."""
         return {}
 
     def result_figures(self) -> dict[str, Figure]:
-        """Pictures of the last result by name, for TensorBoard."""
+        """Figures of the last result by name, for TensorBoard."""
         return {}
-
-    # -- prediction ----------------------------------------------------------------------------------------------
-
-    @staticmethod
-    def find_files(paths: Iterable[str | Path]) -> list[Path]:
-        """Expand files, folders and lists of them into the files to predict. Raises FileNotFoundError."""
-        raise NotImplementedError
-
-    @classmethod
-    def add_predict_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        """Declare the options that ``spectral predict`` has for this task."""
-
-    def predict(self, options: argparse.Namespace) -> int:
-        """Predict ``options.paths``, show and write the result; returns 1 if a file could not be read, otherwise 0.
-
-        The checkpoint holds names and spec when this is called, and the module lies on its device.
-        """
-        raise NotImplementedError
-
-    def read_files(self, paths: Iterable[str | Path], read: Callable[[Path], T]) -> Iterator[tuple[str, T | None, str]]:
-        """``(path, what read makes of it, "")`` of every file; of one that cannot be read ``(path, None, reason)``."""
-        for path in paths:
-            try:
-                files = self.find_files([path])
-            except FileNotFoundError as error:
-                yield str(path), None, str(error)
-                continue
-            for file in files:
-                try:
-                    content = read(file)
-                except ReadError as error:
-                    yield str(file), None, error.reason or str(error)
-                else:
-                    yield str(file), content, ""
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what is needed to predict from the checkpoint alone; plain values only."""
         checkpoint[STORED] = {
-            "task": self.task,
             "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
             "output_names": self.output_names,
             "spec": self.spec,

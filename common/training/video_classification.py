@@ -1,11 +1,9 @@
 """The base of every video classification module."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from torch import Tensor
 
-from common.datamodules.folders import find_files
 from common.datamodules.video_clips import ClipSpec, load_views
 from common.training.classification import ClassificationModule
 
@@ -18,10 +16,6 @@ class VideoClassificationModule(ClassificationModule):
     """
 
     kind = "video"
-
-    @staticmethod
-    def find_files(paths: Iterable[str | Path]) -> list[Path]:
-        return find_files(paths, "video")
 
     def load_views(self, path: str | Path) -> Tensor:
         return load_views(path, ClipSpec.from_dict(self.spec or {}))

@@ -1,8 +1,7 @@
 """The base of every module that segments brain volumes: loss, Dice per case, whole volumes window by window."""
 
 import argparse
-from collections.abc import Iterable, Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,8 +9,6 @@ import torch
 from matplotlib.figure import Figure
 from monai.inferers import sliding_window_inference
 from monai.losses import DiceLoss
-from rich.console import Console
-from rich.table import Column, Table
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,11 +27,46 @@ from common.datamodules.brats import (
 from common.datamodules.volumes import VolumeSpec
 from common.evaluation.figures import slice_figure
 from common.evaluation.volume_scores import VolumeResult, VolumeScores, dice_per_case
-from common.training.classification import write_rows
+from common.training.predict import Predictor, write_rows
 from common.training.task import TaskModule
 
 Loss = Literal["dice", "dice-bce"]
 OUTSIDE = -20.0  # logit of what lies outside of the scan, where all channels are zero
+
+
+class VolumePredictor(Predictor):
+    """Writes ``<case>.nii.gz`` with the labels 0, 1, 2 and 4 and the affine of the scan, for every case folder."""
+
+    columns = ("case", f"{' / '.join(REGIONS)} (ml)", f"Dice {' / '.join(REGIONS)}", "written")
+
+    def __init__(self, module: "VolumeSegmentationModule", options: argparse.Namespace) -> None:
+        super().__init__(module, options)
+        self.modalities = VolumeSpec.from_dict(module.spec or {}).modalities
+        options.out.mkdir(parents=True, exist_ok=True)
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--out", type=Path, default=Path("predictions"), help="folder for <case>.nii.gz (default: %(default)s)"
+        )
+
+    def find_files(self, path: str) -> list[Path]:
+        return find_case_folders([path])
+
+    def load(self, path: Path) -> tuple[Case, Tensor, Tensor | None]:
+        """A case with its normalised images (C, D, H, W) and, if it has them, labels (D, H, W)."""
+        case = find_case(path, self.modalities)
+        return case, load_volume(case), None if case.label is None else read_label(case.label)
+
+    def predict(self, path: Path, content: tuple[Case, Tensor, Tensor | None]) -> Sequence[str]:
+        case, volume, true = content
+        out = self.options.out / f"{case.name}.nii.gz"
+        predicted = (self.module.segment(volume[None].to(self.module.device)) > 0)[0].cpu()
+        label = regions_to_label(predicted)
+        save_label(label, case.images[0], out, self.options.force)
+        sizes = label_to_regions(label).flatten(1).sum(dim=1) * voxel_volume(case.images[0])
+        dice = "" if true is None else _joined(dice_per_case(predicted[None], label_to_regions(true)[None])[0], 4)
+        return _joined(sizes, 1), dice, str(out)
 
 
 class VolumeSegmentationModule(TaskModule):
@@ -52,10 +84,10 @@ class VolumeSegmentationModule(TaskModule):
     """
 
     kind = "volume"
-    task = "segmentation"
     output = "region"
     names_source = "common/datamodules/brats.py"
     score = "dice"
+    predictor = VolumePredictor
     result: VolumeResult | None
 
     def __init__(
@@ -116,7 +148,6 @@ class VolumeSegmentationModule(TaskModule):
         predicted = logits > 0
         index = batch["volume_index"]
         self.scores.update(dice_per_case(predicted, regions), self.loss_per_case(logits, regions), index)
-        self.paths.update({int(i): str(path) for i, path in zip(index, batch["path"], strict=True)})
         return {"predicted": predicted}
 
     def compute_result(self) -> VolumeResult:
@@ -143,52 +174,6 @@ class VolumeSegmentationModule(TaskModule):
         label, predicted = batch["label"][0].cpu(), regions_to_label(outputs["predicted"][0]).cpu()
         return {"slices": slice_figure(batch["volume"][0, 0].cpu(), {"labels": label, "prediction": predicted})}
 
-    # -- prediction ----------------------------------------------------------------------------------------------
-
-    @staticmethod
-    def find_files(paths: Iterable[str | Path]) -> list[Path]:
-        """The case folders among and below ``paths``."""
-        return find_case_folders(paths)
-
-    @classmethod
-    def add_predict_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument(
-            "--out", type=Path, default=Path("predictions"), help="folder for <case>.nii.gz (default: %(default)s)"
-        )
-
-    def predict(self, options: argparse.Namespace) -> int:
-        """Write ``<case>.nii.gz`` with the labels 0, 1, 2 and 4 and the affine of the scan, for every case folder."""
-        spec = VolumeSpec.from_dict(self.spec or {})
-        read = partial(read_case, modalities=spec.modalities)
-        options.out.mkdir(parents=True, exist_ok=True)
-        names = " / ".join(REGIONS)
-        table = Table(
-            Column("case", overflow="fold"), f"{names} (ml)", f"Dice {names}", Column("written", overflow="fold")
-        )
-        failed = 0
-        for path, content, error in self.read_files(options.paths, read):
-            if content is None:
-                table.add_row(path, "", "", f"error: {error}")
-                failed = 1
-                continue
-            scan, volume, true = content
-            out = options.out / f"{scan.name}.nii.gz"
-            with torch.inference_mode():
-                predicted = (self.segment(volume[None].to(self.device)) > 0)[0].cpu()
-            label = regions_to_label(predicted)
-            save_label(label, scan.images[0], out, options.force)
-            sizes = label_to_regions(label).flatten(1).sum(dim=1) * voxel_volume(scan.images[0])
-            dice = "" if true is None else _joined(dice_per_case(predicted[None], label_to_regions(true)[None])[0], 4)
-            table.add_row(scan.name, _joined(sizes, 1), dice, str(out))
-        Console().print(table)
-        return failed
-
 
 def _joined(values: Tensor, digits: int) -> str:
     return " / ".join(f"{value:.{digits}f}" for value in values.tolist())
-
-
-def read_case(folder: Path, modalities: tuple[str, ...]) -> tuple[Case, Tensor, Tensor | None]:
-    """A case with its normalised images (C, D, H, W) and, if it has them, labels (D, H, W)."""
-    case = find_case(folder, modalities)
-    return case, load_volume(case), None if case.label is None else read_label(case.label)

@@ -7,7 +7,7 @@ from torch import nn
 
 from common.training.image_classification import ImageClassificationModule
 from papers.stft2d import networks
-from papers.stft2d.networks import NetworkOptions
+from papers.stft2d.networks import STFT2DOptions
 
 Method = Literal["stft", "depthwise-separable", "relpu", "mobilenet", "mobilenet-v2", "shufflenet", "shufflenet-v2"]
 SIXTEEN_BLOCKS = ("stft", "depthwise-separable", "relpu")
@@ -27,7 +27,7 @@ class STFT2DModule(ImageClassificationModule):
     def __init__(
         self,
         method: Method = "stft",
-        network: NetworkOptions = NetworkOptions(),
+        network: STFT2DOptions = STFT2DOptions(),
         num_classes: int | None = None,
         learning_rate: float = 0.01,
         **kwargs: Any,
@@ -35,11 +35,11 @@ class STFT2DModule(ImageClassificationModule):
         super().__init__(num_classes, **kwargs)
 
     def build_network(self) -> nn.Module:
-        method, options = self.hparams["method"], NetworkOptions(**self.hparams["network"])
+        method, options = self.hparams["method"], STFT2DOptions(**self.hparams["network"])
         build = getattr(networks, method.replace("-", "_"))
         if method in SIXTEEN_BLOCKS:
             return build(self.hparams["num_classes"], options)
-        if options != NetworkOptions():
+        if options != STFT2DOptions():
             raise ValueError(f"{method} has no options, but network is {options}")
         return build(self.hparams["num_classes"])
 

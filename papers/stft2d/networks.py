@@ -7,7 +7,7 @@ before the global average pooling and `network.head` is the classifier. Weights 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torchvision
@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torchvision.ops import Conv2dNormActivation
 
 from common.backbones import initialize_orthogonal
+from common.backbones.options import changed
 from papers.stft2d.layers import Block1, Block2, ReLPUBlock, ShuffleUnit
 
 BLOCKS = 16
@@ -22,7 +23,7 @@ POOL_EVERY = 4
 
 
 @dataclass(frozen=True)
-class NetworkOptions:
+class STFT2DOptions:
     """Options of the networks of Figure 3c: `stft`, `depthwise_separable` and `relpu`.
 
     Attributes:
@@ -80,32 +81,32 @@ def _sixteen(blocks: Sequence[nn.Module], channels: int, num_classes: int) -> Im
     return ImageClassifier(features, nn.Linear(channels, num_classes))
 
 
-def stft(num_classes: int = 10, options: NetworkOptions = NetworkOptions(), **changes: Any) -> ImageClassifier:
+def stft(num_classes: int = 10, options: STFT2DOptions = STFT2DOptions(), **changes: Any) -> ImageClassifier:
     """The paper's network (Figure 3c): Block 1 and 15 times Block 2.
 
     Weights of the blocks without normalisation: (271 f + 3) b as the text has it, (391 f + 3) b + 30 f^2 fitted.
     """
-    o = replace(options, **changes)
+    o = changed(options, changes)
     blocks = [Block1(3, o.b, o.f), *(Block2(o.f, o.b, o.block == "fit") for _ in range(BLOCKS - 1))]
     return _sixteen(blocks, o.f, num_classes)
 
 
 def depthwise_separable(
-    num_classes: int = 10, options: NetworkOptions = NetworkOptions(), **changes: Any
+    num_classes: int = 10, options: STFT2DOptions = STFT2DOptions(), **changes: Any
 ) -> ImageClassifier:
     """The network of Figure 3c with trainable depthwise convolutions, as large as `stft` with the same options.
 
     Its bottlenecks are widened until both have about the same number of weights: to b (271 f + 3) / (47 f + 547).
     """
-    o = replace(options, **changes)
+    o = changed(options, changes)
     wide = max(1, round(o.b * (271 * o.f + 3) / (47 * o.f + 547)))
     first = Block1(3, wide, o.f, trainable=True)
     return _sixteen([first, *(Block2(o.f, wide, trainable=True) for _ in range(BLOCKS - 1))], o.f, num_classes)
 
 
-def relpu(num_classes: int = 10, options: NetworkOptions = NetworkOptions(f=256), **changes: Any) -> ImageClassifier:
+def relpu(num_classes: int = 10, options: STFT2DOptions = STFT2DOptions(f=256), **changes: Any) -> ImageClassifier:
     """The network of Figure 3c with ReLPU layers (Section 4), whose bottleneck is a single channel."""
-    o = replace(options, **changes)
+    o = changed(options, changes)
     fit = o.block == "fit"
     return _sixteen([ReLPUBlock(3, o.f), *(ReLPUBlock(o.f, o.f, fit) for _ in range(BLOCKS - 1))], o.f, num_classes)
 

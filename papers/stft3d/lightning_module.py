@@ -8,7 +8,7 @@ from torch import nn
 from common.training.schedules import divided_every, sgd
 from common.training.video_classification import VideoClassificationModule
 from papers.stft3d import networks
-from papers.stft3d.networks import NetworkOptions
+from papers.stft3d.networks import STFT3DOptions
 
 Method = Literal["st-stft", "s-stft", "t-stft", "fact-dw", "relpv", "i3d", "i2d", "s3d", "s3d-g"]
 
@@ -33,7 +33,7 @@ class STFT3DModule(VideoClassificationModule):
     def __init__(
         self,
         method: Method = "t-stft",
-        network: NetworkOptions = NetworkOptions(),
+        network: STFT3DOptions = STFT3DOptions(),
         num_classes: int | None = None,
         learning_rate: float = 0.1,
         decay_every: int = 40,
@@ -46,7 +46,7 @@ class STFT3DModule(VideoClassificationModule):
 
     def build_network(self) -> nn.Module:
         build = getattr(networks, self.hparams["method"].replace("-", "_"))
-        return build(self.hparams["num_classes"], NetworkOptions(**self.hparams["network"]))
+        return build(self.hparams["num_classes"], STFT3DOptions(**self.hparams["network"]))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return divided_every(sgd(self), self.hparams["decay_every"])

@@ -1,7 +1,7 @@
 """The networks of Tables 2 and 3: X-STFT (Figures 5 to 7) and those it is compared with, on one BN-Inception.
 
 Every function returns a module that maps a video (B,3,T,H,W), float, to logits (B,`num_classes`), for any T, H
-and W. It takes `NetworkOptions`, as one object or one by one: `t_stft(174, width=0.5, head="mlp")`.
+and W. It takes `STFT3DOptions`, as one object or by name: `t_stft(174, width=0.5, head="mlp")`.
 
 Widths, and what cannot be matched to the published counts, are explained in this folder's README.
 """
@@ -9,7 +9,7 @@ Widths, and what cannot be matched to the published counts, are explained in thi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -17,14 +17,17 @@ from torch import nn
 
 from common.backbones import BNInception3d, ConvUnit3d, activation_factory, initialize_orthogonal, scale_width
 from common.backbones.bn_inception import I3D_POOLS, SPATIAL_POOLS
+from common.backbones.options import changed
 from papers.stft3d import layers
 
 Head = Literal["linear", "mlp"]
 Activation = Literal["leaky_relu", "relu", "selu", "elu"]
+NORM = (1e-5, 0.1)  # eps and momentum of batch normalisation
+S3D_NORM = (1e-3, 1e-3)  # those of the released code and of torchvision
 
 
 @dataclass(frozen=True)
-class NetworkOptions:
+class STFT3DOptions:
     """Options of every network of this paper.
 
     Attributes:
@@ -36,6 +39,8 @@ class NetworkOptions:
         dropout: probability before the classifier.
         memory_efficient: training stores little more than the input of each fixed transform and recomputes the rest;
             gradients are equal. Only for networks with fixed transforms.
+        norm_momentum: weight of a batch in the running statistics of batch normalisation. None: 0.001 in S3D and S3D-G,
+            as in their released code, which takes thousands of steps to settle, and 0.1 in the others.
     """
 
     width: float = 1.0
@@ -43,13 +48,24 @@ class NetworkOptions:
     head: Head = "linear"
     dropout: float = 0.0
     memory_efficient: bool = False
+    norm_momentum: float | None = None
 
 
-def _without_transforms(name: str, options: NetworkOptions, changes: Mapping[str, Any]) -> NetworkOptions:
-    options = replace(options, **changes)
+def _without_transforms(name: str, options: STFT3DOptions, changes: Mapping[str, Any]) -> STFT3DOptions:
+    options = changed(options, changes)
     if options.memory_efficient:
         raise ValueError(f"memory_efficient is for networks with fixed transforms, which {name} lacks")
     return options
+
+
+def _initialize(network: BNInception3d, options: STFT3DOptions, norm: tuple[float, float] = NORM) -> None:
+    """Orthogonal weights, and the constants of every batch normalisation."""
+    initialize_orthogonal(network)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            module.eps, module.momentum = norm
+            if options.norm_momentum is not None:
+                module.momentum = options.norm_momentum
 
 
 def _even(value: float) -> int:
@@ -57,7 +73,7 @@ def _even(value: float) -> int:
 
 
 def _x_stft(
-    block: Callable[..., nn.Module], bottleneck: Callable[[int], int], num_classes: int, options: NetworkOptions
+    block: Callable[..., nn.Module], bottleneck: Callable[[int], int], num_classes: int, options: STFT3DOptions
 ) -> BNInception3d:
     """Figures 5b to 7b: block 1, pool, block 2, and nine Inception modules; nothing reduces time.
 
@@ -79,7 +95,7 @@ def _x_stft(
         head=options.head,
         dropout=options.dropout,
     )
-    initialize_orthogonal(network)
+    _initialize(network, options)
     return network
 
 
@@ -87,10 +103,11 @@ def _inception(
     block: Callable[..., nn.Module],
     first: Callable[..., nn.Module],
     num_classes: int,
-    options: NetworkOptions,
+    options: STFT3DOptions,
     *,
     time: bool = True,
     gate: Callable[[int], nn.Module] | None = None,
+    norm: tuple[float, float] = NORM,
 ) -> BNInception3d:
     """Inception-v1 over video. With `time`, pools look over time and halve it as in I3D."""
     activation = activation_factory(options.activation or "relu")
@@ -106,56 +123,61 @@ def _inception(
         head=options.head,
         dropout=options.dropout,
     )
-    initialize_orthogonal(network)
+    _initialize(network, options, norm)
     return network
 
 
-def st_stft(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **changes: Any) -> BNInception3d:
+def st_stft(num_classes: int = 174, options: STFT3DOptions = STFT3DOptions(), **changes: Any) -> BNInception3d:
     """ST-STFT (Figure 5): fixed 3x3x3 transforms of 13 frequencies; 2.81 M parameters at 174 classes."""
-    return _x_stft(layers.STSTFTBlock, lambda b: _even(b / 9), num_classes, replace(options, **changes))
+    return _x_stft(layers.STSTFTBlock, lambda b: _even(b / 9), num_classes, changed(options, changes))
 
 
-def s_stft(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **changes: Any) -> BNInception3d:
+def s_stft(num_classes: int = 174, options: STFT3DOptions = STFT3DOptions(), **changes: Any) -> BNInception3d:
     """S-STFT (Figure 6): fixed 1x3x3 transforms of 4 frequencies, trainable 3x1x1; 2.92 M parameters."""
-    return _x_stft(layers.SSTFTBlock, lambda b: _even(b / 3), num_classes, replace(options, **changes))
+    return _x_stft(layers.SSTFTBlock, lambda b: _even(b / 3), num_classes, changed(options, changes))
 
 
-def t_stft(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **changes: Any) -> BNInception3d:
+def t_stft(num_classes: int = 174, options: STFT3DOptions = STFT3DOptions(), **changes: Any) -> BNInception3d:
     """T-STFT (Figure 7): trainable 1x3x3, fixed 3x1x1 transforms of one frequency; 3.22 M parameters."""
-    return _x_stft(layers.TSTFTBlock, int, num_classes, replace(options, **changes))
+    return _x_stft(layers.TSTFTBlock, int, num_classes, changed(options, changes))
 
 
-def relpv(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **changes: Any) -> BNInception3d:
+def relpv(num_classes: int = 174, options: STFT3DOptions = STFT3DOptions(), **changes: Any) -> BNInception3d:
     """ReLPV (Section 6.1): ST-STFT with a bottleneck of one channel everywhere; 1.73 M parameters."""
-    return _x_stft(layers.STSTFTBlock, lambda b: 1, num_classes, replace(options, **changes))
+    return _x_stft(layers.STSTFTBlock, lambda b: 1, num_classes, changed(options, changes))
 
 
-def fact_dw(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **changes: Any) -> BNInception3d:
+def fact_dw(num_classes: int = 174, options: STFT3DOptions = STFT3DOptions(), **changes: Any) -> BNInception3d:
     """Fact.+DW (Section 6.1): T-STFT with its fixed transform made trainable; 3.23 M parameters."""
     options = _without_transforms("Fact.+DW", options, changes)
     return _x_stft(layers.FactorizedDepthwiseBlock, int, num_classes, options)
 
 
-def i3d(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **changes: Any) -> BNInception3d:
+def i3d(num_classes: int = 174, options: STFT3DOptions = STFT3DOptions(), **changes: Any) -> BNInception3d:
     """I3D: 7x7x7 stem with stride 2, dense 3x3x3 convolutions, time halved three times; 12.47 M parameters."""
     stem = partial(ConvUnit3d, 3, kernel_size=(7, 7, 7), stride=(2, 2, 2))
     return _inception(layers.ConvBlock, stem, num_classes, _without_transforms("I3D", options, changes))
 
 
-def i2d(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **changes: Any) -> BNInception3d:
+def i2d(num_classes: int = 174, options: STFT3DOptions = STFT3DOptions(), **changes: Any) -> BNInception3d:
     """I2D: I3D with every kernel one frame long; frames are averaged, so their order is lost; 5.78 M parameters."""
     stem = partial(ConvUnit3d, 3, kernel_size=(1, 7, 7), stride=(1, 2, 2))
     block = partial(layers.ConvBlock, kernel_size=(1, 3, 3))
     return _inception(block, stem, num_classes, _without_transforms("I2D", options, changes), time=False)
 
 
-def s3d(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **changes: Any) -> BNInception3d:
-    """S3D: I3D with every dense kernel split into a spatial and a temporal one; 8.09 M parameters."""
+def s3d(num_classes: int = 174, options: STFT3DOptions = STFT3DOptions(), **changes: Any) -> BNInception3d:
+    """S3D: I3D with every dense kernel split into a spatial and a temporal one; 8.09 M parameters.
+
+    Weights of `torchvision.models.video.s3d` fit, layer by layer in the same order.
+    """
     options = _without_transforms("S3D", options, changes)
-    return _inception(layers.SeparableConvBlock, layers.SeparableStem, num_classes, options)
+    return _inception(layers.SeparableConvBlock, layers.SeparableStem, num_classes, options, norm=S3D_NORM)
 
 
-def s3d_g(num_classes: int = 174, options: NetworkOptions = NetworkOptions(), **changes: Any) -> BNInception3d:
+def s3d_g(num_classes: int = 174, options: STFT3DOptions = STFT3DOptions(), **changes: Any) -> BNInception3d:
     """S3D-G: S3D with a feature gate behind block 2 and every branch of the Inception modules; 9.31 M parameters."""
     options = _without_transforms("S3D-G", options, changes)
-    return _inception(layers.SeparableConvBlock, layers.SeparableStem, num_classes, options, gate=layers.FeatureGate)
+    return _inception(
+        layers.SeparableConvBlock, layers.SeparableStem, num_classes, options, gate=layers.FeatureGate, norm=S3D_NORM
+    )

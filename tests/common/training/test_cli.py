@@ -56,6 +56,19 @@ def test_fit_then_test_leaves_a_complete_record(recipe, capsys, caplog):
     assert "6 of 6 videos x 6 views" in capsys.readouterr().out
 
 
+def test_the_configuration_says_what_the_dataset_and_the_data_decided(recipe):
+    path = edit(recipe(), lambda c: c["model"]["init_args"].update(num_classes=None))
+    cli = run(["fit", "--config", path, "--data.dataset", "motion", "--trainer.max_epochs", "1"])
+    config = yaml.safe_load((cli.run_dir / "config.yaml").read_text())
+    assert config["model"]["init_args"]["num_classes"] == 2
+    data = config["data"]["init_args"]
+    assert (data["test_split"], data["horizontal_flip"], data["scales"]) == (None, False, [1.0, 0.9])
+    assert data["root"] != "runs/demo/motion"  # what is given wins
+    assert (
+        run(["fit", "--config", str(cli.run_dir / "config.yaml"), "--trainer.fast_dev_run", "1"]).model.num_classes == 2
+    )
+
+
 def test_tensorboard_has_curves_and_pictures(recipe):
     path = recipe(max_epochs=1, log_every_n_steps=1)
     stft = {"class_path": "tests.common.training.tiny.SpectralModule", "init_args": {"num_classes": 2}}

@@ -14,10 +14,11 @@ from torch import nn
 from common.datamodules import KeypointDataModule
 from common.datamodules.coco import annotated_persons, read_annotations
 from common.datamodules.pose_geometry import KeypointSpec
+from common.evaluation.figures import draw_persons
 from common.evaluation.keypoints import decode_heatmaps, default_sigmas, evaluate_oks
 from common.training.checkpoints import CheckpointError
 from common.training.cli import main, run
-from common.training.pose_estimation import PoseEstimationModule, draw_persons, read_boxes
+from common.training.pose_estimation import PoseEstimationModule, read_boxes
 from common.training.task import load_module
 from data.demo.figures import generate_figures
 from tests.coco import two_persons
@@ -124,7 +125,7 @@ def test_fit_test_and_predict(recipe, figures, capsys, as_ours, tmp_path):
     assert Image.open(f"drawn/{picture.stem}.png").size == tuple(4 * n for n in Image.open(picture).size)
 
     assert main([*arguments, "--out", "drawn"]) == 1
-    assert "exists; give another --out, or --force" in capsys.readouterr().err
+    assert "is not empty; give another name, or --force" in capsys.readouterr().err
     whole = ["predict", "--checkpoint", "runs/tiny", str(figures / "test"), "--out", "whole", "--threshold", "-1"]
     assert main(whole) == 0
     found = json.loads(Path("whole/keypoints.json").read_text())["persons"]

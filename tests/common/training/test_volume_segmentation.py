@@ -129,10 +129,10 @@ def test_training_learns_and_the_checkpoint_predicts_alone(
     broken = find_case_folders([data.root])[1]
     (broken / f"{broken.name}_t2.nii.gz").unlink()
     parser = argparse.ArgumentParser()
-    loaded.add_predict_arguments(parser)
+    loaded.predictor.add_arguments(parser)
     options = parser.parse_args(["--out", str(tmp_path / "out")])
     options.paths, options.force = [str(folder)], False
-    assert loaded.predict(options) == 0
+    assert loaded.predictor(loaded, options).run() == 0
     written = nib.load(tmp_path / "out" / f"{folder.name}.nii.gz")
     assert np.array_equal(written.affine, AFFINE)
     found = np.asarray(written.dataobj)
@@ -140,12 +140,12 @@ def test_training_learns_and_the_checkpoint_predicts_alone(
     assert found.shape == true.shape
     assert (found == true).mean() > 0.95
     with pytest.raises(FileExistsError, match="exists"):
-        loaded.predict(options)
+        loaded.predictor(loaded, options).run()
     options.force, options.paths = True, [str(folder), str(broken), str(tmp_path / "nothing")]
-    assert loaded.predict(options) == 1
-    printed = "".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "error:itlacks" in printed
-    assert "nosuchfolder" in printed.replace(str(tmp_path / "nothing"), "")
+    assert loaded.predictor(loaded, options).run() == 1
+    printed = capsys.readouterr().out
+    assert f"error: {broken}: it lacks" in printed
+    assert f"error: {tmp_path / 'nothing'}: no such folder" in printed
 
 
 def test_the_same_numbers_window_by_window_and_case_by_case(data: VolumeDataModule) -> None:

@@ -17,7 +17,7 @@ class TinyModule(VideoClassificationModule):
     """One convolution with batch normalisation and dropout, trained with SGD."""
 
     def __init__(
-        self, num_classes: int = 3, width: int = 4, dropout: float = 0.0, lr: float = 0.1, **kwargs: Any
+        self, num_classes: int | None = 3, width: int = 4, dropout: float = 0.0, lr: float = 0.1, **kwargs: Any
     ) -> None:
         super().__init__(num_classes, **kwargs)
 

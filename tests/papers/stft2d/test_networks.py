@@ -10,9 +10,9 @@ from torch import nn
 
 from papers.stft2d import STFT2DModule, networks
 from papers.stft2d.lightning_module import SIXTEEN_BLOCKS, Method
-from papers.stft2d.networks import NetworkOptions
+from papers.stft2d.networks import STFT2DOptions
 
-OPTIONS = NetworkOptions(b=2, f=8, block="fit")
+OPTIONS = STFT2DOptions(b=2, f=8, block="fit")
 
 SMALL: dict[str, dict[str, object]] = {
     "stft": {"b": 2, "f": 8},
@@ -149,7 +149,7 @@ def test_fixed_filters_are_neither_parameters_nor_saved() -> None:
 
 @pytest.mark.parametrize("method", ["stft", "depthwise-separable", "relpu", "shufflenet-v2"])
 def test_module_trains_as_section_4_says(method: Method) -> None:
-    module = STFT2DModule(method, OPTIONS if method in SIXTEEN_BLOCKS else NetworkOptions(), num_classes=3)
+    module = STFT2DModule(method, OPTIONS if method in SIXTEEN_BLOCKS else STFT2DOptions(), num_classes=3)
     optimizer = module.configure_optimizers()
     assert type(optimizer) is torch.optim.Adam
     (group,) = optimizer.param_groups
@@ -161,7 +161,7 @@ def test_module_trains_as_section_4_says(method: Method) -> None:
 def test_module_passes_its_options_on() -> None:
     module = STFT2DModule("stft", OPTIONS, num_classes=3)
     assert count(module.network) == count(networks.stft(3, OPTIONS))
-    assert count(STFT2DModule("relpu", NetworkOptions(f=8), 3).network) == count(networks.relpu(3, f=8))
+    assert count(STFT2DModule("relpu", STFT2DOptions(f=8), 3).network) == count(networks.relpu(3, f=8))
 
 
 @pytest.mark.parametrize("name", list(SMALL))

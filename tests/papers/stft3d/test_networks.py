@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
+from torchvision.models.video import s3d
 
 from papers.stft3d import layers, networks
 
@@ -43,6 +44,34 @@ def test_parameters_of_known_networks() -> None:
         s3d, i3d = networks.s3d(400), networks.i3d(400)
     assert count(s3d) == 8_320_048  # torchvision.models.video.s3d
     assert count(i3d) == pytest.approx(12.697e6, rel=1e-4)
+
+
+def test_weights_of_torchvisions_s3d_give_the_same_logits() -> None:
+    torch.manual_seed(0)
+    theirs, ours = s3d(num_classes=11).eval(), networks.s3d(11).eval()
+    for module in theirs.modules():  # statistics so small that the eps of the normalisation matters
+        if isinstance(module, nn.BatchNorm3d):
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            nn.init.uniform_(module.running_var, 0.001, 1.0)
+            nn.init.uniform_(module.weight, 0.2, 1.0)
+            nn.init.uniform_(module.bias, -0.2, 0.2)
+    state = zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True)
+    ours.load_state_dict({name: weight.reshape(own.shape) for (name, own), weight in state})
+    video = torch.randn(1, 3, 16, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(video), theirs(video), rtol=1e-4, atol=1e-4)
+    norms = [[m for m in network.modules() if isinstance(m, nn.BatchNorm3d)] for network in (ours, theirs)]
+    assert {(m.eps, m.momentum) for m in norms[0]} == {(m.eps, m.momentum) for m in norms[1]}
+    assert {
+        m.momentum for m in networks.s3d(2, width=0.125, norm_momentum=0.1).modules() if hasattr(m, "momentum")
+    } == {0.1}
+
+
+def test_an_unknown_option_is_named() -> None:
+    with pytest.raises(TypeError, match="there is no option 'widht'; did you mean 'width'"):
+        networks.t_stft(5, widht=0.5)
+    with pytest.raises(TypeError, match="the options are width, activation, head, dropout, memory_efficient"):
+        networks.i3d(5, frames=8)
 
 
 # Section 3.3: trainable weights of one block without normalisation.

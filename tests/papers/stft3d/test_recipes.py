@@ -11,7 +11,7 @@ import torch
 
 from common.training.cli import main, run
 from papers.stft3d import STFT3DModule
-from papers.stft3d.networks import NetworkOptions
+from papers.stft3d.networks import STFT3DOptions
 from tests.datasets import read_recipe, write_dataset
 
 RECIPES = sorted((Path(__file__).resolve().parents[3] / "papers/stft3d/recipes").glob("t-stft_*.yaml"))
@@ -54,7 +54,7 @@ def test_recipe_says_what_the_paper_says(recipe: Path) -> None:
 
 
 def test_optimiser_and_schedule_of_section_5_2() -> None:
-    module = STFT3DModule(num_classes=3, network=NetworkOptions(width=0.125))
+    module = STFT3DModule(num_classes=3, network=STFT3DOptions(width=0.125))
     config = module.configure_optimizers()
     optimizer, schedule = config["optimizer"], config["lr_scheduler"]["scheduler"]
     group = optimizer.param_groups[0]
@@ -110,9 +110,15 @@ def test_recipe_runs_with_options(method: str, option: str, datasets: Callable[[
     assert main(["fit", *arguments, *TRAINING_OPTIONS[option]]) == 0
 
 
-def test_wrong_choices_are_named(datasets: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_choices_are_named(
+    datasets: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     arguments = ["fit", "--config", str(RECIPES[0]), *SMALL, *datasets("jester")]
     assert main([*arguments, "--model.method", "i3d", "--model.network.memory_efficient", "true"]) != 0
     assert "memory_efficient is for networks with fixed transforms, which I3D lacks" in capsys.readouterr().err
+    typo = tmp_path / "typo.yaml"
+    typo.write_text("model: {init_args: {network: {widht: 0.5}}}")
+    assert main([*arguments, "--config", str(typo)]) == 2
+    assert "'network' does not accept option 'widht'. Did you mean width?" in capsys.readouterr().err
     assert main([*arguments, "--model.method", "t-sfft"]) == 2
     assert "t-stft" in capsys.readouterr().err
