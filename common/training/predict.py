@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from common.datamodules.errors import ReadError
 from common.training.checkpoints import CheckpointError
@@ -68,7 +69,7 @@ class Predictor:
                 errors.append(reason if reason.startswith(path) else f"{path}: {reason}")
                 self.fail(path, reason)
             else:
-                table.add_row(path, *self.predict(Path(path), content))
+                table.add_row(*map(Text, (path, *self.predict(Path(path), content))))  # names are no markup
         console = Console()
         console.print(table)
         for error in errors:

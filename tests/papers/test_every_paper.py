@@ -253,7 +253,7 @@ def parse_spectral(words: list[str]) -> None:
     errors = []
     for task in (ImageClassificationModule, PoseEstimationModule, VolumeSegmentationModule):
         options = predict._parser(None)
-        task.add_predict_arguments(options)
+        task.predictor.add_arguments(options)
         _, unknown = options.parse_known_args(words[1:])
         errors.append(unknown)
     assert [] in errors, f"spectral predict takes no {min(errors, key=len)}"
@@ -292,7 +292,7 @@ def parse_command(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_recipe_parses_and_runs(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`spectral fit` for one step on a tiny copy of the recipe's dataset, with a narrow network where it has a width."""
+    """`spectral fit` for one step on a tiny copy of the recipe's dataset, narrow where the network has a width."""
     monkeypatch.chdir(tmp_path)
     config = parser().parse_args(["fit", "--config", str(recipe)]).fit
     model, data = config.model.init_args, config.data.init_args
@@ -311,10 +311,10 @@ def test_every_recipe_parses_and_runs(
     if (model.get("compression") or {}).get("start"):
         words += ["--model.compression", "null"]
     if "crop_size" in data and "demo" not in recipe.stem:
-        words += ["--data.crop_size", "32", "--data.num_frames", "8", "--data.num_clips", "1", "--data.num_crops", "1"]
-        words += ["--data.resize", "32"] if data.get("resize") else []
-        words += ["--data.train_crop_size", "32"] if data.get("train_crop_size") else []
-        words += ["--data.resize_range", "[32, 40]"] if data.get("resize_range") else []
+        words += ["--data.crop_size", "64", "--data.num_frames", "8", "--data.num_clips", "1", "--data.num_crops", "1"]
+        words += ["--data.resize", "64"] if data.get("resize") else []
+        words += ["--data.train_crop_size", "64"] if data.get("train_crop_size") else []
+        words += ["--data.resize_range", "[64, 72]"] if data.get("resize_range") else []
         words += ["--data.frame_stride", "1"]
     if "height" in data and "demo" not in recipe.stem:
         words += ["--data.height", "64", "--data.width", "64"]
