@@ -240,7 +240,8 @@ def has_second_derivatives_or_refuses(build: Build, shape: Shape) -> None:
     try:
         second = torch.autograd.grad(along, tensors, materialize_grads=True)
     except RuntimeError as error:
-        assert "differentiate twice" in str(error) or "once_differentiable" in str(error), error
+        if "differentiate twice" not in str(error) and "once_differentiable" not in str(error):
+            raise
         return
     step = 1e-5
     sides = []
@@ -292,8 +293,8 @@ def compiles(build: Build, shape: Shape, sizes: Sequence[Shape], backend: str = 
     torch.compiler.reset()
 
 
-def _dynamic(shape: Shape, dynamic: Sequence[int]) -> tuple[dict[int, Any]]:
-    return ({i: torch.export.Dim.DYNAMIC for i in dynamic},)
+def _dynamic(dynamic: Sequence[int]) -> tuple[dict[int, Any]]:
+    return (dict.fromkeys(dynamic, torch.export.Dim.DYNAMIC),)
 
 
 def exports(build: Build, shape: Shape, sizes: Sequence[Shape] = (), dynamic: Sequence[int] = (0, 3, 4)) -> None:
@@ -306,7 +307,7 @@ def exports(build: Build, shape: Shape, sizes: Sequence[Shape] = (), dynamic: Se
     """
     module, x = prepare(build, shape)
     assert_same(torch.export.export(module, (x,)).module()(x), module(x), message="exported")
-    program = torch.export.export(module, (x,), dynamic_shapes=_dynamic(shape, dynamic)).module()
+    program = torch.export.export(module, (x,), dynamic_shapes=_dynamic(dynamic)).module()
     for size in [shape, *sizes]:
         x = torch.randn(*size)
         assert_same(program(x), module(x), message=f"exported with dynamic dimensions, {tuple(size)}")
@@ -319,7 +320,7 @@ def exports_to_onnx(
     import onnxruntime
 
     module, x = prepare(build, shape)
-    shapes = _dynamic(shape, dynamic) if sizes else None
+    shapes = _dynamic(dynamic) if sizes else None
     program: Any = torch.onnx.export(module, (x,), dynamo=True, verbose=False, dynamic_shapes=shapes)
     path = folder / "module.onnx"
     program.save(str(path))
