@@ -244,7 +244,7 @@ class STFTPointwise(nn.Module):
             if by_shift:
                 y = stft._forward(x).mul_(scale.view(-1, *ones[1:])).add_(shift.view(-1, *ones[1:]))
             else:
-                weight = stft.kernels.repeat(stft.in_channels, *ones) * scale.view(-1, *ones)
+                weight = stft.constant("kernels", x).repeat(stft.in_channels, *ones) * scale.view(-1, *ones)
                 if x.dim() in _CHANNELS_LAST:
                     x = x.contiguous(memory_format=_CHANNELS_LAST[x.dim()])
                 conv = _CONV[len(stft.kernel_size)]

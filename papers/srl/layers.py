@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from common.backbones.c2d_resnet import fold_frames, unfold_frames
 from common.spectral import LearnableTransform2d, transform2d
-from common.spectral.transforms import KeepOrthogonal, Spectrum, TransformName
+from common.spectral.transforms import Spectrum, TransformName
 
 Phi = Literal["both", "channel", "time"]
 TimeMixing = Literal["mid", "pair"]
@@ -88,7 +88,6 @@ class SRLBlock(ResidualBlock):
         phi: for videos, work along the channels, along time, or both (Table 9).
         conv_t: for `both`, one temporal convolution with BN and spectral ReLU in the middle of phi (`mid`, which fits
             the published counts), or one directly after each of the two convolutions (`pair`, as the text says).
-        keep: how learnable matrices are kept orthogonal, see `common.spectral.LearnableTransform2d`.
         name: what errors call the block.
 
     Raises:
@@ -107,7 +106,6 @@ class SRLBlock(ResidualBlock):
         groups: int | None = None,
         phi: Phi = "both",
         conv_t: TimeMixing = "mid",
-        keep: KeepOrthogonal = "qr",
         name: str = "SRLBlock",
     ) -> None:
         super().__init__()
@@ -116,7 +114,7 @@ class SRLBlock(ResidualBlock):
         if phi == "time" and frames is None:
             raise ValueError("phi='time' needs frames: pictures have no time to work along")
         self.channels, self.size, self.frames, self.name = channels, (size[0], size[1]), frames, name
-        self.transform = transform2d(transform, self.size, spectrum, keep)
+        self.transform = transform2d(transform, self.size, spectrum)
         self.alpha = nn.Parameter(torch.zeros(()))
         self.phi = self._phi(reduction, groups or (8 if transform == "fourier" else 2), phi, conv_t)
 
@@ -165,7 +163,8 @@ class SRLBlock(ResidualBlock):
         return super().forward(x)
 
     def branch(self, frames: Tensor, batch: int) -> Tensor:
-        y = self.transform.inverse(self.phi(self.transform(frames)))
+        # Spectra are float32 at least; phi has the dtype of its parameters.
+        y = self.transform.inverse(self.phi(self.transform(frames).to(self.alpha.dtype)))
         return (self.alpha * y).to(frames.dtype)
 
     def reorthogonalize_(self) -> None:

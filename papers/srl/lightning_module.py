@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 
-from common.spectral.transforms import KeepOrthogonal, Spectrum
+from common.spectral.transforms import Spectrum
 from common.training.pose_estimation import PoseEstimationModule
 from common.training.schedules import divided_at, sgd
 from common.training.video_classification import VideoClassificationModule
@@ -29,7 +29,7 @@ class Reorthogonalize(Callback):
 def block_options(hparams: Any) -> networks.SRLOptions:
     """The options of SRL blocks that were set in a recipe."""
     options: networks.SRLOptions = {}
-    for name in ("spectrum", "reduction", "groups", "phi", "conv_t", "keep"):
+    for name in ("spectrum", "reduction", "groups", "phi", "conv_t"):
         if hparams.get(name) is not None:
             options[name] = hparams[name]
     return options
@@ -49,7 +49,7 @@ class SRLVideoModule(VideoClassificationModule):
         layers: residual blocks of the four stages, in place of those of the ResNet.
         strides: of the four stages.
         dropout: probability before the classifier.
-        spectrum, reduction, groups, phi, conv_t, keep: options of SRL blocks, see `papers.srl.layers.SRLBlock`; null
+        spectrum, reduction, groups, phi, conv_t: options of SRL blocks, see `papers.srl.layers.SRLBlock`; null
             for their defaults.
         learning_rate: of the first epochs.
         milestones: epochs after which the learning rate is divided by 10.
@@ -74,7 +74,6 @@ class SRLVideoModule(VideoClassificationModule):
         groups: int | None = None,
         phi: Phi | None = None,
         conv_t: TimeMixing | None = None,
-        keep: KeepOrthogonal | None = None,
         learning_rate: float = 0.01,
         milestones: Sequence[int] = (20, 35, 45),
         momentum: float = 0.9,
@@ -115,7 +114,7 @@ class SRLPoseModule(PoseEstimationModule):
         width: multiplies every channel number; 1 is the paper's network.
         layers: residual blocks of the four stages, in place of those of the ResNet.
         short_receptive_field: the baseline* of Table 4.
-        spectrum, reduction, groups, keep: options of SRL blocks, see `papers.srl.layers.SRLBlock`; null for their
+        spectrum, reduction, groups: options of SRL blocks, see `papers.srl.layers.SRLBlock`; null for their
             defaults.
         learning_rate: of the first epochs.
         milestones: epochs after which the learning rate is divided by 10.
@@ -137,7 +136,6 @@ class SRLPoseModule(PoseEstimationModule):
         spectrum: Spectrum | None = None,
         reduction: int | None = None,
         groups: int | None = None,
-        keep: KeepOrthogonal | None = None,
         learning_rate: float = 1e-3,
         milestones: Sequence[int] = (170, 200),
         **kwargs: Any,

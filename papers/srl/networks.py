@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from common.backbones import C2DBody, C2DResNet
 from common.backbones.bn_inception import scale_width
 from common.backbones.c2d_resnet import LAYERS, STAGES
-from common.spectral.transforms import KeepOrthogonal, Spectrum, TransformName
+from common.spectral.transforms import Spectrum, TransformName
 from papers.srl.layers import (
     CompactNonLocalBlock,
     DoubleAttentionBlock,
@@ -57,7 +57,6 @@ class SRLOptions(TypedDict, total=False):
     groups: int | None
     phi: Phi
     conv_t: TimeMixing
-    keep: KeepOrthogonal
 
 
 def make_block(
