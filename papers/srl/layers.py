@@ -32,7 +32,7 @@ class ResidualBlock(nn.Module):
             )
         frames = fold_frames(x) if x.dim() == 5 else x
         y = frames + self.branch(frames, x.shape[0])
-        return unfold_frames(y, x.shape[0]) if x.dim() == 5 else y
+        return unfold_frames(y, x.shape[2]) if x.dim() == 5 else y
 
     def branch(self, frames: Tensor, batch: int) -> Tensor:
         """(B*T,C,H,W) -> (B*T,C,H,W)."""
