@@ -74,13 +74,18 @@ class RealDFT(ConstantBuffers):
     def forward(self, x: Tensor) -> Tensor:
         if uses_reference_implementation() and not torch.compiler.is_exporting():
             return torch.view_as_real(torch.fft.rfft(x, dim=1, norm=self.norm)).movedim(-1, 2)
-        y = self.constant("forward_matrix", x) @ x.flatten(2)
-        return y.view(len(x), -1, 2, *x.shape[2:])
+        return self._product("forward_matrix", x).unflatten(1, (-1, 2))
 
     def inverse(self, spectrum: Tensor) -> Tensor:
         """(B,M,2,...) -> (B,`points`,...)."""
         if uses_reference_implementation() and not torch.compiler.is_exporting():
             y = torch.view_as_complex(spectrum.movedim(2, -1).contiguous())
             return torch.fft.irfft(y, n=self.points, dim=1, norm=self.norm)
-        y = self.constant("inverse_matrix", spectrum) @ spectrum.flatten(3).flatten(1, 2)
-        return y.view(len(spectrum), self.points, *spectrum.shape[3:])
+        return self._product("inverse_matrix", spectrum.flatten(1, 2))
+
+    def _product(self, name: str, x: Tensor) -> Tensor:
+        """The matrix `name` times `x` along dimension 1."""
+        matrix = self.constant(name, x)
+        # `@` and `len(x)` would fix the batch size of an exported program.
+        y = torch.bmm(matrix.expand(x.shape[0], -1, -1), x.to(matrix.dtype).flatten(2))
+        return y.unflatten(2, x.shape[2:])

@@ -310,7 +310,7 @@ def _scatter_taps(taps: Tensor, spatial: Sequence[int], axes: tuple[int, ...]) -
 
 def _product(matrix: Tensor, fields: Tensor) -> Tensor:
     """`matrix (R, S)` times `fields (M, S, N)`."""
-    return torch.bmm(matrix.expand(len(fields), -1, -1), fields)
+    return torch.bmm(matrix.expand(fields.shape[0], -1, -1), fields)
 
 
 def _joined(parts: list[Tensor], dim: int) -> Tensor:
@@ -318,11 +318,10 @@ def _joined(parts: list[Tensor], dim: int) -> Tensor:
 
 
 class _FixedTransform(torch.autograd.Function):
-    """The STFT of a layer or its transpose; each is the derivative of the other, to any order."""
+    """The STFT of a layer or its transpose; each is the derivative of the other, in both modes and to any order."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, layer: DepthwiseSTFT, transpose: bool) -> Tensor:
-        ctx.layer, ctx.transpose = layer, transpose
+    def forward(x: Tensor, layer: DepthwiseSTFT, transpose: bool) -> Tensor:
         out = layer._transpose(x) if transpose else layer._analyse(x)
         # A view made in here could not be changed in place later, as an activation behind the layer may do.
         if torch.compiler.is_compiling():
@@ -330,8 +329,33 @@ class _FixedTransform(torch.autograd.Function):
         return out.new_empty(0).set_(out.untyped_storage(), out.storage_offset(), out.shape, out.stride())
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
-        return _FixedTransform.apply(grad, ctx.layer, not ctx.transpose), None, None
+    def setup_context(ctx: Any, inputs: tuple[Tensor, DepthwiseSTFT, bool], output: Tensor) -> None:
+        _, ctx.layer, ctx.transpose = inputs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _fixed_transform(grad, ctx.layer, not ctx.transpose), None, None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int, None, None], x: Tensor, layer: DepthwiseSTFT, transpose: bool
+    ) -> tuple[Tensor, int]:
+        x = x.movedim(in_dims[0], 0)
+        out = _fixed_transform(x.flatten(0, 1), layer, transpose)
+        return out.unflatten(0, x.shape[:2]), 0
+
+
+class _FixedTransformWithJvp(_FixedTransform):
+    """With the forward-mode derivative, which `torch.compile` does not take."""
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        return _fixed_transform(tangent, ctx.layer, ctx.transpose)
+
+
+def _fixed_transform(x: Tensor, layer: DepthwiseSTFT, transpose: bool) -> Tensor:
+    function = _FixedTransform if torch.compiler.is_compiling() else _FixedTransformWithJvp
+    return function.apply(x, layer, transpose)
 
 
 class DepthwiseSTFT(ConstantBuffers):
@@ -454,7 +478,7 @@ class DepthwiseSTFT(ConstantBuffers):
             weight = self.constant("kernels", x).repeat(x.shape[1], *[1] * (len(self.kernel_size) + 1))
             conv = _CONV[len(self.kernel_size)]
             return conv(x, weight, None, self.stride, self.padding, 1, x.shape[1])
-        return _FixedTransform.apply(x, self, False)
+        return _fixed_transform(x, self, transpose=False)
 
     def _by_shift(self) -> int | None:
         """The only axis of the window if shifted additions along it are the fastest way."""
