@@ -134,7 +134,7 @@ class _SlicedTraining(torch.autograd.Function):
         for channels, rows in block._slices(x):
             leaves = [t.detach().requires_grad_() for t in (x[:, channels].to(gamma.dtype), gamma[rows], beta[rows])]
             with torch.enable_grad():
-                y = block.activation(block._normalised(*leaves, rows, None))
+                y = block.activation(block._normalised(leaves[0], leaves[1], leaves[2], rows, None))
             values = y.detach().flatten(2).to(dtype)
             grad_matrix[:, rows] = torch.bmm(grad, values.transpose(1, 2)).sum(0)
             del values
@@ -163,9 +163,10 @@ class STFTPointwise(nn.Module):
 
     - training: the plain composition, which keeps three (two for in-place activations) tensors of 2K C channels;
     - training with `memory_efficient`: keeps the input and recomputes the rest in the backward pass, a slice of the
-      channels at a time. This takes more time. Gradients are equal, and running statistics are updated once. Where `norm` is no plain batch normalisation in training (frozen, synchronised over
-      processes, replaced) or the activation has parameters, is random or is unknown, the whole segment is
-      recomputed at once with `checkpoint_once`. Under `torch.compile` it is the plain composition;
+      channels at a time. This takes more time. Gradients are equal, and running statistics are updated once. Where
+      `norm` is no plain batch normalisation in training (frozen, synchronised over processes, replaced) or the
+      activation has parameters, is random or is unknown, the whole segment is recomputed at once with
+      `checkpoint_once`. Under `torch.compile` it is the plain composition;
     - evaluation without gradients: the normalisation is folded into the filters (or applied in place), anew in every
       call, so changed parameters are seen. The output may be in channels-last order.
 
