@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -48,7 +49,9 @@ class DepthwiseConv3d(nn.Conv3d):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, groups=in_channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or x.dim() != 5:
+        # Compilers and traces fix the sizes that the 2D forms depend on.
+        general = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if general or x.device.type != "cpu" or x.dim() != 5 or x.numel() == 0:
             return super().forward(x)
         batch, channels, time, height, width = x.shape
         assert not isinstance(self.padding, str)
@@ -61,7 +64,7 @@ class DepthwiseConv3d(nn.Conv3d):
             y = F.conv2d(frames, weight, None, self.stride[1:], self.padding[1:], groups=channels * time)
             return y.view(batch, channels, time, *y.shape[2:])
         if only_time:
-            # Time is the height and a whole frame the width of a picture.
+            # Time is the height and a whole frame the width of an image.
             lines = x.reshape(batch, channels, time, height * width)
             weight = self.weight.squeeze(-1)
             y = F.conv2d(lines, weight, None, (self.stride[0], 1), (self.padding[0], 0), groups=channels)

@@ -69,7 +69,8 @@ class _BranchPool(nn.MaxPool3d):
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":
             return super().forward(x)
-        return super().forward(x.contiguous(memory_format=torch.channels_last_3d)).contiguous()
+        # Permuted rather than by `memory_format`, which `torch.vmap` does not take.
+        return super().forward(x.movedim(1, -1).contiguous().movedim(-1, 1)).contiguous()
 
 
 class InceptionModule(nn.Module):

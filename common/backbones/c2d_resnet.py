@@ -35,9 +35,9 @@ def fold_frames(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(0, 1)
 
 
-def unfold_frames(x: Tensor, batch: int) -> Tensor:
-    """(B*T,C,H,W) -> (B,C,T,H,W), never a copy."""
-    return x.unflatten(0, (batch, x.shape[0] // batch)).transpose(1, 2)
+def unfold_frames(x: Tensor, frames: int) -> Tensor:
+    """(B*T,C,H,W) -> (B,C,T,H,W) for T = `frames`; never a copy, B may be 0."""
+    return x.unflatten(0, (-1, frames)).transpose(1, 2)
 
 
 class TemporalStem(nn.Conv3d):
@@ -71,7 +71,7 @@ class TemporalStem(nn.Conv3d):
         y = F.conv2d(
             fold_frames(groups.flatten(1, 2)), self.weight.flatten(1, 2), self.bias, self.stride[1:], self.margin
         )
-        return unfold_frames(y, x.shape[0])
+        return unfold_frames(y, time)
 
 
 class _Residual(nn.Module):
@@ -111,8 +111,8 @@ class _Residual(nn.Module):
     def _first(self, x: Tensor, frames: Tensor) -> Tensor:
         return fold_frames(self.conv1(x)) if self._replaced else self.conv1(frames)
 
-    def _middle(self, frames: Tensor, batch: int) -> Tensor:
-        return frames if self.mid is None else fold_frames(self.mid(unfold_frames(frames, batch)))
+    def _middle(self, frames: Tensor, time: int) -> Tensor:
+        return frames if self.mid is None else fold_frames(self.mid(unfold_frames(frames, time)))
 
     def _branch(self, x: Tensor, frames: Tensor) -> Tensor:
         raise NotImplementedError
@@ -120,7 +120,7 @@ class _Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         frames = fold_frames(x)
         shortcut = frames if self.downsample is None else self.downsample(frames)
-        y = unfold_frames(self.relu(self._branch(x, frames) + shortcut), x.shape[0])
+        y = unfold_frames(self.relu(self._branch(x, frames) + shortcut), x.shape[2])
         return y if self.after is None else self.after(y)
 
 
@@ -149,7 +149,7 @@ class BasicBlock(_Residual):
         self._put_in(channels, first_conv, mid_block, after_block)
 
     def _branch(self, x: Tensor, frames: Tensor) -> Tensor:
-        y = self.relu(self.bn1(self._middle(self._first(x, frames), x.shape[0])))
+        y = self.relu(self.bn1(self._middle(self._first(x, frames), x.shape[2])))
         return self.bn2(self.conv2(y))
 
 
@@ -181,7 +181,7 @@ class Bottleneck(_Residual):
 
     def _branch(self, x: Tensor, frames: Tensor) -> Tensor:
         y = self.relu(self.bn1(self._first(x, frames)))
-        y = self.relu(self.bn2(self._middle(self.conv2(y), x.shape[0])))
+        y = self.relu(self.bn2(self._middle(self.conv2(y), x.shape[2])))
         return self.bn3(self.conv3(y))
 
 
@@ -271,7 +271,7 @@ class C2DBody(nn.Module):
             )
         video = x if x.dim() == 5 else x.unsqueeze(2)
         y = fold_frames(self.conv1(video)) if self.stem_stride > 1 else self.conv1(fold_frames(video))
-        y = unfold_frames(self.maxpool(self.relu(self.bn1(y))), x.shape[0])
+        y = unfold_frames(self.maxpool(self.relu(self.bn1(y))), video.shape[2] // self.stem_stride)
         found = []
         for number, stage in enumerate(STAGES):
             y = self.get_submodule(f"layer{number + 1}")(y)

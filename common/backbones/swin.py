@@ -49,7 +49,7 @@ class _PatchEmbedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         conv, norm = self.children()
-        y = conv(x) if isinstance(conv, TemporalStem) else unfold_frames(conv(fold_frames(x)), len(x))
+        y = conv(x) if isinstance(conv, TemporalStem) else unfold_frames(conv(fold_frames(x)), x.shape[2])
         return norm(y.permute(0, 2, 3, 4, 1))
 
 

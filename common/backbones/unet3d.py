@@ -80,10 +80,12 @@ class _Deconvolve(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv = nn.ConvTranspose3d(in_channels, out_channels, 3, stride=2, padding=1)
+        self.conv = nn.ConvTranspose3d(in_channels, out_channels, 3, stride=2, padding=1, output_padding=1)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        return self.conv(x, output_size=skip.shape[2:]) + skip
+        depth, height, width = skip.shape[2:]
+        # Odd sizes, which pooling rounded up, are one less than twice those below.
+        return self.conv(x)[:, :, :depth, :height, :width] + skip
 
 
 class ResidualUNet3d(nn.Module):

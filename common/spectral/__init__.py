@@ -1,5 +1,6 @@
 """Spectral filters and transforms, and the fast layers built on them. Depends on torch alone."""
 
+from common.spectral.constants import ConstantBuffers
 from common.spectral.dft import RealDFT, irdft_matrix, rdft_matrix
 from common.spectral.fused import STFTPointwise, checkpoint_once
 from common.spectral.stft import (
@@ -30,6 +31,7 @@ __all__ = [
     "ST_FREQUENCIES",
     "S_FREQUENCIES",
     "T_FREQUENCIES",
+    "ConstantBuffers",
     "DepthwiseSTFT",
     "FixedTransform2d",
     "FourierTransform2d",

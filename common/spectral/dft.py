@@ -7,12 +7,12 @@ time axis is not the last in memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Literal, Self
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from common.spectral.constants import ConstantBuffers
 from common.spectral.stft import uses_reference_implementation
 
 Norm = Literal["backward", "ortho"]
@@ -44,7 +44,7 @@ def irdft_matrix(points: int, norm: Norm = "backward") -> Tensor:
     return inverse * (points**0.5 if norm == "ortho" else 1.0)
 
 
-class RealDFT(nn.Module):
+class RealDFT(ConstantBuffers):
     """Spectrum of real signals over dimension 1: (B,`points`,...) -> (B,M,2,...), the 2 being real and imaginary part.
 
     `inverse` is `torch.fft.irfft` for the same number of points. While multiply-adds are counted, stock Fourier
@@ -55,30 +55,18 @@ class RealDFT(nn.Module):
         norm: `backward` (1/points on the inverse, Eq. 2 of most texts) or `ortho` (its root on both).
     """
 
-    forward_matrix: Tensor
-    inverse_matrix: Tensor
-
     def __init__(self, points: int, norm: Norm = "backward") -> None:
         super().__init__()
         if points < 1:
             raise ValueError(f"a transform takes at least 1 point, not {points}")
         self.points, self.norm = points, norm
-        empty = torch.empty(0, dtype=torch.get_default_dtype())
-        self.register_buffer("forward_matrix", empty, persistent=False)
-        self.register_buffer("inverse_matrix", empty, persistent=False)
-        self._set_matrices(empty)
+        self.register_constants()
 
-    def _set_matrices(self, like: Tensor) -> None:
-        self.forward_matrix = rdft_matrix(self.points, self.norm).to(like)
-        self.inverse_matrix = irdft_matrix(self.points, self.norm).to(like)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
-        # Computed anew rather than converted, so that float64 has its own digits; a spectrum is never half precision.
-        like = self.forward_matrix
-        if like.device.type != "meta":
-            self._set_matrices(like if like.dtype == torch.float64 else like.float())
-        return self
+    def constants(self) -> dict[str, Tensor]:
+        return {
+            "forward_matrix": rdft_matrix(self.points, self.norm),
+            "inverse_matrix": irdft_matrix(self.points, self.norm),
+        }
 
     def extra_repr(self) -> str:
         return f"points={self.points}, norm={self.norm!r}"
@@ -86,13 +74,18 @@ class RealDFT(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if uses_reference_implementation() and not torch.compiler.is_exporting():
             return torch.view_as_real(torch.fft.rfft(x, dim=1, norm=self.norm)).movedim(-1, 2)
-        y = self.forward_matrix @ x.flatten(2)
-        return y.view(len(x), -1, 2, *x.shape[2:])
+        return self._product("forward_matrix", x).unflatten(1, (-1, 2))
 
     def inverse(self, spectrum: Tensor) -> Tensor:
         """(B,M,2,...) -> (B,`points`,...)."""
         if uses_reference_implementation() and not torch.compiler.is_exporting():
             y = torch.view_as_complex(spectrum.movedim(2, -1).contiguous())
             return torch.fft.irfft(y, n=self.points, dim=1, norm=self.norm)
-        y = self.inverse_matrix @ spectrum.flatten(3).flatten(1, 2)
-        return y.view(len(spectrum), self.points, *spectrum.shape[3:])
+        return self._product("inverse_matrix", spectrum.flatten(1, 2))
+
+    def _product(self, name: str, x: Tensor) -> Tensor:
+        """The matrix `name` times `x` along dimension 1."""
+        matrix = self.constant(name, x)
+        # `@` and `len(x)` would fix the batch size of an exported program.
+        y = torch.bmm(matrix.expand(x.shape[0], -1, -1), x.to(matrix.dtype).flatten(2))
+        return y.unflatten(2, x.shape[2:])

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
@@ -32,28 +31,36 @@ _CHANNEL_SLICES = 8
 _SLICE_BYTES = 4 * 2**20
 
 
-@contextmanager
-def _running_statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Batch normalisation layers compute as before, but what they write to their running statistics is dropped."""
-    kept = [
-        (norm, name, getattr(norm, name))
-        for norm in module.modules()
-        if isinstance(norm, _BatchNorm) and norm.training and norm.track_running_stats
-        for name in ("running_mean", "running_var", "num_batches_tracked")
-    ]
-    for norm, name, buffer in kept:
-        setattr(norm, name, buffer.clone())
-    try:
-        yield
-    finally:
-        for norm, name, buffer in kept:
+class _RunningStatisticsKept:
+    """A context in which batch normalisation layers compute as before, but leave their running statistics alone.
+
+    It may be entered again, as a second derivative does.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+
+    def __enter__(self) -> None:
+        names = ("running_mean", "running_var", "num_batches_tracked")
+        self.kept = [(norm, name, getattr(norm, name)) for norm in self.norms for name in names]
+        for norm, name, buffer in self.kept:
+            setattr(norm, name, buffer.clone())
+
+    def __exit__(self, *_: object) -> None:
+        for norm, name, buffer in self.kept:
             setattr(norm, name, buffer)
+
+
+def _cannot_recompute() -> bool:
+    if torch.compiler.is_compiling() or uses_reference_implementation():
+        return True
+    return torch._C._are_functorch_transforms_active()  # torch.func takes no saved-tensor hooks
 
 
 def _recomputed(function: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor) -> Tensor:
     """`function(x)`, which runs parts of `module`, recomputed in the backward pass."""
     return checkpoint(
-        function, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _running_statistics_kept(module))
+        function, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _RunningStatisticsKept(module))
     )
 
 
@@ -62,8 +69,8 @@ def checkpoint_once(module: nn.Module, x: Tensor) -> Tensor:
 
     Unlike plain checkpointing, batch normalisation layers update their running statistics once, not twice, so that
     training gives the same module as without. Random layers draw the same values in both passes, autocast is
-    restored, and it works under distributed training. Without gradients, in `reference_implementation()` and under
-    `torch.compile` (whose compiler decides itself what to recompute) it is `module(x)`.
+    restored, and it works under distributed training. Without gradients, in `reference_implementation()`, under
+    `torch.func` and under `torch.compile` (whose compiler decides itself what to recompute) it is `module(x)`.
 
     Args:
         module: any module, for example an `nn.Sequential` of STFT, norm, activation and convolutions.
@@ -72,7 +79,7 @@ def checkpoint_once(module: nn.Module, x: Tensor) -> Tensor:
     Returns:
         The output of the module; gradients and updated running statistics equal those of `module(x)`.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or uses_reference_implementation():
+    if not torch.is_grad_enabled() or _cannot_recompute():
         return module(x)
     return _recomputed(module, module, x)
 
@@ -85,48 +92,67 @@ class _SlicedTraining(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, weight: Tensor, block: STFTPointwise) -> Tensor:
-        ctx.save_for_backward(x, gamma, beta, weight)
-        ctx.block = block
+    def forward(x: Tensor, gamma: Tensor, beta: Tensor, weight: Tensor, block: STFTPointwise) -> Tensor:
         device = x.device.type
-        # The dtype of the 1x1 convolution; the rest is computed in that of the filters.
-        ctx.dtype = autocast_dtype(device) or weight.dtype
+        dtype = autocast_dtype(device) or weight.dtype
         x = block.stft._checked(x)
         out: Tensor | None = None
         with without_autocast(device):
             momentum = block._count_batch()
-            matrix = weight.flatten(1).to(ctx.dtype)
+            matrix = weight.flatten(1).to(dtype)
             for channels, rows in block._slices(x):
                 y = block._normalised(x[:, channels], gamma[rows], beta[rows], rows, momentum)
                 y = block._activated(y)
-                share = torch.bmm(matrix[:, rows].expand(len(y), -1, -1), y.flatten(2).to(ctx.dtype))
+                part = torch.bmm(matrix[:, rows].expand(len(y), -1, -1), y.flatten(2).to(dtype))
                 # The sum over slices is kept in the dtype of the parameters, also under autocast.
-                out = share.to(weight.dtype) if out is None else out.add_(share)
+                out = part.to(weight.dtype) if out is None else out.add_(part)
         assert out is not None
-        return out.to(ctx.dtype).unflatten(2, y.shape[2:])
+        return out.to(dtype).unflatten(2, y.shape[2:])
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.block = inputs
+        ctx.save_for_backward(*tensors)
+        # The dtype of the 1x1 convolution; the rest is computed in that of the filters.
+        ctx.dtype = output.dtype
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, gamma, beta, weight = ctx.saved_tensors
-        block = ctx.block
-        grad = grad.flatten(2)
+        with without_autocast(x.device.type):
+            if torch.is_grad_enabled():  # a second derivative is wanted
+                return _SlicedTraining._differentiable_gradients(ctx, grad)
+            return _SlicedTraining._gradients(ctx.block, ctx.dtype, grad.flatten(2), x, gamma, beta, weight)
+
+    @staticmethod
+    def _gradients(
+        block: STFTPointwise, dtype: torch.dtype, grad: Tensor, x: Tensor, gamma: Tensor, beta: Tensor, weight: Tensor
+    ) -> tuple[Tensor | None, ...]:
         grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
         grad_gamma, grad_beta, grad_matrix = (torch.empty_like(t) for t in (gamma, beta, weight.flatten(1)))
-        with without_autocast(x.device.type):
-            matrix = weight.flatten(1).t().to(ctx.dtype)
-            for channels, rows in block._slices(x):
-                leaves = [
-                    t.detach().requires_grad_() for t in (x[:, channels].to(gamma.dtype), gamma[rows], beta[rows])
-                ]
-                with torch.enable_grad():
-                    y = block.activation(block._normalised(*leaves, rows, None))
-                values = y.detach().flatten(2).to(ctx.dtype)
-                grad_matrix[:, rows] = torch.bmm(grad, values.transpose(1, 2)).sum(0)
-                del values
-                grad_y = torch.bmm(matrix[rows].expand(len(x), -1, -1), grad).to(y.dtype).view_as(y)
-                grad_x[:, channels], grad_gamma[rows], grad_beta[rows] = torch.autograd.grad(y, leaves, grad_y)
+        matrix = weight.flatten(1).t().to(dtype)
+        for channels, rows in block._slices(x):
+            leaves = [t.detach().requires_grad_() for t in (x[:, channels].to(gamma.dtype), gamma[rows], beta[rows])]
+            with torch.enable_grad():
+                y = block.activation(block._normalised(leaves[0], leaves[1], leaves[2], rows, None))
+            values = y.detach().flatten(2).to(dtype)
+            grad_matrix[:, rows] = torch.bmm(grad, values.transpose(1, 2)).sum(0)
+            del values
+            grad_y = torch.bmm(matrix[rows].expand(len(x), -1, -1), grad).to(y.dtype).view_as(y)
+            grad_x[:, channels], grad_gamma[rows], grad_beta[rows] = torch.autograd.grad(y, leaves, grad_y)
         return grad_x, grad_gamma, grad_beta, grad_matrix.view_as(weight), None
+
+    @staticmethod
+    def _differentiable_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of all channels at once, as functions of the inputs."""
+        x, gamma, beta, weight = ctx.saved_tensors
+        y = ctx.block.activation(ctx.block._normalised(x.to(gamma.dtype), gamma, beta, slice(None), None))
+        matrix = weight.flatten(1).to(ctx.dtype)
+        out = torch.bmm(matrix.expand(len(x), -1, -1), y.flatten(2).to(ctx.dtype)).view_as(grad)
+        needed = [i for i in range(4) if ctx.needs_input_grad[i]]
+        inputs = [ctx.saved_tensors[i] for i in needed]
+        gradients = dict(zip(needed, torch.autograd.grad(out, inputs, grad, create_graph=True), strict=True))
+        return (*(gradients.get(i) for i in range(4)), None)
 
 
 class STFTPointwise(nn.Module):
@@ -137,10 +163,10 @@ class STFTPointwise(nn.Module):
 
     - training: the plain composition, which keeps three (two for in-place activations) tensors of 2K C channels;
     - training with `memory_efficient`: keeps the input and recomputes the rest in the backward pass, a slice of the
-      channels at a time. This takes more time. Gradients are equal, running statistics are updated once, and there is
-      no second derivative. Where `norm` is no plain batch normalisation in training (frozen, synchronised over
-      processes, replaced) or the activation has parameters, is random or is unknown, the whole segment is
-      recomputed at once with `checkpoint_once`. Under `torch.compile` it is the plain composition;
+      channels at a time. This takes more time. Gradients are equal, and running statistics are updated once. Where
+      `norm` is no plain batch normalisation in training (frozen, synchronised over processes, replaced) or the
+      activation has parameters, is random or is unknown, the whole segment is recomputed at once with
+      `checkpoint_once`. Under `torch.compile` it is the plain composition;
     - evaluation without gradients: the normalisation is folded into the filters (or applied in place), anew in every
       call, so changed parameters are seen. The output may be in channels-last order.
 
@@ -180,7 +206,7 @@ class STFTPointwise(nn.Module):
         self.memory_efficient = memory_efficient
 
     def forward(self, x: Tensor) -> Tensor:
-        if uses_reference_implementation() or torch.compiler.is_compiling():
+        if _cannot_recompute():
             return self._plain(x)
         if not torch.is_grad_enabled():
             return self._folded(x) if self._can_fold() else self._plain(x)
@@ -244,7 +270,7 @@ class STFTPointwise(nn.Module):
             if by_shift:
                 y = stft._forward(x).mul_(scale.view(-1, *ones[1:])).add_(shift.view(-1, *ones[1:]))
             else:
-                weight = stft.kernels.repeat(stft.in_channels, *ones) * scale.view(-1, *ones)
+                weight = stft.constant("kernels", x).repeat(stft.in_channels, *ones) * scale.view(-1, *ones)
                 if x.dim() in _CHANNELS_LAST:
                     x = x.contiguous(memory_format=_CHANNELS_LAST[x.dim()])
                 conv = _CONV[len(stft.kernel_size)]

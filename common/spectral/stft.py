@@ -20,7 +20,9 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from common.spectral.constants import ConstantBuffers
 
 Implementation = Literal["auto", "separable", "convolution"]
 
@@ -182,12 +184,19 @@ _ADDITIONS_BY_SHIFT = 16
 _BUFFER_BYTES = 16 * 2**20
 
 
-class _Block(NamedTuple):
-    """Part of a stage: rows `target` of its result are `matrix` times the windows of its rows `source`."""
+class _StagePart(NamedTuple):
+    """Rows `target` of the result of a stage are a matrix times the windows of its rows `source`.
+
+    The matrix is given by its first entry in `DepthwiseSTFT.factors` and its shape.
+    """
 
     target: slice
     source: slice
-    matrix: Tensor
+    start: int
+    shape: tuple[int, int]
+
+    def matrix(self, factors: Tensor) -> Tensor:
+        return factors[self.start : self.start + math.prod(self.shape)].view(self.shape)
 
 
 class _Stage(NamedTuple):
@@ -195,7 +204,7 @@ class _Stage(NamedTuple):
 
     axes: tuple[int, ...]
     rows: int
-    blocks: list[_Block]
+    parts: list[_StagePart]
 
 
 def _axis_groups(kernel_size: tuple[int, ...], taps: int) -> list[tuple[int, ...]]:
@@ -211,15 +220,16 @@ def _axis_groups(kernel_size: tuple[int, ...], taps: int) -> list[tuple[int, ...
     return groups
 
 
-def _stages(
+def _factorized(
     kernel_size: tuple[int, ...], frequencies: tuple[tuple[float, ...], ...], groups: list[tuple[int, ...]]
-) -> list[_Stage]:
-    """Factors of the filter matrix, one per group of axes, in float64.
+) -> tuple[list[_Stage], Tensor]:
+    """Factors of the filter matrix, one per group of axes, and the entries of all their matrices in float64.
 
     The basis functions separate: exp(j 2 pi v^T d) is the product over the axes. Between two stages there is one
     complex field per distinct frequency of the axes done so far (a real one where that frequency is zero).
     """
     stages = []
+    matrices: list[Tensor] = []
     done: tuple[int, ...] = ()
     fields: dict[tuple[float, ...], slice] = {(): slice(0, 1)}  # frequency of the axes done so far -> rows
     for axes in groups:
@@ -230,7 +240,7 @@ def _stages(
         keys = keys if last else list(dict.fromkeys(keys))
         rows_in, rows_out = max(rows.stop for rows in fields.values()), 0
         after: dict[tuple[float, ...], slice] = {}
-        blocks = []
+        parts = []
         for before, run in groupby(keys, key=lambda key: key[:first]):
             matrix: list[Tensor] = []
             start, source = rows_out, fields[before]
@@ -243,10 +253,12 @@ def _stages(
                     matrix.append(sin if real_only else torch.cat([sin, cos]))
                 after[key] = slice(rows_out, start + len(matrix))
                 rows_out = start + len(matrix)
-            blocks.append(_Block(slice(start, rows_out), source, torch.stack(matrix)))
-        stages.append(_Stage(axes, rows_in, blocks))
+            entries = sum(m.numel() for m in matrices)
+            matrices.append(torch.stack(matrix))
+            parts.append(_StagePart(slice(start, rows_out), source, entries, (len(matrix), len(matrix[0]))))
+        stages.append(_Stage(axes, rows_in, parts))
         fields = after
-    return stages
+    return stages, torch.cat([matrix.flatten() for matrix in matrices])
 
 
 def _border(field: Tensor, spatial: Sequence[int], axis: int, shift: int) -> Tensor:
@@ -298,7 +310,7 @@ def _scatter_taps(taps: Tensor, spatial: Sequence[int], axes: tuple[int, ...]) -
 
 def _product(matrix: Tensor, fields: Tensor) -> Tensor:
     """`matrix (R, S)` times `fields (M, S, N)`."""
-    return torch.bmm(matrix.expand(len(fields), -1, -1), fields)
+    return torch.bmm(matrix.expand(fields.shape[0], -1, -1), fields)
 
 
 def _joined(parts: list[Tensor], dim: int) -> Tensor:
@@ -306,11 +318,10 @@ def _joined(parts: list[Tensor], dim: int) -> Tensor:
 
 
 class _FixedTransform(torch.autograd.Function):
-    """The STFT of a layer or its transpose; each is the derivative of the other, to any order."""
+    """The STFT of a layer or its transpose; each is the derivative of the other, in both modes and to any order."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, layer: DepthwiseSTFT, transpose: bool) -> Tensor:
-        ctx.layer, ctx.transpose = layer, transpose
+    def forward(x: Tensor, layer: DepthwiseSTFT, transpose: bool) -> Tensor:
         out = layer._transpose(x) if transpose else layer._analyse(x)
         # A view made in here could not be changed in place later, as an activation behind the layer may do.
         if torch.compiler.is_compiling():
@@ -318,11 +329,36 @@ class _FixedTransform(torch.autograd.Function):
         return out.new_empty(0).set_(out.untyped_storage(), out.storage_offset(), out.shape, out.stride())
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
-        return _FixedTransform.apply(grad, ctx.layer, not ctx.transpose), None, None
+    def setup_context(ctx: Any, inputs: tuple[Tensor, DepthwiseSTFT, bool], output: Tensor) -> None:
+        _, ctx.layer, ctx.transpose = inputs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _fixed_transform(grad, ctx.layer, not ctx.transpose), None, None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int, None, None], x: Tensor, layer: DepthwiseSTFT, transpose: bool
+    ) -> tuple[Tensor, int]:
+        x = x.movedim(in_dims[0], 0)
+        out = _fixed_transform(x.flatten(0, 1), layer, transpose)
+        return out.unflatten(0, x.shape[:2]), 0
 
 
-class DepthwiseSTFT(nn.Module):
+class _FixedTransformWithJvp(_FixedTransform):
+    """With the forward-mode derivative, which `torch.compile` does not take."""
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        return _fixed_transform(tangent, ctx.layer, ctx.transpose)
+
+
+def _fixed_transform(x: Tensor, layer: DepthwiseSTFT, transpose: bool) -> Tensor:
+    function = _FixedTransform if torch.compiler.is_compiling() else _FixedTransformWithJvp
+    return function.apply(x, layer, transpose)
+
+
+class DepthwiseSTFT(ConstantBuffers):
     """Non-trainable depthwise STFT layer (Section 3.1): every channel becomes 2K channels.
 
     Shapes: input `(B, C, *S)` with one to three spatial axes, for video `(B, C, T, H, W)`; output `(B, C * 2K, *S')`.
@@ -358,6 +394,7 @@ class DepthwiseSTFT(nn.Module):
     """
 
     kernels: Tensor
+    constants_in_half = True
 
     def __init__(
         self,
@@ -396,8 +433,9 @@ class DepthwiseSTFT(nn.Module):
                 f"but got stride {self.stride} and padding {self.padding}; use 'auto' or 'convolution'"
             )
         self._groups = _axis_groups(self.kernel_size, 1 if implementation == "separable" else _TAPS_PER_STAGE)
-        self.register_buffer("kernels", torch.empty(0, dtype=torch.get_default_dtype()), persistent=False)
-        self._set_filters(self.kernels)
+        self._stages, _ = _factorized(self.kernel_size, self.frequencies, self._groups)
+        self._buffer_rows = max(s.rows * math.prod(self.kernel_size[a] for a in s.axes) for s in self._stages)
+        self.register_constants()
 
     def _per_axis(self, name: str, value: int | Sequence[int], smallest: int) -> tuple[int, ...]:
         values = (value,) * len(self.kernel_size) if isinstance(value, int) else tuple(value)
@@ -407,17 +445,10 @@ class DepthwiseSTFT(nn.Module):
             )
         return values
 
-    def _set_filters(self, like: Tensor) -> None:
-        self.kernels = stft_kernels(self.kernel_size, self.frequencies).unsqueeze(1).to(like)
-        exact = _stages(self.kernel_size, self.frequencies, self._groups)
-        self._stages = [s._replace(blocks=[b._replace(matrix=b.matrix.to(like)) for b in s.blocks]) for s in exact]
-        self._buffer_rows = max(s.rows * math.prod(self.kernel_size[a] for a in s.axes) for s in exact)
-
-    def _apply(self, fn, recurse=True):
-        # Conversions start from float64 again: going from float32 to float64 must not keep float32 rounding.
-        super()._apply(fn, recurse)
-        self._set_filters(self.kernels)
-        return self
+    def constants(self) -> dict[str, Tensor]:
+        """The filters, and the matrices of the stages behind one another."""
+        _, factors = _factorized(self.kernel_size, self.frequencies, self._groups)
+        return {"kernels": stft_kernels(self.kernel_size, self.frequencies).unsqueeze(1), "factors": factors}
 
     def extra_repr(self) -> str:
         return (
@@ -444,10 +475,10 @@ class DepthwiseSTFT(nn.Module):
         """The transform of any number of channels."""
         plain = self.implementation == "convolution" or uses_reference_implementation()
         if plain or not self._keeps_size or x.numel() == 0:
-            weight = self.kernels.repeat(x.shape[1], *[1] * (len(self.kernel_size) + 1))
+            weight = self.constant("kernels", x).repeat(x.shape[1], *[1] * (len(self.kernel_size) + 1))
             conv = _CONV[len(self.kernel_size)]
             return conv(x, weight, None, self.stride, self.padding, 1, x.shape[1])
-        return _FixedTransform.apply(x, self, False)
+        return _fixed_transform(x, self, transpose=False)
 
     def _by_shift(self) -> int | None:
         """The only axis of the window if shifted additions along it are the fastest way."""
@@ -480,12 +511,14 @@ class DepthwiseSTFT(nn.Module):
             return out.view(batch, -1, *spatial)
         if self.implementation == "auto" and math.prod(self.kernel_size) > _TAPS_PER_STAGE:
             folded = x.reshape(batch * channels, 1, *spatial)
-            out = _CONV[len(spatial)](folded, self.kernels, None, 1, self.padding)
+            out = _CONV[len(spatial)](folded, self.constant("kernels", x), None, 1, self.padding)
             return out.reshape(batch, -1, *spatial)
+        factors = self.constant("factors", x)
         result = x.reshape(batch * channels, 1, -1)
         for stage in self._stages:
             taps = _gather_taps(result, spatial, stage.axes, [self.kernel_size[a] for a in stage.axes])
-            result = _joined([_product(b.matrix, taps[:, b.source].flatten(1, -2)) for b in stage.blocks], 1)
+            products = [_product(p.matrix(factors), taps[:, p.source].flatten(1, -2)) for p in stage.parts]
+            result = _joined(products, 1)
         return result.view(batch, -1, *spatial)
 
     def _transpose(self, grad: Tensor) -> Tensor:
@@ -505,17 +538,18 @@ class DepthwiseSTFT(nn.Module):
                         target.add_(source, alpha=factor)
             return out
         fields = grad.reshape(batch * channels, rows, -1)
+        factors = self.constant("factors", grad)
         step = max(1, _BUFFER_BYTES // (self._buffer_rows * fields.shape[-1] * fields.element_size()))
         results = []
         for result in fields.split(step):
             for stage in reversed(self._stages):
                 window = [self.kernel_size[a] for a in stage.axes]
                 total: dict[int, Tensor] = {}
-                for block in stage.blocks:
-                    taps = _product(block.matrix.t(), result[:, block.target]).unflatten(1, (-1, *window))
-                    part = _scatter_taps(taps, spatial, stage.axes)
-                    start = block.source.start
-                    total[start] = total[start].add_(part) if start in total else part
+                for part in stage.parts:
+                    taps = _product(part.matrix(factors).t(), result[:, part.target]).unflatten(1, (-1, *window))
+                    added = _scatter_taps(taps, spatial, stage.axes)
+                    start = part.source.start
+                    total[start] = total[start].add_(added) if start in total else added
                 result = _joined([total[start] for start in sorted(total)], 1)
             results.append(result)
         return _joined(results, 0).reshape(batch, channels, *spatial)

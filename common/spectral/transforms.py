@@ -17,13 +17,12 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import orthogonal
 
+from common.spectral.constants import ConstantBuffers
 from common.spectral.stft import without_autocast
 
 TransformName = Literal["fourier", "dct", "walsh-hadamard", "haar", "slant", "orthogonal"]
 Spectrum = Literal["half", "full"]
-KeepOrthogonal = Literal["qr", "cayley"]
 
 # Matrices, (n, n) float64 on the CPU
 
@@ -219,7 +218,7 @@ class FourierTransform2d(Transform2d):
         return f"{super().extra_repr()}, spectrum={self.spectrum!r}"
 
     def _forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_exporting():
+        if torch.compiler.is_exporting() or x.numel() == 0:  # MKL takes no empty batch
             return self._forward_by_products(x)
         transform = torch.fft.rfft2 if self.spectrum == "half" else torch.fft.fft2
         parts = torch.view_as_real(transform(x, norm="ortho"))
@@ -227,7 +226,7 @@ class FourierTransform2d(Transform2d):
 
     def _inverse(self, z: Tensor) -> Tensor:
         parts = z.unflatten(1, (-1, 2))
-        if torch.compiler.is_exporting():
+        if torch.compiler.is_exporting() or z.numel() == 0:
             return self._inverse_by_products(parts[:, :, 0], parts[:, :, 1])
         spectrum = torch.complex(parts[:, :, 0], parts[:, :, 1])
         if self.spectrum == "half":
@@ -270,7 +269,7 @@ class _Products(Transform2d):
         return self.left.mT.to(z) @ (z @ self.right.mT.to(z))
 
 
-class FixedTransform2d(_Products):
+class FixedTransform2d(ConstantBuffers, _Products):
     """A fixed real transform along both axes; its matrices are no parameters and not in the state dict.
 
     Args:
@@ -286,20 +285,12 @@ class FixedTransform2d(_Products):
         if name not in _MATRICES:
             raise ValueError(f"there is no fixed transform {name!r}; there are {', '.join(_MATRICES)}")
         self.name = name
-        for side in ("left", "right"):
-            self.register_buffer(side, torch.empty(0), persistent=False)
-        self._set_matrices(torch.empty(0))
+        self.register_constants()
 
-    def _set_matrices(self, like: Tensor) -> None:
+    def constants(self) -> dict[str, Tensor]:
         height, width = self.size
-        self.left = _MATRICES[self.name](height).to(like)
-        self.right = _MATRICES[self.name](width).mT.to(like)  # rows of feature maps meet the columns of Q
-
-    def _apply(self, fn, recurse=True):
-        # Conversions start from float64 again: going from float32 to float64 must not keep float32 rounding.
-        super()._apply(fn, recurse)
-        self._set_matrices(self.left)
-        return self
+        matrix = _MATRICES[self.name]
+        return {"left": matrix(height), "right": matrix(width).mT}  # rows of feature maps meet the columns of Q
 
     def extra_repr(self) -> str:
         return f"{self.name}, {super().extra_repr()}"
@@ -308,34 +299,19 @@ class FixedTransform2d(_Products):
 class LearnableTransform2d(_Products):
     """P X Q with trainable orthogonal P and Q, H^2 + W^2 parameters (Section 3.2, "LO"), for any size.
 
-    A gradient step leaves the orthogonal matrices. Either `reorthogonalize_`, to be called after every step, puts
-    P and Q back by QR decomposition as in the paper, or they are computed from skew-symmetric matrices by the Cayley
-    transform and can never leave (`torch.nn.utils.parametrizations.orthogonal`).
-
-    Args:
-        size: (H, W) of the feature maps.
-        keep: `qr` or `cayley`.
+    A gradient step leaves the orthogonal matrices; `reorthogonalize_`, to be called after every step, puts P and Q
+    back by QR decomposition, as in the paper.
     """
 
-    def __init__(self, size: tuple[int, int], keep: KeepOrthogonal = "qr") -> None:
-        if keep not in get_args(KeepOrthogonal):
-            raise ValueError(f"keep must be qr or cayley, not {keep!r}")
+    def __init__(self, size: tuple[int, int]) -> None:
         super().__init__(size)
-        self.keep = keep
-        for side, n in zip(("left", "right"), self.size, strict=True):
-            matrix = nn.Parameter(torch.empty(n, n))
-            with torch.no_grad():
-                matrix.copy_(random_orthogonal(n))
-            self.register_parameter(side, matrix)
-            if keep == "cayley":
-                orthogonal(self, side, orthogonal_map="cayley")
+        self.left, self.right = (nn.Parameter(random_orthogonal(n).to(torch.empty(0))) for n in self.size)
 
     @torch.no_grad()
     def reorthogonalize_(self) -> None:
-        """Replace P and Q by their orthogonal factors; nothing to do for `cayley`."""
-        if self.keep == "qr":
-            for matrix in (self.left, self.right):
-                matrix.copy_(orthogonalized(matrix.double()))
+        """Replace P and Q by their orthogonal factors."""
+        for matrix in (self.left, self.right):
+            matrix.copy_(orthogonalized(matrix.double()))
 
     def orthogonality_error(self) -> float:
         """Largest entry of |P^T P - I| and |Q^T Q - I|, in float64."""
@@ -345,20 +321,14 @@ class LearnableTransform2d(_Products):
                 errors.append((matrix.mT @ matrix - torch.eye(len(matrix)).to(matrix)).abs().max())
             return float(max(errors))
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, keep={self.keep!r}"
 
-
-def transform2d(
-    name: TransformName, size: tuple[int, int], spectrum: Spectrum = "half", keep: KeepOrthogonal = "qr"
-) -> Transform2d:
+def transform2d(name: TransformName, size: tuple[int, int], spectrum: Spectrum = "half") -> Transform2d:
     """The transform of that name for feature maps of `size` (H, W).
 
     Args:
         name: `fourier`, `dct`, `walsh-hadamard`, `haar`, `slant` or `orthogonal` (learnable).
         size: (H, W).
         spectrum: see `FourierTransform2d`; other transforms have no redundant half.
-        keep: see `LearnableTransform2d`.
 
     Raises:
         ValueError: for an unknown name, or a size that the transform cannot take.
@@ -366,7 +336,7 @@ def transform2d(
     if name == "fourier":
         return FourierTransform2d(size, spectrum)
     if name == "orthogonal":
-        return LearnableTransform2d(size, keep)
+        return LearnableTransform2d(size)
     if name not in _MATRICES:
         raise ValueError(f"there is no transform {name!r}; there are {', '.join(get_args(TransformName))}")
     return FixedTransform2d(name, size)

@@ -572,7 +572,7 @@ class ShiftedConv(nn.Conv2d):
         later = F.pad(x[:, :n, 1:], (0, 0, 0, 0, 0, 1))
         earlier = F.pad(x[:, n : 2 * n, :-1], (0, 0, 0, 0, 1, 0))
         y = super().forward(fold_frames(torch.cat([later, earlier, x[:, 2 * n :]], dim=1)))
-        return unfold_frames(y, len(x))
+        return unfold_frames(y, x.shape[2])
 
 
 class CorrelationBlock(nn.Module):
@@ -613,14 +613,14 @@ class TemporalDifferenceBlock(nn.Module):
         nn.init.zeros_(self.expand[1].weight)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        batch = len(x)
+        time = x.shape[2]
         frames = fold_frames(x)
         reduced = self.reduce(frames)
-        plain, aligned = unfold_frames(reduced, batch), unfold_frames(self.align(reduced), batch)
+        plain, aligned = unfold_frames(reduced, time), unfold_frames(self.align(reduced), time)
         ahead = F.pad(aligned[:, :, 1:] - plain[:, :, :-1], (0, 0, 0, 0, 0, 1))
         back = F.pad(aligned[:, :, :-1] - plain[:, :, 1:], (0, 0, 0, 0, 1, 0))
         gate = sum(self._gate(fold_frames(difference)) for difference in (ahead, back)) / 2
-        return unfold_frames(frames + frames * (gate - 0.5), batch)
+        return unfold_frames(frames + frames * (gate - 0.5), time)
 
     def _gate(self, difference: Tensor) -> Tensor:
         small = F.avg_pool2d(difference, 2, ceil_mode=True)

@@ -20,7 +20,7 @@ from torch import nn
 
 from common.evaluation.complexity import Complexity, count
 from common.spectral import FourierTransform2d, LearnableTransform2d
-from papers.srl.layers import CompactNonLocalBlock, SRLBlock, TemporalConv
+from papers.srl.layers import CompactNonLocalBlock, SRLBlock, TemporalMixing
 
 _COUNTED = (
     nn.Conv2d,
@@ -28,13 +28,13 @@ _COUNTED = (
     nn.Linear,
     nn.BatchNorm2d,
     nn.GroupNorm,
-    TemporalConv,
+    TemporalMixing,
     LearnableTransform2d,
 )
 
 
 def published(network: nn.Module, *inputs: Sequence[int], complex_weight: int = 1) -> Complexity:
-    """Count `network` for one clip or picture as the paper does; `macs_full` stays the true number of operations.
+    """Count `network` for one clip or image as the paper does; `macs_full` stays the true number of operations.
 
     Args:
         network: one of `papers.srl.networks`.

@@ -60,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         records += _record("pictures", (batch, channels, size, size), blocks(size, channels), repeats)
     for batch, channels, frames, size in CLIPS[:1] if args.quick else CLIPS:
         pooled = {
-            "NL, keys pooled 2x2": NonLocalBlock(channels, subsample=True, fused=False),
-            "NL, keys pooled 2x2, fused": NonLocalBlock(channels, subsample=True),
+            "NL, keys pooled 2x2": NonLocalBlock(channels, "before", fused=False),
+            "NL, keys pooled 2x2, fused": NonLocalBlock(channels, "before"),
             "SRL-FFT": SRLBlock(channels, (size, size), frames),
         }
         for network in pooled.values():

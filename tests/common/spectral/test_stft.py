@@ -232,7 +232,7 @@ def test_nothing_to_train_or_save():
     layer = DepthwiseSTFT(3, (3, 3, 3))
     assert list(layer.parameters()) == []
     assert layer.state_dict() == {}
-    assert [name for name, _ in layer.named_buffers()] == ["kernels"]
+    assert [name for name, _ in layer.named_buffers()] == ["kernels", "factors"]
     assert layer.out_channels == 78
 
 

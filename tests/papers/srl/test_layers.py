@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import copy
+import math
+from itertools import product
 
 import pytest
 import torch
@@ -14,16 +15,16 @@ from papers.srl.layers import (
     CompactNonLocalBlock,
     CrissCrossAttention,
     DoubleAttentionBlock,
+    FeatureBlock,
     NonLocalBlock,
     RecurrentCrissCrossBlock,
-    ResidualBlock,
     SpectralReLU,
     SRLBlock,
-    TemporalConv,
+    TemporalMixing,
 )
 
 TRANSFORMS = ["fourier", "orthogonal", "dct", "walsh-hadamard", "haar", "slant"]
-OTHERS: dict[str, type[ResidualBlock]] = {
+OTHERS: dict[str, type[FeatureBlock]] = {
     "nl": NonLocalBlock,
     "a2": DoubleAttentionBlock,
     "cgnl": CompactNonLocalBlock,
@@ -75,7 +76,7 @@ def test_phi_of_pictures_is_that_of_figure_2() -> None:
 
 
 def test_temporal_convolution_mixes_the_frames_of_each_clip() -> None:
-    conv = TemporalConv(3)
+    conv = TemporalMixing(3)
     torch.testing.assert_close(conv.weight, torch.eye(3))
     nn.init.normal_(conv.weight)
     x = torch.randn(2, 3, 5, 4, 2)  # clips, frames, channels, H, W
@@ -168,7 +169,7 @@ def test_variants_of_phi() -> None:
     def kinds(**options: object) -> list[str]:
         return [type(module).__name__ for module in srl(frames=4, **options).phi]
 
-    conv, time, norm, relu = "Conv2d", "TemporalConv", "BatchNorm2d", "SpectralReLU"
+    conv, time, norm, relu = "Conv2d", "TemporalMixing", "BatchNorm2d", "SpectralReLU"
     assert kinds() == [conv, norm, relu, time, norm, relu, conv, norm]
     assert kinds(conv_t="pair") == [conv, time, norm, relu, conv, time, norm]
     assert kinds(phi="channel") == [conv, norm, relu, conv, norm]
@@ -202,22 +203,146 @@ def test_parameters_of_three_competitors_in_table_3(block: nn.Module, params: in
     assert 3 * sum(p.numel() for p in block.parameters()) == params
 
 
-@pytest.mark.parametrize("joint", [True, False])
-@pytest.mark.parametrize("subsample", [True, False])
-def test_non_local_block_is_attention_in_one_matrix(joint: bool, subsample: bool) -> None:
+# The blocks that SRL is compared with, against their equations written out for float64.
+
+
+def pointwise(conv: nn.Module, x: Tensor) -> Tensor:
+    """A bias-free 1x1 convolution of (B,C,...), in groups."""
+    weight = conv.weight.flatten(1).view(conv.groups, -1, conv.in_channels // conv.groups)  # type: ignore[operator,arg-type]
+    return torch.einsum("gkc,bgc...->bgk...", weight, x.unflatten(1, (conv.groups, -1))).flatten(1, 2)
+
+
+def normalised(norm: nn.Module, y: Tensor) -> Tensor:
+    """Batch normalisation of (B,C,...) in evaluation."""
+    shape = (1, -1, *[1] * (y.dim() - 2))
+    mean, var, gamma, beta = (
+        t.view(shape)
+        for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias)  # type: ignore[operator]
+    )
+    return (y - mean) / (var + norm.eps).sqrt() * gamma + beta
+
+
+def exact(block: nn.Module) -> nn.Module:
+    """In float64, as if it had been trained, with statistics of batches that it has seen."""
+    block = trained(block).double()
+    for norm in (m for m in block.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.running_mean)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+    return block.eval()
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 4, 3), (2, 8, 3, 5, 4)])
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("pool", [None, "before", "after"])
+def test_non_local_block(shape: tuple[int, ...], fused: bool, scaled: bool, pool: str | None) -> None:
+    """x_i + BN(W sum_j softmax_j(theta_i . phi_j / sqrt(C / 2)) g_j), as in the released code; the text has no root."""
     torch.manual_seed(0)
-    fused = trained(NonLocalBlock(8, subsample, joint)).eval()
-    plain = copy.deepcopy(fused)
-    plain.fused = False
-    x = torch.randn(2, 8, 3, 5, 4)
-    torch.testing.assert_close(fused(x), plain(x), atol=1e-5, rtol=1e-5)
-    # by hand, for the first clip and its first frame
-    frames = x[0].transpose(0, 1)
-    theta, phi, g = fused.theta(frames), fused.pool(fused.phi(frames)), fused.pool(fused.g(frames))
-    key, value = (t.transpose(0, 1).flatten(1) if joint else t[0].flatten(1) for t in (phi, g))
-    y = value @ (theta[0].flatten(1).T @ key).softmax(1).T
-    expected = x[0, :, 0] + fused.norm(fused.out(y.view(1, -1, 5, 4)))[0]
-    torch.testing.assert_close(fused(x)[0, :, 0], expected, atol=1e-5, rtol=1e-5)
+    block = exact(NonLocalBlock(8, pool, scaled, fused))  # type: ignore[arg-type]
+    x = torch.randn(shape, dtype=torch.float64)
+
+    def pooled(z: Tensor) -> Tensor:  # a last odd row or column is left out
+        corners = [
+            z[..., i : 2 * (z.shape[-2] // 2) : 2, j : 2 * (z.shape[-1] // 2) : 2] for i in (0, 1) for j in (0, 1)
+        ]
+        return torch.stack(corners).amax(0)
+
+    attended = pooled(x) if pool == "before" else x
+    phi, g = pointwise(block.phi, attended), pointwise(block.g, attended)
+    if pool == "after":
+        phi, g = pooled(phi), pooled(g)
+    theta, phi, g = (z.flatten(2) for z in (pointwise(block.theta, x), phi, g))
+    y = torch.zeros_like(theta)
+    for b in range(len(x)):
+        for i in range(theta.shape[2]):
+            affinity = torch.stack([theta[b, :, i] @ phi[b, :, j] for j in range(phi.shape[2])])
+            weight = (affinity / (4**0.5 if scaled else 1)).exp()
+            y[b, :, i] = sum(w * g[b, :, j] for j, w in enumerate(weight / weight.sum()))
+    y = y.view(2, 4, *shape[2:])
+    torch.testing.assert_close(block(x), x + normalised(block.norm, pointwise(block.out, y)), atol=1e-12, rtol=1e-10)
+
+
+def test_a_map_of_one_row_is_pooled_along_it_only() -> None:
+    block = exact(NonLocalBlock(8, "before"))
+    for size in ((1, 5), (4, 1), (1, 1)):
+        assert block(torch.randn(2, 8, 3, *size, dtype=torch.float64)).isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 3, 4), (2, 16, 2, 3, 2)])
+def test_double_attention(shape: tuple[int, ...]) -> None:
+    """Eq. 3 to 5 of A2: descriptors G_m = sum_j softmax_j(B_m) A_j, handed out as Z_i = sum_m softmax_m(V_i) G_m."""
+    torch.manual_seed(0)
+    block = exact(DoubleAttentionBlock(16))
+    x = torch.randn(shape, dtype=torch.float64)
+    a, b, v = (pointwise(f, x).flatten(2) for f in (block.features, block.gather, block.distribute))
+    z = torch.zeros_like(a)
+    for n in range(2):
+        descriptors = []
+        for m in range(4):
+            weight = b[n, m].exp()
+            descriptors.append(sum(w * a[n, :, j] for j, w in enumerate(weight / weight.sum())))
+        for i in range(a.shape[2]):
+            weight = v[n, :, i].exp()
+            z[n, :, i] = sum(w * g for w, g in zip(weight / weight.sum(), descriptors, strict=True))
+    torch.testing.assert_close(block(x), x + pointwise(block.out, z.view(2, 4, *shape[2:])), atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("scale", [1, 1e-3, 100])  # small ones show the eps of the norm, large ones the high powers
+@pytest.mark.parametrize("time", [1, 3])
+def test_compact_generalised_non_local_block(scale: float, time: int) -> None:
+    """y_i = sum_p (2 gamma)^p / p! exp(-2 gamma) theta_i^p sum_j phi_j^p g_j over all values of a group, P = 3."""
+    torch.manual_seed(0)
+    block = exact(CompactNonLocalBlock(16, groups=2))
+    x = scale * torch.randn(2, 16, time, 3, 4, dtype=torch.float64)
+    theta, phi, g = (pointwise(f, x) for f in (block.theta, block.phi, block.g))
+    y = torch.zeros_like(theta)
+    for b in range(2):
+        for group in (slice(0, 4), slice(4, 8)):
+            for p in range(4):
+                alpha = 2e-4**p / math.factorial(p) * math.exp(-2e-4)
+                y[b, group] += alpha * theta[b, group] ** p * (phi[b, group] ** p * g[b, group]).sum()
+    y = pointwise(block.out, y).transpose(1, 2).unflatten(2, (2, 8))  # (B,T,groups,C/groups,H,W)
+    mean, var = y.mean((3, 4, 5), keepdim=True), y.var((3, 4, 5), keepdim=True, unbiased=False)
+    y = ((y - mean) / (var + 1e-5).sqrt()).flatten(2, 3).transpose(1, 2)
+    expected = x + y * block.norm.weight.view(-1, 1, 1, 1) + block.norm.bias.view(-1, 1, 1, 1)
+    torch.testing.assert_close(block(x), expected, atol=1e-11, rtol=1e-9)
+
+
+def criss_cross(attention: nn.Module, x: Tensor) -> Tensor:
+    """gamma sum_j softmax_j(q_i . k_j) v_j + x_i over the H + W - 1 positions of a row and a column."""
+    query, key, value = (
+        torch.einsum("kc,bchw->bkhw", f.weight.flatten(1), x) + f.bias.view(-1, 1, 1)  # type: ignore[operator]
+        for f in (attention.query, attention.key, attention.value)
+    )
+    y = x.clone()
+    for b, i, j in product(range(len(x)), range(x.shape[2]), range(x.shape[3])):
+        cross = [(k, j) for k in range(x.shape[2]) if k != i] + [(i, k) for k in range(x.shape[3])]
+        weight = torch.stack([query[b, :, i, j] @ key[b, :, k, m] for k, m in cross]).exp()
+        total = sum(w * value[b, :, k, m] for w, (k, m) in zip(weight / weight.sum(), cross, strict=True))
+        y[b, :, i, j] += attention.gamma * total
+    return y
+
+
+@pytest.mark.parametrize("released", [True, False])
+def test_recurrent_criss_cross_attention(released: bool) -> None:
+    torch.manual_seed(0)
+    block = exact(RecurrentCrissCrossBlock(16, released))
+    x = torch.randn(2, 16, 4, 3, dtype=torch.float64)
+
+    def conv3x3(part: nn.Module, z: Tensor) -> Tensor:
+        y = normalised(part[1], nn.functional.conv2d(z, part[0].weight, padding=1))  # type: ignore[index]
+        return torch.where(y > 0, y, 0.01 * y)
+
+    y = conv3x3(block.reduce, x)
+    for attention in block.passes:
+        y = criss_cross(attention, y)
+    if released:
+        assert block.passes[0] is block.passes[1]
+        expected = conv3x3(block.merge, torch.cat([x, conv3x3(block.after, y)], dim=1))
+    else:
+        assert block.passes[0] is not block.passes[1]
+        expected = x + normalised(block.norm, nn.functional.conv2d(y, block.out.weight, padding=1))
+    torch.testing.assert_close(block(x), expected, atol=1e-12, rtol=1e-10)
 
 
 def test_criss_cross_attention_sees_its_row_and_column_and_twice_everything() -> None:
@@ -231,38 +356,6 @@ def test_criss_cross_attention_sees_its_row_and_column_and_twice_everything() ->
             cross[row], cross[:, column] = True, True
             assert torch.equal(seen[row, column], cross)
     assert depends(nn.Sequential(attention, attention), (8, 3, 4)).all()
-
-
-def test_criss_cross_attention_weights_add_up_to_one() -> None:
-    attention = CrissCrossAttention(8)
-    nn.init.ones_(attention.gamma)
-    nn.init.zeros_(attention.value.weight)
-    nn.init.ones_(attention.value.bias)
-    x = torch.randn(1, 8, 5, 3)
-    torch.testing.assert_close(attention(x) - x, torch.ones_like(x))
-
-
-def test_compact_non_local_block_is_the_gaussian_kernel() -> None:
-    """A high order gives the kernel itself, but for the terms that depend on one side alone."""
-    torch.manual_seed(0)
-    block = trained(CompactNonLocalBlock(8, groups=2, order=12, gamma=0.4)).double().eval()
-    block.norm, block.out = nn.Identity(), nn.Identity()
-    x = torch.randn(1, 8, 3, 2, dtype=torch.float64)
-    theta, phi, g = (f(x).view(2, 2 * 6) for f in (block.theta, block.phi, block.g))
-    kernel = torch.exp(0.8 * theta[:, :, None] * phi[:, None, :] - 0.8)  # gamma = 0.4, |a| = |b| = 1
-    expected = torch.einsum("gij,gj->gi", kernel, g) / 12
-    torch.testing.assert_close(block.branch(x, 1).flatten(), expected.flatten(), atol=1e-4, rtol=1e-4)
-
-
-def test_double_attention_is_a_product_of_two_attentions() -> None:
-    torch.manual_seed(0)
-    block = trained(DoubleAttentionBlock(8)).eval()
-    x = torch.randn(1, 8, 2, 3, 2)
-    frames = x[0].transpose(0, 1)
-    a, b, v = (f(frames).transpose(0, 1).flatten(1) for f in (block.features, block.gather, block.distribute))
-    y = (a @ b.softmax(1).T) @ v.softmax(0)
-    expected = block.out(y.view(-1, 2, 3, 2).transpose(0, 1))
-    torch.testing.assert_close(block.branch(frames, 1), expected)
 
 
 def test_errors_name_the_block_and_what_it_takes() -> None:

@@ -85,11 +85,11 @@ def test_inputs_fit_the_recipes(ledger: Ledger) -> None:
                 assert spec.input == [1, 3, data["height"], data["width"]], row.id
             else:
                 assert spec.input == [1, 3, data["num_frames"], data["crop_size"], data["crop_size"]], row.id
-            expected = {"depth": 50 if pose else 18, "block": None if pose else "srl-fft", "positions": "every"}
+            expected = {"depth": 50 if pose else 18, "block": "srl-fft", "positions": "every"}
             for key in ("depth", "block", "positions", "phi", "groups", "block_positions", "short_receptive_field"):
-                trained = model.get(key)
+                trained = model["network"].get(key)
                 counted = arguments.get(key, expected.get(key))
-                if key == "block_positions" and arguments.get("block") in (None, "dilated"):
+                if key == "block_positions" and arguments.get("block") in ("none", "dilated"):
                     continue  # no blocks, so no places
                 if key in ("positions", "short_receptive_field"):
                     trained, counted = trained or expected.get(key), counted or expected.get(key)

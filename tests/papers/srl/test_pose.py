@@ -13,12 +13,13 @@ from common.training.cli import main
 from common.training.task import load_module, load_pretrained
 from data.demo.figures import generate_figures
 from papers.srl import SRLPoseModule, pose_resnet
+from papers.srl.networks import PoseOptions
 from tests.coco import two_persons
 from tests.datasets import read_recipe
 
 FOLDER = Path(__file__).resolve().parents[3] / "papers/srl/recipes"
 RECIPES = sorted(FOLDER.glob("*_coco.yaml"))
-SMALL = ["--model.width", "0.125", "--model.layers", "[1, 1, 1, 1]", "--model.imagenet", "null"]
+SMALL = ["--model.network.width", "0.125", "--model.network.layers", "[1, 1, 1, 1]", "--model.imagenet", "null"]
 SMALL += ["--data.height", "64", "--data.width", "64", "--data.batch_size", "2", "--data.num_workers", "0"]
 
 
@@ -68,7 +69,7 @@ def test_published_state_dicts_load(tmp_path: Path, depth: int, prefix: str) -> 
     state = simple_baseline(depth)
     path = tmp_path / f"pose_resnet_{depth}_256x192.pth.tar"
     torch.save({prefix + name: value for name, value in state.items()}, path)
-    network = pose_resnet(depth)
+    network = pose_resnet(depth=depth, block="none")
     assert f"loaded all {len(state)} tensors" in load_pretrained(network, path)
     own = network.state_dict()
     assert own.keys() == state.keys()
@@ -80,7 +81,7 @@ def test_published_state_dicts_load(tmp_path: Path, depth: int, prefix: str) -> 
 def test_a_network_with_blocks_says_what_a_published_state_dict_lacks(tmp_path: Path) -> None:
     torch.save(simple_baseline(50), tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=r"missing in the checkpoint: blocks.d1.alpha"):
-        load_pretrained(pose_resnet(50, block="srl-fft"), tmp_path / "a.pth")
+        load_pretrained(pose_resnet(block="srl-fft"), tmp_path / "a.pth")
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +99,8 @@ def test_the_recipes_say_what_the_paper_says() -> None:
         assert [height, width] == [data["height"], data["width"]]
         assert data["batch_size"] == 32
         assert trainer["max_epochs"] == 210
-        assert model.get("short_receptive_field", False) == ("short" in recipe.stem)
-    module = SRLPoseModule(block=None, num_joints=17, input_size=(64, 64), width=0.125, layers=[1, 1, 1, 1])
+        assert model["network"].get("short_receptive_field", False) == ("short" in recipe.stem)
+    module = SRLPoseModule(PoseOptions(block="none", width=0.125, layers=[1, 1, 1, 1]), 17, (64, 64))
     config = module.configure_optimizers()
     optimizer, schedule = config["optimizer"], config["lr_scheduler"]["scheduler"]
     assert isinstance(optimizer, torch.optim.Adam)
@@ -113,11 +114,11 @@ def test_the_recipes_say_what_the_paper_says() -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "block"),
-    [(RECIPES[0], block) for block in ("null", "srl-lo")] + [(r, "srl-fft") for r in RECIPES],
+    [(RECIPES[0], block) for block in ("none", "srl-lo")] + [(r, "srl-fft") for r in RECIPES],
     ids=lambda value: getattr(value, "stem", value),
 )
 def test_a_recipe_runs_on_files_of_coco(recipe: Path, block: str, coco: Path) -> None:
-    arguments = ["--config", str(recipe), "--data.root", str(coco), *SMALL, "--model.block", block]
+    arguments = ["--config", str(recipe), "--data.root", str(coco), *SMALL, "--model.network.block", block]
     arguments += ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.fast_dev_run", "1"]
     assert main(["fit", *arguments]) == 0
     assert main(["test", *arguments]) == 0
@@ -128,7 +129,7 @@ def test_the_demo_trains_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     figures = generate_figures(tmp_path / "figures", train=3, val=1, test=1)
     recipe = ["--config", str(FOLDER / "demo_pose.yaml"), "--data.root", str(figures), "--trainer.max_epochs", "1"]
     recipe += ["--trainer.check_val_every_n_epoch", "1", "--trainer.enable_progress_bar", "false"]
-    assert main(["fit", *recipe, "--model.block", "srl-lo"]) == 0
+    assert main(["fit", *recipe, "--model.network.block", "srl-lo"]) == 0
     module = load_module("runs/demo_pose")
     for name, matrix in module.network.named_parameters():
         if matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]:  # the learnable transforms stayed orthogonal
@@ -157,19 +158,19 @@ def test_crops_of_another_size_are_an_error(coco: Path, capsys: pytest.CaptureFi
 
 
 def test_crops_that_the_network_does_not_divide_are_an_error(coco: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    size = ["--data.width", "48", "--model.block", "null"]
+    size = ["--data.width", "48", "--model.network.block", "none"]
     arguments = ["fit", "--config", str(RECIPES[1]), "--data.root", str(coco), *SMALL, *size]
     assert main([*arguments, "--trainer.accelerator", "cpu", "--trainer.fast_dev_run", "1"]) == 1
     assert "the network's heatmaps have 16 x 16 pixels, those of the data 16 x 12" in capsys.readouterr().err
 
 
 def test_the_base_of_the_demo_does_not_see_the_head_from_the_ankle() -> None:
-    options = {"num_joints": 17, "input_size": (96, 72), **read_recipe(FOLDER / "demo_pose.yaml")[0]}
-    for block, expected in ((None, False), ("srl-fft", True), ("srl-lo", True), ("nl", True)):
+    options = read_recipe(FOLDER / "demo_pose.yaml")[0]["network"]
+    for block, expected in (("none", False), ("srl-fft", True), ("srl-lo", True), ("nl", True)):
         torch.manual_seed(0)
-        network = SRLPoseModule(**{**options, "block": block}).network.eval()
+        network = pose_resnet(17, (96, 72), PoseOptions(**{**options, "block": block})).eval()
         for name, parameter in network.named_parameters():
-            if name.rpartition(".")[2] in ("alpha", "gamma") or "after" in name:  # blocks start as the identity
+            if "after" in name:  # blocks start as the identity
                 torch.nn.init.normal_(parameter, std=0.3)
         crop = torch.randn(1, 3, 96, 72, requires_grad=True)
         network(crop)[0, :, 20, 6:12].sum().backward()  # where ankles are; a head is within the upper quarter

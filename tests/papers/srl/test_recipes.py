@@ -14,11 +14,12 @@ from common.training.cli import main, run
 from common.training.task import load_module
 from papers.srl import SRLVideoModule
 from papers.srl.layers import SRLBlock
+from papers.srl.networks import VideoOptions
 from tests.datasets import read_recipe, write_dataset
 
 FOLDER = Path(__file__).resolve().parents[3] / "papers/srl/recipes"
 RECIPES = sorted(FOLDER.glob("srl-fft_c2d-*.yaml"))
-SMALL = ["--model.width", "0.125", "--model.imagenet", "null", "--data.crop_size", "64"]
+SMALL = ["--model.network.width", "0.125", "--model.imagenet", "null", "--data.crop_size", "64"]
 SMALL += ["--data.resize", "64", "--data.frame_stride", "1", "--data.num_clips", "2", "--data.batch_size", "2"]
 SMALL += ["--data.num_workers", "0", "--trainer.accelerator", "cpu"]
 
@@ -33,15 +34,15 @@ def kinetics(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_recipe_says_what_section_4_2_says(recipe: Path) -> None:
     model, data, _ = read_recipe(recipe)
     assert (data["dataset"], data["num_frames"], data["crop_size"]) == ("kinetics400", 8, 224)
-    assert (model["weight_decay"], model["dropout"]) == (5e-4, 0.5)
+    assert (model["weight_decay"], model["network"]["dropout"]) == (5e-4, 0.5)
     assert data["num_clips"] == 25
     assert data["horizontal_flip"]
-    assert model["imagenet"].startswith(f"torchvision/resnet{model['depth']}.")
-    assert data["batch_size"] == {18: 128, 50: 64}[model["depth"]]
+    assert model["imagenet"].startswith(f"torchvision/resnet{model['network']['depth']}.")
+    assert data["batch_size"] == {18: 128, 50: 64}[model["network"]["depth"]]
 
 
 def test_optimiser_and_schedule() -> None:
-    module = SRLVideoModule(num_classes=3, num_frames=8, width=0.125, input_size=64)
+    module = SRLVideoModule(VideoOptions(width=0.125), num_classes=3, num_frames=8, input_size=64)
     config = module.configure_optimizers()
     group = config["optimizer"].param_groups[0]
     assert (group["momentum"], group["weight_decay"], group["lr"]) == (0.9, 5e-4, 0.01)
@@ -52,11 +53,11 @@ def test_optimiser_and_schedule() -> None:
     ("recipe", "options"),
     [
         ("srl-fft_c2d-r18_8f_kinetics400", []),
-        ("srl-fft_c2d-r18_8f_kinetics400", ["--model.block", "null"]),
-        ("srl-fft_c2d-r18_8f_kinetics400", ["--model.block", "nl"]),
-        ("srl-fft_c2d-r18_8f_kinetics400", ["--model.positions", "res4", "--model.phi", "time"]),
+        ("srl-fft_c2d-r18_8f_kinetics400", ["--model.network.block", "none"]),
+        ("srl-fft_c2d-r18_8f_kinetics400", ["--model.network.block", "nl"]),
+        ("srl-fft_c2d-r18_8f_kinetics400", ["--model.network.positions", "res4", "--model.network.phi", "time"]),
         ("srl-fft_c2d-r18_8f_kinetics400", ["--trainer.precision", "bf16-mixed"]),
-        ("srl-fft_c2d-r50_8f_kinetics400", ["--model.groups", "1", "--model.compile", "false"]),
+        ("srl-fft_c2d-r50_8f_kinetics400", ["--model.network.groups", "1", "--model.compile", "false"]),
     ],
 )
 def test_recipe_runs(recipe: str, options: list[str], kinetics: list[str]) -> None:
@@ -69,7 +70,16 @@ def test_recipe_runs(recipe: str, options: list[str], kinetics: list[str]) -> No
 def test_training_from_imagenet_keeps_learnable_matrices_orthogonal(kinetics: list[str], tmp_path: Path) -> None:
     """Two steps of SRL-LO at full width from image weights; the checkpoint alone rebuilds the network."""
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "image.pth")
-    arguments = ["--config", str(RECIPES[0]), *SMALL, *kinetics, "--model.block", "srl-lo", "--model.width", "1"]
+    arguments = [
+        "--config",
+        str(RECIPES[0]),
+        *SMALL,
+        *kinetics,
+        "--model.network.block",
+        "srl-lo",
+        "--model.network.width",
+        "1",
+    ]
     arguments += ["--model.imagenet", str(tmp_path / "image.pth"), "--model.learning_rate", "0.5"]
     arguments += ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
     cli = run(["fit", *arguments, "--trainer.default_root_dir", str(tmp_path)])
@@ -88,9 +98,8 @@ def test_without_the_callback_the_matrices_drift() -> None:
     errors = {}
     for callback in (False, True):
         torch.manual_seed(0)
-        module = SRLVideoModule(
-            num_classes=3, block="srl-lo", num_frames=8, width=0.125, input_size=64, learning_rate=0.5
-        )
+        network = VideoOptions(block="srl-lo", width=0.125)
+        module = SRLVideoModule(network, num_classes=3, num_frames=8, input_size=64, learning_rate=0.5)
         (after_each_step,) = module.configure_callbacks()
         optimizer = module.configure_optimizers()["optimizer"]
         for block in (m for m in module.modules() if isinstance(m, SRLBlock)):
@@ -108,7 +117,7 @@ def test_without_the_callback_the_matrices_drift() -> None:
 
 def test_wrong_choices_are_named(kinetics: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["fit", "--config", str(RECIPES[0]), *SMALL, *kinetics, "--trainer.fast_dev_run", "true"]
-    assert main([*arguments, "--model.block", "a2", "--model.groups", "2"]) == 2
+    assert main([*arguments, "--model.network.block", "a2", "--model.network.groups", "2"]) == 2
     assert "groups: options of SRL blocks, not of a2" in capsys.readouterr().err
     assert main([*arguments, "--data.crop_size", "56", "--model.input_size", "64"]) == 1
     assert "input_size is 56 in the data and 64 in the network" in capsys.readouterr().err
