@@ -17,16 +17,18 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from common.datamodules.datasets import read_datasets
 from common.datamodules.errors import DatasetError, VideoReadError
 from common.datamodules.folders import VIDEO_EXTENSIONS
 from common.datamodules.manifest import CLASSES_FILE, SPLITS, Entry, Manifest, shorten
 from common.datamodules.video_reader import open_video
 from data._parallel import map_files
-from data.annotations import BENCHMARKS, Benchmark, ListedVideo, Listing
+from data.annotations import BENCHMARKS, ListedVideo, Listing
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def prepare(
     classes, class_file = "".join(f"{name}\n" for name in listing.class_names), out.parent / CLASSES_FILE
     if not force and class_file.exists() and class_file.read_text(encoding="utf-8") != classes:
         raise DatasetError(f"{class_file} holds other classes: give every dataset a folder of its own.")
-    console.print(_counts_table(benchmark, listing))
+    console.print(_counts_table(read_datasets()[dataset], listing))
     if only is not None:
         listing = replace(listing, videos=tuple(video for video in listing.videos if video.split in only))
         if not listing.videos:
@@ -124,14 +126,14 @@ def _check_folders(root: Path, annotations: Path, out: Path, force: bool) -> Non
         raise DatasetError(f"{out} exists: choose another --out, or give --force to replace it.")
 
 
-def _counts_table(benchmark: Benchmark, listing: Listing) -> Table:
-    """The numbers of the annotation files next to those of the paper."""
-    counts = Counter(video.split for video in listing.videos)
-    table = Table("", "annotations", "Table 1 of the paper", title=benchmark.title)
-    for name in ("classes", "train", "val", "test"):
-        listed = len(listing.class_names) if name == "classes" else counts[name]
-        if listed or name in benchmark.published:
-            table.add_row(name, f"{listed:,}", f"{benchmark.published[name]:,}" if name in benchmark.published else "-")
+def _counts_table(card: Mapping[str, Any], listing: Listing) -> Table:
+    """The numbers of the annotation files next to the published ones."""
+    counts = {"classes": len(listing.class_names), **Counter(video.split for video in listing.videos)}
+    published = {"classes": card["classes"], **card["counts"]}
+    table = Table("", "annotations", "Table 1 of the paper", title=card["title"])
+    for name in ("classes", *SPLITS):
+        if name in counts or name in published:
+            table.add_row(name, f"{counts.get(name, 0):,}", f"{published[name]:,}" if name in published else "-")
     return table
 
 
@@ -253,7 +255,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="dataset", required=True, metavar="DATASET")
     for name, benchmark in BENCHMARKS.items():
         command = commands.add_parser(
-            name, help=benchmark.title, description=(benchmark.read.__doc__ or "").replace("``", "")
+            name, help=read_datasets()[name]["title"], description=(benchmark.read.__doc__ or "").replace("``", "")
         )
         command.add_argument("--root", type=Path, required=True, help="folder of the videos")
         command.add_argument("--annotations", type=Path, required=True, help="folder of the official annotation files")

@@ -41,11 +41,7 @@ def read_class_folders(root: str | Path, class_names: Sequence[str] | None = Non
     """
     root = Path(root)
     if not root.is_dir():
-        demo = {"video": "motion", "image": "digits"}[kind]
-        raise DatasetError(
-            f"the data root {root} does not exist (resolved: {root.resolve()}): set `root` to the folder with the "
-            f"{kind}s, or generate demo data with `python -m data.demo {demo} --out {root}`."
-        )
+        raise DatasetError(f"no folder {root} (resolved: {root.resolve()}): set the root to the folder of the {kind}s.")
     if class_names is None:
         class_names = read_class_names(root / CLASSES_FILE, missing_ok=True)
     groups = _split_folders(root, kind)

@@ -95,10 +95,7 @@ class Manifest:
         if not csv_path.is_file():
             raise DatasetError(f"no manifest at {csv_path}: give the CSV file that `python -m data.prepare` wrote.")
         if not root.is_dir():
-            raise DatasetError(
-                f"the data root {root} does not exist (resolved: {root.resolve()}): set `root` to the folder with the "
-                f"videos, or generate demo data with `python -m data.demo motion --out {root}`."
-            )
+            raise DatasetError(f"no folder {root} (resolved: {root.resolve()}): set the root to that of the videos.")
         if class_names is None:
             class_names = read_class_names(csv_path.parent / CLASSES_FILE, missing_ok=True)
         rows, problems = _read_rows(csv_path)
