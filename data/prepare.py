@@ -17,16 +17,24 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
+from common.datamodules.datasets import read_datasets
 from common.datamodules.errors import DatasetError, VideoReadError
 from common.datamodules.folders import VIDEO_EXTENSIONS
 from common.datamodules.manifest import CLASSES_FILE, SPLITS, Entry, Manifest, shorten
 from common.datamodules.video_reader import open_video
 from data._parallel import map_files
-from data.annotations import BENCHMARKS, Benchmark, ListedVideo, Listing
+from data.annotations import BENCHMARKS, ListedVideo, Listing
+
+MISSING = "missing"
+KEPT = (
+    "Missing videos stay in the manifest, so that every result says how many there were: set on_missing to drop in the "
+    "recipe. Unreadable ones are left out."
+)
 
 
 @dataclass(frozen=True)
@@ -39,24 +47,12 @@ class Probe:
     problem: str = ""
 
 
-MISSING = Probe(problem="missing")
-KEPT = (
-    "Missing videos stay in the manifest, so that every result says how many there were: set on_missing to drop in the "
-    "recipe. Unreadable ones are left out."
-)
-
-
-@dataclass(frozen=True)
-class FoundVideo:
+class FoundVideo(NamedTuple):
     """A listed video with its path relative to the root (its key if it is missing) and what its file says."""
 
     listed: ListedVideo
     path: str
     probe: Probe
-
-    @property
-    def usable(self) -> bool:
-        return not self.probe.problem
 
 
 def prepare(
@@ -91,7 +87,7 @@ def prepare(
     classes, class_file = "".join(f"{name}\n" for name in listing.class_names), out.parent / CLASSES_FILE
     if not force and class_file.exists() and class_file.read_text(encoding="utf-8") != classes:
         raise DatasetError(f"{class_file} holds other classes: give every dataset a folder of its own.")
-    console.print(_counts_table(benchmark, listing))
+    console.print(_counts_table(read_datasets()[dataset], listing))
     if only is not None:
         listing = replace(listing, videos=tuple(video for video in listing.videos if video.split in only))
         if not listing.videos:
@@ -99,13 +95,14 @@ def prepare(
 
     videos = _find(listing, root, probe, workers)
     report = out.with_suffix(".report.csv")
-    counts = f"{sum(video.usable for video in videos)} of {len(videos)} videos"
+    usable = [video for video in videos if not video.probe.problem]
+    counts = f"{len(usable)} of {len(videos)} videos"
     if problems := _write_report(videos, report):
         text = f"{counts} can be used below {root}; the others are listed in {report}:\n{shorten(problems)}"
-        if not allow_missing or len(problems) == len(videos):
+        if not allow_missing or not usable:
             raise DatasetError(f"{text}\n{_advice(videos)}")
         console.print(f"{text}\n{KEPT}")
-    trained = {video.listed.label for video in videos if video.usable and video.listed.split == "train"}
+    trained = {video.listed.label for video in usable if video.listed.split == "train"}
     if empty := [name for label, name in enumerate(listing.class_names) if label not in trained]:
         console.print(f"classes without a training video: {', '.join(empty)}")
     manifest = Manifest(root, _entries(videos, listing.class_names), listing.class_names, out, len(videos))
@@ -124,14 +121,14 @@ def _check_folders(root: Path, annotations: Path, out: Path, force: bool) -> Non
         raise DatasetError(f"{out} exists: choose another --out, or give --force to replace it.")
 
 
-def _counts_table(benchmark: Benchmark, listing: Listing) -> Table:
-    """The numbers of the annotation files next to those of the paper."""
-    counts = Counter(video.split for video in listing.videos)
-    table = Table("", "annotations", "Table 1 of the paper", title=benchmark.title)
-    for name in ("classes", "train", "val", "test"):
-        listed = len(listing.class_names) if name == "classes" else counts[name]
-        if listed or name in benchmark.published:
-            table.add_row(name, f"{listed:,}", f"{benchmark.published[name]:,}" if name in benchmark.published else "-")
+def _counts_table(card: Mapping[str, Any], listing: Listing) -> Table:
+    """The numbers of the annotation files next to the published ones."""
+    counts = {"classes": len(listing.class_names), **Counter(video.split for video in listing.videos)}
+    published = {"classes": card["classes"], **card["counts"]}
+    table = Table("", "annotations", "Table 1 of the paper", title=card["title"])
+    for name in ("classes", *SPLITS):
+        if name in counts or name in published:
+            table.add_row(name, f"{counts.get(name, 0):,}", f"{published[name]:,}" if name in published else "-")
     return table
 
 
@@ -146,7 +143,7 @@ def _find(listing: Listing, root: Path, probe: bool, workers: int | None) -> lis
     return [
         FoundVideo(video, paths[video.key], probes.get(video.key, Probe()))
         if video.key in paths
-        else FoundVideo(video, video.key, MISSING)
+        else FoundVideo(video, video.key, Probe(problem=MISSING))
         for video in listing.videos
     ]
 
@@ -217,7 +214,7 @@ def _may_hold_frames(folder: str) -> bool:
 
 def _write_report(videos: Sequence[FoundVideo], path: Path) -> list[str]:
     """Write the videos that cannot be used as CSV; returns them as lines for a message."""
-    rows = [(video.path, video.listed.split, video.probe.problem) for video in videos if not video.usable]
+    rows = [(video.path, video.listed.split, video.probe.problem) for video in videos if video.probe.problem]
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([("video", "split", "problem"), *rows])
@@ -226,7 +223,7 @@ def _write_report(videos: Sequence[FoundVideo], path: Path) -> list[str]:
 
 def _advice(videos: Sequence[FoundVideo]) -> str:
     text = "Get these videos, or give --allow-missing to continue without them."
-    missing = next((video.listed for video in videos if video.probe is MISSING), None)
+    missing = next((video.listed for video in videos if video.probe.problem == MISSING), None)
     if missing is None:
         return text
     alias = f" (or {missing.alias})" if missing.alias else ""
@@ -237,7 +234,7 @@ def _entries(videos: Sequence[FoundVideo], class_names: Sequence[str]) -> tuple[
     """The entries of the manifest: all videos except those that exist but cannot be read."""
     entries = []
     for video in videos:
-        if video.usable or video.probe is MISSING:
+        if video.probe.problem in ("", MISSING):
             label, probe = video.listed.label, video.probe
             name = "" if label is None else class_names[label]
             numbers = (probe.num_frames, probe.fps, probe.duration)
@@ -253,7 +250,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="dataset", required=True, metavar="DATASET")
     for name, benchmark in BENCHMARKS.items():
         command = commands.add_parser(
-            name, help=benchmark.title, description=(benchmark.read.__doc__ or "").replace("``", "")
+            name, help=read_datasets()[name]["title"], description=(benchmark.read.__doc__ or "").replace("``", "")
         )
         command.add_argument("--root", type=Path, required=True, help="folder of the videos")
         command.add_argument("--annotations", type=Path, required=True, help="folder of the official annotation files")

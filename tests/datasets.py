@@ -9,7 +9,6 @@ from typing import Any
 import yaml
 
 from common.datamodules.datasets import read_datasets
-from data.annotations import BENCHMARKS
 from data.demo.brain import generate_brain
 from data.demo.digits import generate_digits
 from data.demo.figures import generate_figures
@@ -45,8 +44,6 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
     "figures": lambda root: generate_figures(root, train=3, val=1, test=1),
     "brain": lambda root: generate_brain(root, cases=4, size=(16, 16, 16)),
 }
-CLASSES = {"cifar10": 10, "cifar100": 100, "fashion-mnist": 10, "digits": 10, "motion": 8, "temporal_order": 2}
-
 
 def write_dataset(name: str, folder: Path) -> list[str]:
     """Write a tiny copy of a dataset below a folder; the arguments of `spectral` that point a recipe of it there."""
@@ -64,7 +61,7 @@ def write_dataset(name: str, folder: Path) -> list[str]:
 
 def published_classes(dataset: str) -> int:
     """Number of classes of a dataset as published."""
-    return CLASSES.get(dataset) or BENCHMARKS[dataset].published["classes"]
+    return read_datasets()[dataset]["classes"]
 
 
 def read_recipe(recipe: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
+from common.datamodules.datasets import read_datasets
+from common.datamodules.errors import DatasetError
 from common.datamodules.loading import EvalBatchSampler, ResumableLoader, TrainBatchSampler, rank_and_world
 from common.datamodules.spec import InputSpec, check_range
 
@@ -18,10 +21,11 @@ from common.datamodules.spec import InputSpec, check_range
 class BaseDataModule(L.LightningDataModule):
     """Loaders of videos, images, persons or volumes.
 
-    A subclass sets ``kind``, ``root``, ``test_split`` and ``predict_paths``, has the properties ``spec``,
-    ``output_names`` and ``manifest_hash``, and implements ``facts``, ``_splits``, ``_train_dataset``, ``_eval_dataset``
-    and ``_files_dataset``. The trainer must be created with ``use_distributed_sampler=False``: the samplers of
-    :mod:`common.datamodules.loading` distribute the items over the processes themselves.
+    A subclass sets ``kind``, ``demo`` (the generated data of its kind), ``root``, ``dataset``, ``test_split`` and
+    ``predict_paths``, has the properties ``spec``, ``output_names`` and ``manifest_hash``, and implements ``facts``,
+    ``_splits``, ``_train_dataset``, ``_eval_dataset`` and ``_files_dataset``. The trainer must be created with
+    ``use_distributed_sampler=False``: the samplers of :mod:`common.datamodules.loading` distribute the items over the
+    processes themselves.
 
     Args:
         batch_size: training items per step and process.
@@ -36,6 +40,9 @@ class BaseDataModule(L.LightningDataModule):
     """
 
     kind: ClassVar[str]
+    demo: ClassVar[str]
+    root: Path
+    dataset: str | None
     test_split: str | None = None
     predict_paths: Sequence[str] | None = None
 
@@ -108,6 +115,21 @@ class BaseDataModule(L.LightningDataModule):
         if stage == "predict" and self.predict_dataset is None:
             split = self.test_split or ("test" if "test" in splits else "val")
             self.predict_dataset = self._eval_dataset(split, "predict")
+
+    def _check_root(self) -> None:
+        """Raise DatasetError, with a remedy, if the root does not exist."""
+        if not self.root.is_dir():
+            raise DatasetError(
+                f"the data root {self.root} does not exist (resolved: {self.root.resolve()}): set `root` to the folder "
+                f"with the data, or {self._remedy()}."
+            )
+
+    def _remedy(self) -> str:
+        """How to get the data."""
+        demo = self.dataset or self.demo
+        if "counts" in read_datasets().get(demo, {}) or demo in ("coco", "brats2018"):
+            return f"get {demo} as described in data/datasets.md"
+        return f"generate demo data with `python -m data.demo {demo} --out {self.root}`"
 
     def _splits(self) -> Sequence[str]:
         """The splits that have items."""

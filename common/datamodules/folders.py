@@ -41,13 +41,9 @@ def read_class_folders(root: str | Path, class_names: Sequence[str] | None = Non
     """
     root = Path(root)
     if not root.is_dir():
-        demo = {"video": "motion", "image": "digits"}[kind]
-        raise DatasetError(
-            f"the data root {root} does not exist (resolved: {root.resolve()}): set `root` to the folder with the "
-            f"{kind}s, or generate demo data with `python -m data.demo {demo} --out {root}`."
-        )
+        raise DatasetError(f"no folder {root} (resolved: {root.resolve()}): set the root to the folder of the {kind}s.")
     if class_names is None:
-        class_names = read_class_names(root / CLASSES_FILE, missing_ok=True)
+        class_names = read_class_names(root / CLASSES_FILE)
     groups = _split_folders(root, kind)
     present = sorted({folder.name for group in groups.values() for folder in group})
     if not present:

@@ -67,6 +67,7 @@ class ImageDataModule(LabelledDataModule):
     """
 
     kind = "image"
+    demo = "digits"
 
     def __init__(
         self,
@@ -128,6 +129,8 @@ class ImageDataModule(LabelledDataModule):
     def _loaded(self) -> Manifest | ImageArchive:
         if self._source is None:
             read = ARCHIVES.get(self.dataset or "")
+            if read is None:
+                self._check_root()
             self._source = read(self.root) if read else read_class_folders(self.root, kind="image")
             if isinstance(self._source, ImageArchive):
                 for split, expected in self._published.items():

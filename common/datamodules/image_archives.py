@@ -56,31 +56,18 @@ class _Version:
     labels: int = 1
 
 
+BATCHES = tuple(f"data_batch_{k}" for k in range(1, 6))
+BIN_BATCHES = tuple(f"{name}.bin" for name in BATCHES)
 CIFAR = {
     "cifar10": (
-        _Version(
-            "cifar-10-batches-bin",
-            "cifar-10-binary.tar.gz",
-            tuple(f"data_batch_{k}.bin" for k in range(1, 6)),
-            "test_batch.bin",
-            "batches.meta.txt",
-        ),
-        _Version(
-            "cifar-10-batches-py",
-            "cifar-10-python.tar.gz",
-            tuple(f"data_batch_{k}" for k in range(1, 6)),
-            "test_batch",
-            "batches.meta",
-            names_key="label_names",
-        ),
+        _Version("cifar-10-batches-bin", "cifar-10-binary.tar.gz", BIN_BATCHES, "test_batch.bin", "batches.meta.txt"),
+        _Version("cifar-10-batches-py", "cifar-10-python.tar.gz", BATCHES, "test_batch", "batches.meta", "label_names"),
     ),
     "cifar100": (
         _Version(
             "cifar-100-binary", "cifar-100-binary.tar.gz", ("train.bin",), "test.bin", "fine_label_names.txt", labels=2
         ),
-        _Version(
-            "cifar-100-python", "cifar-100-python.tar.gz", ("train",), "test", "meta", names_key="fine_label_names"
-        ),
+        _Version("cifar-100-python", "cifar-100-python.tar.gz", ("train",), "test", "meta", "fine_label_names"),
     ),
 }
 TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}

@@ -134,6 +134,7 @@ class KeypointDataModule(BaseDataModule):
     """
 
     kind = "person"
+    demo = "figures"
 
     def __init__(
         self,
@@ -175,7 +176,7 @@ class KeypointDataModule(BaseDataModule):
         if (card["test_annotations"] is None) != (card["test_images"] is None):
             raise ValueError("give test_annotations and test_images together, or neither.")
         self._size = KeypointSpec(height, width, mean, std)
-        self.root, self.category = Path(card["root"]), category
+        self.dataset, self.root, self.category = dataset, Path(card["root"]), category
         self.files = {
             "train": (card["train_annotations"], card["train_images"]),
             "val": (card["val_annotations"], card["val_images"]),
@@ -220,12 +221,7 @@ class KeypointDataModule(BaseDataModule):
     # -- parts ------------------------------------------------------------------------------------------------------
 
     def _annotations(self, file: str) -> KeypointAnnotations:
-        if not self.root.is_dir():
-            raise DatasetError(
-                f"the data root {self.root} does not exist (resolved: {self.root.resolve()}): set `root` to the "
-                "folder with COCO's images and annotations, or generate demo data with: "
-                f"python -m data.demo figures --out {self.root}"
-            )
+        self._check_root()
         if file not in self._read:
             self._read[file] = read_annotations(self.root / file, self.category)
         return self._read[file]

@@ -76,15 +76,12 @@ class Manifest:
     # -- construction ---------------------------------------------------------------------------------------------
 
     @classmethod
-    def read(
-        cls, csv_path: str | Path, root: str | Path, split: str | None = None, class_names: Sequence[str] | None = None
-    ) -> Manifest:
+    def read(cls, csv_path: str | Path, root: str | Path, class_names: Sequence[str] | None = None) -> Manifest:
         """Read and check a manifest.
 
         Args:
             csv_path: the CSV file.
             root: folder that the ``path`` column is relative to; it must exist.
-            split: keep only the entries of this split (the class list still comes from the whole file).
             class_names: the class list; it takes precedence over ``classes.txt``.
 
         Raises:
@@ -95,12 +92,9 @@ class Manifest:
         if not csv_path.is_file():
             raise DatasetError(f"no manifest at {csv_path}: give the CSV file that `python -m data.prepare` wrote.")
         if not root.is_dir():
-            raise DatasetError(
-                f"the data root {root} does not exist (resolved: {root.resolve()}): set `root` to the folder with the "
-                f"videos, or generate demo data with `python -m data.demo motion --out {root}`."
-            )
+            raise DatasetError(f"no folder {root} (resolved: {root.resolve()}): set the root to that of the videos.")
         if class_names is None:
-            class_names = read_class_names(csv_path.parent / CLASSES_FILE, missing_ok=True)
+            class_names = read_class_names(csv_path.parent / CLASSES_FILE)
         rows, problems = _read_rows(csv_path)
         names, more = _class_list(rows, class_names, csv_path)
         entries: list[Entry] = []
@@ -124,7 +118,7 @@ class Manifest:
                 f"across splits the evaluation sees training videos):\n{shorten(shown)}",
                 stacklevel=2,
             )
-        return manifest if split is None else manifest.split(split)
+        return manifest
 
     # -- views of the list ------------------------------------------------------------------------------------------
 
@@ -264,13 +258,14 @@ def read_csv(path: Path, required: Sequence[str]) -> tuple[list[str], list[tuple
     return header, rows
 
 
-def read_class_names(path: str | Path, missing_ok: bool = False) -> list[str] | None:
-    """Read a class list, one name per line (blank lines at the end are ignored). Names must be unique."""
-    path = Path(path)
+def read_class_names(path: Path) -> list[str] | None:
+    """A class list, one name per line (blank lines at the end are ignored); None if there is no such file.
+
+    Raises:
+        DatasetError: a name is empty or occurs twice, or there are none.
+    """
     if not path.is_file():
-        if missing_ok:
-            return None
-        raise DatasetError(f"no class list at {path}.")
+        return None
     names = [line.strip() for line in read_text(path).rstrip().splitlines()]
     seen: dict[str, int] = {}
     for line, name in enumerate(names, 1):

@@ -62,6 +62,7 @@ class VideoDataModule(LabelledDataModule):
     """
 
     kind = "video"
+    demo = "motion"
 
     def __init__(
         self,
@@ -142,6 +143,7 @@ class VideoDataModule(LabelledDataModule):
         return self._manifest
 
     def _read_manifest(self) -> Manifest:
+        self._check_root()
         path = self.root / (self.manifest_path or "manifest.csv")
         if self.manifest_path is None and not path.is_file():
             return read_class_folders(self.root, self._given_names)
@@ -149,8 +151,8 @@ class VideoDataModule(LabelledDataModule):
             path = Path(str(self.manifest_path))
         if not path.is_file() and self.dataset is not None:
             raise DatasetError(
-                f"{path} does not exist: prepare the dataset with `python -m data.prepare {self.dataset}`, or, for "
-                "your own videos in a folder with one sub-folder per class, set data.dataset to null"
+                f"{path} does not exist: {self._remedy()}, or, for your own videos in a folder with one sub-folder per "
+                "class, set data.dataset to null."
             )
         return Manifest.read(path, self.root, class_names=self._given_names)
 

@@ -68,8 +68,8 @@ class ClipSpec(ColourSpec):
         return self.num_clips * self.num_crops
 
 
-def clip_indices(num_frames: int, spec: ClipSpec) -> Tensor:
-    """The frames of each clip of a video with this number of frames: (clips, T)."""
+def view_indices(num_frames: int, spec: ClipSpec) -> Tensor:
+    """The frames of each test clip of a video with this number of frames: (clips, T)."""
     return multi_view_indices(num_frames, spec.num_frames, spec.sampling, spec.stride, spec.num_clips)
 
 
@@ -88,7 +88,7 @@ def load_views(path: str | Path, spec: ClipSpec) -> Tensor:
 
 def make_views(num_frames: int, get_frames: Callable[[list[int]], Tensor], spec: ClipSpec) -> Tensor:
     """The views of a video, given its length and a function from indices to uint8 frames (T, H, W, 3)."""
-    indices = clip_indices(num_frames, spec)
+    indices = view_indices(num_frames, spec)
     clips = get_frames(indices.flatten().tolist()).unflatten(0, indices.shape)
     views = [
         spec.normalise(crop)

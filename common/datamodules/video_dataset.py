@@ -16,10 +16,10 @@ from common.datamodules.errors import VideoReadError
 from common.datamodules.loading import sample_generator
 from common.datamodules.manifest import Item
 from common.datamodules.spec import check_choice
-from common.datamodules.video_clips import ClipSpec, clip_indices, make_views
+from common.datamodules.video_clips import ClipSpec, make_views, view_indices
 from common.datamodules.video_crops import CropPlaces, random_multi_scale_crop
 from common.datamodules.video_reader import open_video
-from common.datamodules.video_sampling import dense_indices, segment_indices
+from common.datamodules.video_sampling import clip_indices
 
 REPLACEMENTS = 10  # videos tried in succession in place of one that cannot be read
 
@@ -137,10 +137,7 @@ class TrainVideos(VideoDataset):
 
     def _clip(self, num_frames: int, get_frames: Frames, generator: Generator) -> Tensor:
         spec = self.spec
-        if spec.sampling == "segments":
-            indices = segment_indices(num_frames, spec.num_frames, generator)
-        else:
-            indices = dense_indices(num_frames, spec.num_frames, spec.stride, generator)
+        indices = clip_indices(num_frames, spec.num_frames, spec.sampling, spec.stride, generator)
         clip = get_frames(indices.tolist())
         return spec.normalise(self.augmentation.crop(clip, spec.crop_size, generator))
 
@@ -152,11 +149,9 @@ class EvalVideos(VideoDataset):
     """
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        views, clips = self._read(
-            index,
-            lambda count, frames: (make_views(count, frames, self.spec), clip_indices(count, self.spec)),
-        )
-        repeated = (len(clips) - len(clips.unique(dim=0))) * self.spec.num_crops
+        spec = self.spec
+        views, clips = self._read(index, lambda n, frames: (make_views(n, frames, spec), view_indices(n, spec)))
+        repeated = (len(clips) - len(clips.unique(dim=0))) * spec.num_crops
         item = self.items[index]
         return {"video": views, "label": item.label, "video_index": index, "path": item.name, "repeated": repeated}
 

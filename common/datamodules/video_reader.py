@@ -146,17 +146,12 @@ class EncodedVideoReader(_Reader):
     by its time stamp. If a wanted one is not decoded, and for every other codec and container, the file is decoded in
     order.
 
-    Args:
-        path: the file.
-        threads: decoder threads; more than 1 rarely pays in a loader with several workers.
-
     Raises:
         VideoReadError: no such file, not a video, no video stream, or a truncated file.
     """
 
-    def __init__(self, path: str | Path, threads: int = 1) -> None:
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._threads = threads
         if not self.path.is_file():
             raise VideoReadError(self.path, "no such file.")
         if self.path.stat().st_size == 0:
@@ -222,7 +217,7 @@ class EncodedVideoReader(_Reader):
             container.close()
             raise VideoReadError(self.path, "no decoder for its video stream.")
         stream.thread_type = "SLICE"
-        stream.codec_context.thread_count = self._threads
+        stream.codec_context.thread_count = 1  # more rarely pay in a loader with several workers
         return container, stream
 
     def _demux(self) -> None:

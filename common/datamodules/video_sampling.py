@@ -20,7 +20,6 @@ def segment_indices(
     Returns:
         int64 (num_segments,), non-decreasing unless the video was repeated.
     """
-    _check(num_frames, num_segments)
     steps = torch.arange(num_segments + 1)
     if num_frames < num_segments:
         return steps[:-1] % num_frames
@@ -41,9 +40,6 @@ def dense_indices(
     Returns:
         int64 (length,).
     """
-    _check(num_frames, length)
-    if stride < 1:
-        raise ValueError(f"stride is {stride}; it must be at least 1.")
     offsets = torch.arange(length) * stride
     room = num_frames - int(offsets[-1])
     if room < 1:
@@ -51,6 +47,20 @@ def dense_indices(
     if generator is None:
         return offsets + int((room - 1) * position)
     return offsets + int(torch.randint(room, (), generator=generator))
+
+
+def clip_indices(
+    num_frames: int,
+    length: int,
+    sampling: str,
+    stride: int = 1,
+    generator: Generator | None = None,
+    position: float = 0.5,
+) -> Tensor:
+    """The frames of one clip: :func:`segment_indices` or :func:`dense_indices`, as ``sampling`` says."""
+    if sampling == "segments":
+        return segment_indices(num_frames, length, generator, position)
+    return dense_indices(num_frames, length, stride, generator, position)
 
 
 def multi_view_indices(num_frames: int, length: int, sampling: str, stride: int = 1, num_clips: int = 1) -> Tensor:
@@ -62,20 +72,8 @@ def multi_view_indices(num_frames: int, length: int, sampling: str, stride: int 
     Returns:
         int64 (num_clips, length).
     """
-    if num_clips < 1:
-        raise ValueError(f"num_clips is {num_clips}; it must be at least 1.")
-    clips = []
-    for clip in range(num_clips):
-        if sampling == "segments":
-            clips.append(segment_indices(num_frames, length, position=(clip + 0.5) / num_clips))
-        elif sampling == "dense":
-            position = 0.5 if num_clips == 1 else clip / (num_clips - 1)
-            clips.append(dense_indices(num_frames, length, stride, position=position))
-        else:
-            raise ValueError(f"sampling is {sampling!r}; it must be one of {', '.join(SAMPLINGS)}.")
-    return torch.stack(clips)
-
-
-def _check(num_frames: int, length: int) -> None:
-    if num_frames < 1 or length < 1:
-        raise ValueError(f"cannot take {length} frames from a video of {num_frames}; both must be at least 1.")
+    if sampling == "segments" or num_clips == 1:
+        positions = [(clip + 0.5) / num_clips for clip in range(num_clips)]
+    else:
+        positions = [clip / (num_clips - 1) for clip in range(num_clips)]
+    return torch.stack([clip_indices(num_frames, length, sampling, stride, None, p) for p in positions])

@@ -159,6 +159,7 @@ class VolumeDataModule(BaseDataModule):
     """
 
     kind = "volume"
+    demo = "brain"
 
     def __init__(
         self,
@@ -185,7 +186,8 @@ class VolumeDataModule(BaseDataModule):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value}; it must lie between 0 and 1.")
         check_range(0, 1, intensity=intensity, val_fraction=val_fraction)
-        self.root, self.splits_file = Path(with_dataset(dataset, "volumes", root=root)["root"]), splits
+        self.dataset, self.splits_file = dataset, splits
+        self.root = Path(with_dataset(dataset, "volumes", root=root)["root"])
         self.tumour_patches, self.flip, self.intensity = tumour_patches, flip, intensity
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.cache_decoded, self.test_split, self.predict_paths = cache_decoded, test_split, predict_paths
@@ -217,6 +219,7 @@ class VolumeDataModule(BaseDataModule):
 
     def _loaded(self) -> dict[str, list[Case]]:
         if self._cases is None:
+            self._check_root()
             folders = find_case_folders([self.root])
             cases = [find_case(folder, self.spec.modalities, labelled=True) for folder in folders]
             cases.sort(key=lambda case: case.name)

@@ -49,6 +49,7 @@ class VideoResult:
         scores: (videos, classes); the softmax of a row is the video's class probabilities.
         label: (videos,) int64 in ``[0, classes)``.
         video_index: (videos,) int64.
+        repeated: (videos,) number of views that equal another one of the video, which is too short for all.
 
     Attributes:
         top1, top5: fraction of the videos whose class has the highest score, or is among the ``min(5, classes)``
@@ -56,11 +57,12 @@ class VideoResult:
         mean_class: top-1 accuracy of each class that occurs, averaged over these classes, in [0, 1].
         loss: mean cross-entropy in nats.
         videos: number of videos.
+        repeated_views: sum of ``repeated``.
         probabilities: (videos, classes) float64.
         confusion: (classes, classes) int64, row: label, column: prediction.
     """
 
-    def __init__(self, scores: Tensor, label: Tensor, video_index: Tensor) -> None:
+    def __init__(self, scores: Tensor, label: Tensor, video_index: Tensor, repeated: Tensor) -> None:
         classes = scores.shape[1]
         log_probabilities = F.log_softmax(scores.double(), dim=1)
         top = scores.topk(min(5, classes), dim=1).indices
@@ -74,6 +76,7 @@ class VideoResult:
         self.mean_class = recall.mean().item()
         self.loss = F.nll_loss(log_probabilities, label).item()
         self.videos = len(label)
+        self.repeated_views = int(repeated.sum())
         self.label = label
         self.video_index = video_index
         self.probabilities = log_probabilities.exp()
@@ -91,17 +94,19 @@ class VideoScores(ItemScores):
     """
 
     def __init__(self, num_classes: int, **kwargs: Any) -> None:
-        rows = {"scores": torch.empty(0, num_classes), "label": torch.empty(0, dtype=torch.int64)}
+        numbers = torch.empty(0, dtype=torch.int64)
+        rows = {"scores": torch.empty(0, num_classes), "label": numbers, "repeated": numbers}
         super().__init__(rows, kind="video", **kwargs)
         self.num_classes = num_classes
 
-    def update(self, scores: Tensor, label: Tensor, video_index: Tensor) -> None:
+    def update(self, scores: Tensor, label: Tensor, video_index: Tensor, repeated: Tensor | None = None) -> None:
         """Add videos.
 
         Args:
             scores: (videos, classes); the softmax of a row gives the video's class probabilities.
             label: (videos,) integer.
             video_index: (videos,) integer, unique in the dataset. A video added twice counts once.
+            repeated: (videos,) integer, views that equal another one of the video; None: none.
 
         Raises:
             ValueError: a shape is wrong, or a label lies outside the classes.
@@ -117,12 +122,13 @@ class VideoScores(ItemScores):
                 f"video {video_index[wrong][0].item()} has label {label[wrong][0].item()}, "
                 f"but the labels of {self.num_classes} classes are 0 to {self.num_classes - 1}; check the manifest"
             )
-        self.add(scores=scores, label=label, index=video_index)
+        repeated = torch.zeros_like(video_index) if repeated is None else repeated
+        self.add(scores=scores, label=label, repeated=repeated, index=video_index)
 
     def compute(self) -> VideoResult:
         """The result over all videos of all processes. Raises ValueError if no video was added."""
         values = self.gather()
-        return VideoResult(values["scores"], values["label"], values["index"])
+        return VideoResult(values["scores"], values["label"], values["index"], values["repeated"])
 
 
 def prediction_table(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 _FACTS = ("kind", "params", "videos", "videos_expected", "views", "seed", "commit", "dirty", "manifest_hash", "created")
-_NOT_METRICS = {*_FACTS, "duration_s", "clips_per_s"}
+_NOT_METRICS = {*_FACTS, "duration_s", "clips_per_s", "repeated_views"}
 
 
 class ResultError(ValueError):

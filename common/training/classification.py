@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
@@ -137,7 +138,8 @@ class ClassificationModule(TaskModule):
         logits = self.forward_views(batch[self.kind])
         self.check_finite(logits, batch)
         scores, index, first = combine_views(logits, batch[f"{self.kind}_index"], self.average)
-        self.scores.update(scores, batch["label"][first], index)
+        repeated = batch["repeated"][first] if "repeated" in batch else None
+        self.scores.update(scores, batch["label"][first], index, repeated)
         self.views_per_video = len(logits) // len(index)
         return {"scores": scores, "first": first}
 
@@ -147,7 +149,12 @@ class ClassificationModule(TaskModule):
         return result
 
     def result_facts(self) -> dict[str, Any]:
-        return {"average": self.average}
+        """How views are averaged, and how many views equal others because their videos are too short."""
+        assert self.result is not None
+        repeated, views = self.result.repeated_views, self.result.videos * self.views_per_video
+        if repeated:
+            rank_zero_warn(f"{repeated} of {views} views equal others of their videos, which are too short for more.")
+        return {"average": self.average, "repeated_views": repeated}
 
     def write_predictions(self, folder: Path) -> Path:
         result = self.result

@@ -63,7 +63,7 @@ def _module(checkpoint: Path) -> TaskModule:
 def _clips(data: Path, checkpoint: Path, split: str) -> tuple[Tensor, Tensor]:
     """Views (N,3,T,S,S) and labels (N,) of the clips of a split, as the network is tested on them."""
     module: Any = _module(checkpoint)
-    entries = Manifest.read(data / "manifest.csv", data, split=split).entries
+    entries = Manifest.read(data / "manifest.csv", data).split(split).entries
     views = torch.cat([module.load_views(data / entry.path) for entry in entries])
     return views, torch.tensor([entry.label for entry in entries])
 

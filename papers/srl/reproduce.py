@@ -97,7 +97,7 @@ def figure5(job: Job | None = None) -> Figure:
         if data is None:  # the demo was not asked for: the same first scene, made for this figure alone
             data = Path(folder) / "lamps"
             make_demo_data(["lamps", "--train", "1", "--val", "1", "--test", "1"], data)
-        entries = Manifest.read(data / "manifest.csv", data, split="test").entries
+        entries = Manifest.read(data / "manifest.csv", data).split("test").entries
         first = Path(entries[0].path).name
         clips: list[tuple[str, str, np.ndarray]] = []  # path, class, frames
         for entry in (e for e in entries if Path(e.path).name == first):

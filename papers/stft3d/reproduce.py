@@ -27,7 +27,7 @@ def _clip(data: Path | None) -> Tensor:
     if data is None:
         picture = torch.from_numpy(skimage.data.camera()[64:256:2, 160:352:2].copy()).float() / 255
         return torch.stack([picture[16:80, t : t + 64] for t in range(8)])
-    entry = Manifest.read(data / "manifest.csv", data, split="test").entries[0]
+    entry = Manifest.read(data / "manifest.csv", data).split("test").entries[0]
     video = open_video(data / entry.path)
     return video.get_frames(range(min(8, video.num_frames))).float().mean(dim=-1) / 255
 

@@ -127,7 +127,7 @@ def test_many_wrong_lines_are_counted(tmp_path):
 
 
 def test_missing_root_names_the_remedy(tmp_path):
-    with pytest.raises(DatasetError, match=r"gone does not exist.*data\.demo"):
+    with pytest.raises(DatasetError, match=r"no folder .*gone .*set the root"):
         Manifest.read(write(tmp_path, "a,0,x,,,,train\n"), tmp_path / "gone")
     with pytest.raises(DatasetError, match="no manifest at"):
         Manifest.read(tmp_path / "gone.csv", tmp_path)
@@ -143,14 +143,15 @@ def test_duplicates_are_reported(tmp_path):
 def test_splits_and_present(tmp_path):
     path = write(tmp_path, "a.mp4,0,x,,,,train\nsub/b.mp4,0,x,,,,train\nc.mp4,0,x,,,,val\n")
     touch(tmp_path, "sub/b.mp4")
-    train = Manifest.read(path, tmp_path, split="train")
+    manifest = Manifest.read(path, tmp_path)
+    train = manifest.split("train")
     kept, missing = train.present()
     assert kept.counts() == "1 of 2 videos"
     assert [entry.path for entry in missing] == ["a.mp4"]
     with pytest.raises(DatasetError, match=r"no videos in split 'test'; it has: train \(2\), val \(1\)"):
-        Manifest.read(path, tmp_path, split="test")
+        manifest.split("test")
     with pytest.raises(DatasetError, match="unknown split"):
-        Manifest.read(path, tmp_path, split="dev")
+        manifest.split("dev")
 
 
 @pytest.mark.parametrize(

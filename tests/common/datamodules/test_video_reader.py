@@ -208,12 +208,6 @@ def test_get_clip_and_duration(tmp_path, extension, codec):
         assert video.get_clip(2.5, 3.0)["video"] is None
 
 
-def test_threads_do_not_change_frames(tmp_path):
-    path = media.write_video(tmp_path / "a.mp4", num_frames=30, b_frames=2, options={"x264-params": "slices=4"})
-    with EncodedVideoReader(path, threads=3) as video:
-        assert np.array_equal(video.get_frames([3, 28, 11]).numpy(), media.decode_all(path)[[3, 28, 11]])
-
-
 # -- files that cannot be read ----------------------------------------------------------------------------------------
 
 

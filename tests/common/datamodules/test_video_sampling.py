@@ -80,18 +80,3 @@ def test_generators_depend_on_the_key_only():
     assert draw(1, 2, 3) == draw(1, 2, 3)
     keys = [(0,), (0, 0), (0, 0, 0), (1, 2), (1, 2, 0), (2, 1), (0, 1, 2), (0, 2, 1)]
     assert len({tuple(draw(*key)) for key in keys}) == len(keys)
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda: segment_indices(0, 4),
-        lambda: segment_indices(4, 0),
-        lambda: dense_indices(4, 4, 0),
-        lambda: multi_view_indices(4, 4, "every", 1, 1),
-        lambda: multi_view_indices(4, 4, "dense", 1, 0),
-    ],
-)
-def test_wrong_arguments(call):
-    with pytest.raises(ValueError, match="must be"):
-        call()

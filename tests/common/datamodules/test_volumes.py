@@ -245,7 +245,9 @@ def test_wrong_values_are_named(root: Path, tmp_path: Path) -> None:
             module(root, **options)
     with pytest.raises(DatasetError, match="has no val cases"):
         module(root, val_fraction=0.0).setup("validate")
-    with pytest.raises(FileNotFoundError, match="no such folder"):
+    with pytest.raises(DatasetError, match=r"none does not exist.*python -m data.demo brain"):
         module(tmp_path / "none").setup("fit")
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        find_case_folders([tmp_path / "none"])
     with pytest.raises(ValueError, match="unknown keys in VolumeSpec: size"):
         VolumeSpec.from_dict({"size": 3})

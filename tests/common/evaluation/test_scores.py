@@ -51,6 +51,14 @@ def test_repeated_videos_and_any_split_give_the_same_digits():
     assert torch.equal(b.video_index, torch.arange(23))
 
 
+def test_repeated_views_are_summed_over_the_videos():
+    metric = VideoScores(2)
+    for index in ([0, 1], [2, 0]):
+        videos = torch.tensor(index)
+        metric.update(torch.zeros(2, 2), torch.zeros(2), videos, repeated=3 * videos + 1)
+    assert metric.compute().repeated_views == 1 + 4 + 7
+
+
 def test_one_video_keeps_its_dimension():
     metric = VideoScores(3)
     metric.update(torch.tensor([[0.0, 2.0, 1.0]]), torch.tensor([1]), torch.tensor([4]))

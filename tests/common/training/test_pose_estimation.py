@@ -178,7 +178,7 @@ def test_errors_of_the_user(recipe, capsys, figures, as_ours):
             "num_joints is 17 in the data and 5 in the network; leave",
         ),
         (["--model.lr", "1e30", "--trainer.max_epochs", "9"], "the training loss is "),
-        (["--data.root", "nowhere"], "generate demo data with: python -m data.demo figures --out nowhere"),
+        (["--data.root", "nowhere"], "generate demo data with `python -m data.demo figures --out nowhere`"),
         (["--data.detections", "none.json", "--data.train_images", "none"], "images are not below"),
     ):
         assert main(["fit", "--config", recipe(num_sanity_val_steps=0), *arguments]) == 1
