@@ -22,8 +22,14 @@ from common.training.task import TaskModule, load_pretrained
 from common.training.video_classification import VideoClassificationModule
 from common.training.volume_segmentation import VolumeSegmentationModule
 from papers.fdc3d import compression, networks
+from papers.fdc3d.deployment import trim_producers
+from papers.fdc3d.examples import inputs_of
 from papers.fdc3d.files import describe, rebuild, set_source
-from papers.fdc3d.trimming import trim_producers
+from papers.fdc3d.methods import MethodName
+from papers.fdc3d.rates import KeepTemporal
+from papers.fdc3d.report import CompressionReport
+from papers.fdc3d.timing import choose_executions
+from papers.fdc3d.transforms import Importance
 
 STORED = "fdc3d"  # entry of a checkpoint with the compact architecture and the report
 
@@ -43,9 +49,9 @@ class Compression(TypedDict, total=False):
     rate: float | None
     channel_rate: float | None
     temporal_rate: float | None
-    method: compression.Method
-    importance: compression.Importance
-    keep_temporal: compression.KeepTemporal
+    method: MethodName
+    importance: Importance
+    keep_temporal: KeepTemporal
     gamma: float
     lambda_: float
     steps: int
@@ -79,7 +85,7 @@ class CompressedModule(TaskModule):
         return getattr(networks, name.rpartition(".")[2])(**arguments)
 
     def build_network(self) -> nn.Module:
-        self.report: compression.Report | None = None
+        self.report: CompressionReport | None = None
         self._dense: list[Any] = []  # the dense network and its scores, in a list so as to be no part of this module
         self._facts: dict[str, float] = {}
         return self.build_dense()
@@ -109,9 +115,9 @@ class CompressedModule(TaskModule):
         batches = stream if options.get("method") == "regularisation" else list(itertools.islice(stream, steps))
         found = compression.compress(network, batches, loss=self.target_loss, seed=data.seed, **options)
         if trim:
-            x = compression.inputs_of(next(iter(stream)), network)[:1]
+            x = inputs_of(next(iter(stream)), network)[:1]
             rank_zero_info(str(trim_producers(found.network, x)))
-            compression.update_report(found.report, found.network)
+            found.report.recount(found.network)
         self.network, self.report = found.network.train(), found.report
         if self.hparams["compile"]:
             self.network.compile()
@@ -125,7 +131,7 @@ class CompressedModule(TaskModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if (stored := checkpoint.get(STORED)) is not None:
             try:
-                network, self.report = rebuild(stored["network"]), compression.Report.from_dict(stored["report"])
+                network, self.report = rebuild(stored["network"]), CompressionReport.from_dict(stored["report"])
             except (KeyError, TypeError) as error:
                 raise CheckpointError(
                     f"the checkpoint's description of the compact network is damaged: {error}"
@@ -181,7 +187,7 @@ class CompressedModule(TaskModule):
         if repeats and self.trainer.is_global_zero:
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             x = torch.randn(data.spec.input_shape, device=self.device)
-            fast = compression.choose_executions(copy.deepcopy(self.network), x, repeats=min(repeats, 3))
+            fast = choose_executions(copy.deepcopy(self.network), x, repeats=min(repeats, 3))
             times = measure_latency({"dense": self._dense[0], "compact": fast}, x, repeats)
             self._facts["speedup_measured"] = 1 / times["compact"].ratio
             self._facts["milliseconds"] = 1000 * times["compact"].seconds

@@ -13,8 +13,9 @@ from torch import nn
 
 from common.backbones.resnet3d import ResNet3d, Shortcut
 from common.backbones.unet3d import Layout, Norm, ResidualUNet3d
-from papers.fdc3d.compression import KeepTemporal, Method, find_layers, rates_of
-from papers.fdc3d.layers import CompactConv3d
+from papers.fdc3d.layers import CompactConv3d, geometry, numeric_padding, replace_module
+from papers.fdc3d.methods import MethodName
+from papers.fdc3d.rates import KeepTemporal, find_layers, rates_of
 
 
 def resnet(
@@ -23,7 +24,7 @@ def resnet(
     width: float = 1.0,
     shortcut: Shortcut = "B",
     rate: float | None = None,
-    method: Method = "fdc3d",
+    method: MethodName = "fdc3d",
     keep_temporal: KeepTemporal = "figure3",
 ) -> nn.Module:
     """3D-ResNet of 10 to 200 layers: video (B,3,T,H,W) to logits (B,`num_classes`). For `rate` see `compressed`."""
@@ -40,7 +41,7 @@ def unet(
     width: float = 1.0,
     norm: Norm = "batch",
     rate: float | None = None,
-    method: Method = "fdc3d",
+    method: MethodName = "fdc3d",
 ) -> nn.Module:
     """Residual 3D U-Net: volume (B,4,D,H,W) to logits (B,3,D,H,W). For `rate` see `compressed`."""
     network = ResidualUNet3d(layout, in_channels, out_channels, width, norm)
@@ -51,7 +52,7 @@ def compressed(
     network: nn.Module,
     shape: Sequence[int],
     rate: float,
-    method: Method = "fdc3d",
+    method: MethodName = "fdc3d",
     keep_temporal: KeepTemporal = "figure3",
 ) -> nn.Module:
     """Put a fresh `CompactConv3d` in the place of every convolution that `compress` would prune, in place.
@@ -60,27 +61,16 @@ def compressed(
         network: any network with 3D convolutions.
         shape: of an input, on which the network is run once.
         rate: speed-up of 3x3x3 layers by Eq. 13.
-        method: see `papers.fdc3d.compression.METHODS`; those that compare channels only prune no rows.
+        method: one of `papers.fdc3d.methods.METHODS`; those that compare channels only prune no rows.
         keep_temporal: how many rows of 7 stay.
     """
     x = torch.zeros(tuple(shape), device=next(network.parameters()).device)
     channel_rate, temporal_rate = rates_of(rate, method)
     training = network.training
     for layer in find_layers(network.eval(), x):
-        conv = layer.conv
         channels, rows = layer.kept(channel_rate, temporal_rate, keep_temporal)
-        if (channels, rows) != (conv.in_channels, conv.kernel_size[0]):
-            compact = CompactConv3d(
-                conv.in_channels,
-                conv.out_channels,
-                conv.kernel_size,
-                conv.stride,
-                conv.padding,  # type: ignore[arg-type]
-                conv.dilation,
-                conv.groups,
-                bias=conv.bias is not None,
-                kept_channels=channels,
-                kept_rows=rows,
-            )
-            network.set_submodule(layer.name, compact.to(conv.weight.device))
+        if (channels, rows) != layer.whole:
+            shape_of_layer = geometry(layer.conv) | {"padding": numeric_padding(layer.conv)}
+            compact = CompactConv3d(**shape_of_layer, kept_channels=channels, kept_rows=rows)
+            replace_module(network, layer.conv, compact.to(layer.conv.weight.device))
     return network.train(training)

@@ -9,7 +9,7 @@ from common.backbones.resnet3d import ResNet3d
 from common.datamodules.video_clips import ClipSpec, load_views
 from common.training.task import load_module
 from papers.fdc3d import compress, load_compact, save_compact
-from papers.fdc3d.command_line import ACTIVITYNET_MEAN, load_batches, load_network, main
+from papers.fdc3d.__main__ import ACTIVITYNET_MEAN, load_batches, load_network, main
 from papers.fdc3d.files import load_facts, set_source
 from papers.fdc3d.lightning_module import FDC3DModule
 from tests.media import write_video
@@ -102,9 +102,9 @@ def test_library_checkpoint(videos, tmp_path, capsys):
     arguments = [str(path), "--data", str(videos), "--out", str(tmp_path / "a.pt")]
     for extra, message in (
         ([], "--network"),
-        (["--network", "torchvision.models.video.r3d_18"], "--num-classes"),
-        (["--network", "torchvision.models.video.mc3_18", "--num-classes", "4"], "weights of another network"),
-        (["--network", "os.system", "--num-classes", "4"], "not below"),
+        (["--network", "torchvision.models.video.r3d_18"], "--num_classes"),
+        (["--network", "torchvision.models.video.mc3_18", "--num_classes", "4"], "weights of another network"),
+        (["--network", "os.system", "--num_classes", "4"], "not below"),
     ):
         assert main([*arguments, *extra]) == 1
         assert message in capsys.readouterr().err
@@ -127,8 +127,8 @@ def test_what_is_missing_is_named(public, tmp_path, capsys):
 def test_help_names_the_three_ways_to_ask_for_a_rate(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["compress", "--help"])
     with pytest.raises(SystemExit) as stopped:
-        runpy.run_module("papers.fdc3d.compress", run_name="__main__")
+        runpy.run_module("papers.fdc3d", run_name="__main__")
     assert stopped.value.code == 0
     assert callable(papers.fdc3d.compress)  # the function, not the module of the same name
     shown = capsys.readouterr().out
-    assert all(option in shown for option in ("--rate", "--speedup", "--channel-rate"))
+    assert all(option in shown for option in ("--rate", "--speedup", "--channel_rate"))

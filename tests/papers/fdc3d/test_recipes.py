@@ -18,7 +18,7 @@ from common.backbones import ResNet3d
 from common.training.cli import main, run
 from common.training.task import load_module, load_pretrained
 from papers.fdc3d import CompactConv3d, FDC3DModule
-from papers.fdc3d.compression import METHODS
+from papers.fdc3d.methods import METHODS
 from tests.datasets import read_recipe, write_dataset
 
 FOLDER = Path(__file__).resolve().parents[3] / "papers/fdc3d/recipes"
