@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from common.reporting.ledger import Ledger, load
-from papers.fdc3d.compression import METHODS
+from papers.fdc3d.methods import METHODS
 
 FOLDER = Path(__file__).resolve().parents[3] / "papers" / "fdc3d"
 
