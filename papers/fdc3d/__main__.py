@@ -2,9 +2,9 @@
 
 CHECKPOINT is a checkpoint or run folder of this project, a state dict of a 3D-ResNet with the key names of the public
 ones, or, with ``--network``, one of a network of torchvision or pytorchvideo. The data are real inputs without labels,
-from which the transforms and the channels are learned. The file written holds the compact network alone;
-``papers.fdc3d.load_compact`` reads it. To fine-tune it on labelled data, use a recipe of ``papers/fdc3d/recipes``,
-which also offers the methods that need labels.
+from which the transforms and the channels are learned. The file written holds the compact network alone:
+``spectral predict --checkpoint FILE VIDEOS`` and ``papers.fdc3d.load_compact`` read it. To fine-tune on labelled data,
+use a recipe of ``papers/fdc3d/recipes``, which also offers the methods that need labels.
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from common.backbones.resnet3d import BLOCKS, Bottleneck3d, ResNet3d, ZeroPadShortcut, resnet3d_from_state_dict
-from common.datamodules.clip_spec import ClipSpec, load_views
-from common.datamodules.manifest import find_files
-from common.datamodules.readers import ReadError
-from common.datamodules.volumes import VolumeSpec, find_case, find_case_folders, load_volume
+from common.datamodules.brats import find_case, find_case_folders, load_volume
+from common.datamodules.errors import ReadError
+from common.datamodules.folders import find_files
+from common.datamodules.video_clips import ClipSpec, load_views
+from common.datamodules.volumes import VolumeSpec
 from common.training.checkpoints import CheckpointError, compare_state_dicts, read_checkpoint
 from common.training.library_network import build_library_network
 from common.training.task import load_module
+from papers.fdc3d.compact_module import CompactModule, CompactVideoModule, CompactVolumeModule
 from papers.fdc3d.compression import CompressionOptions, compress
 from papers.fdc3d.deployment import fold_batch_norms, trim_producers
 from papers.fdc3d.examples import CompressionError
-from papers.fdc3d.files import save_compact, set_source
+from papers.fdc3d.files import LOADING, set_source
 from papers.fdc3d.layers import CompactConv3d
 from papers.fdc3d.timing import choose_executions, measure
 
@@ -107,7 +109,7 @@ def _of_this_project(path: str | Path, hyper_parameters: dict[str, Any]) -> Trai
         raise CompressionError(
             f"{path}: a network for {module.kind}s; only videos and volumes have a time axis to prune"
         )
-    arguments = {**hyper_parameters, "pretrained": None, "compile": False}
+    arguments = {name: value for name, value in hyper_parameters.items() if name not in LOADING} | {"compile": False}
     spec = (VolumeSpec if module.kind == "volume" else ClipSpec).from_dict(module.spec)
     facts = {"module": kind, "spec": module.spec, "output_names": module.output_names}
     return TrainedNetwork(set_source(module.network, kind, arguments), spec, facts)
@@ -182,7 +184,8 @@ def _run(args: Namespace) -> None:
         if path.exists() and not args.force:
             raise FileExistsError(f"{path} exists; name another file, or replace it with --force")
     source = load_network(args.checkpoint, args.network, args.num_classes)
-    batches = [b.to(args.device) for b in load_batches(args.data, _spec(source, args), args.batch_size, args.steps)]
+    spec = _spec(source, args)
+    batches = [b.to(args.device) for b in load_batches(args.data, spec, args.batch_size, args.steps)]
     network = source.network.to(args.device)
     options = CompressionOptions(**{f.name: args[f.name] for f in fields(CompressionOptions)})
     if options.rate is options.speedup is options.channel_rate is options.temporal_rate is None:
@@ -198,7 +201,8 @@ def _run(args: Namespace) -> None:
         choose_executions(result.network, x)
         measure(result.report, network, result.network, x, args.repeats)
     console.print(str(result.report), highlight=False, soft_wrap=True)
-    save_compact(result.network, args.out, facts={**source.facts, "report": result.report.to_dict()})
+    module = _module(result.network, spec, source.facts.get("output_names"), x)
+    module.save(args.out, {**source.facts, "report": result.report.to_dict()})
     if args.report is not None:
         Path(args.report).write_text(json.dumps(result.report.to_dict(), indent=1))
     if args.onnx is not None:
@@ -215,6 +219,16 @@ def _spec(source: TrainedNetwork, args: Namespace) -> ClipSpec | VolumeSpec:
     if changes:
         raise CompressionError("--frames, --size, --mean and --std are for videos; this network reads volumes")
     return source.spec
+
+
+def _module(network: nn.Module, spec: ClipSpec | VolumeSpec, names: list[str] | None, x: Tensor) -> CompactModule:
+    """The module that predicts with a network; outputs without names are numbered."""
+    if names is None:
+        with torch.no_grad():
+            names = [str(k) for k in range(network(x[:1]).shape[1])]
+    module = CompactVideoModule(len(names)) if isinstance(spec, ClipSpec) else CompactVolumeModule(len(names))
+    module.network, module.spec, module.output_names = network, spec.to_dict(), names
+    return module
 
 
 def _parser() -> ArgumentParser:

@@ -131,7 +131,11 @@ def _changed(old: Any, arguments: dict[str, Any]) -> nn.Module:
 
 
 def save_compact(
-    network: nn.Module, path: str | Path, *, facts: Mapping[str, Any] | None = None, entries: Mapping[str, Any] = {}
+    network: nn.Module,
+    path: str | Path,
+    *,
+    facts: Mapping[str, Any] | None = None,
+    entries: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a compact network to one file.
 
@@ -139,13 +143,13 @@ def save_compact(
         network: the `network` of a `Compressed`, fine-tuned or not.
         path: of the file; written whole or not at all.
         facts: more plain values to keep with it, such as the report and the names of the classes.
-        entries: further entries of the file itself.
+        entries: further entries of the file, see `papers.fdc3d.compact_module`.
 
     Raises:
         CheckpointError: the file cannot be written.
     """
-    stored = {**entries, FORMAT: 1, **describe(network), "facts": dict(facts or {}), "state_dict": network.state_dict()}
-    AtomicCheckpointIO().save_checkpoint(stored, path)
+    stored = {FORMAT: 1, **describe(network), "facts": dict(facts or {}), "state_dict": network.state_dict()}
+    AtomicCheckpointIO().save_checkpoint({**(entries or {}), **stored}, path)
     return Path(path)
 
 

@@ -7,6 +7,8 @@ be counted without data.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,33 +20,63 @@ from papers.fdc3d.methods import MethodName
 from papers.fdc3d.rates import KeepTemporal, find_layers, rates_of
 
 
+@dataclass(frozen=True)
+class ResNetOptions:
+    """Options of the 3D-ResNets.
+
+    Attributes:
+        depth: 10, 18, 34, 50, 101, 152 or 200 layers.
+        width: multiplies every channel number; 1 is the paper's network.
+        shortcut: where shapes change, `A` pads with zeros and `B` projects by a 1x1x1 convolution.
+    """
+
+    depth: int = 18
+    width: float = 1.0
+    shortcut: Shortcut = "B"
+
+
+@dataclass(frozen=True)
+class UNetOptions:
+    """Options of the residual 3D U-Net.
+
+    Attributes:
+        layout: `lee`, of the work that the paper cites, or `isotropic`, see `common.backbones.ResidualUNet3d`.
+        width: multiplies every channel number.
+        norm: batch or group normalisation.
+    """
+
+    layout: Layout = "lee"
+    width: float = 1.0
+    norm: Norm = "batch"
+
+
 def resnet(
-    depth: int = 18,
     num_classes: int = 101,
-    width: float = 1.0,
-    shortcut: Shortcut = "B",
+    options: ResNetOptions = ResNetOptions(),
+    *,
     rate: float | None = None,
     method: MethodName = "fdc3d",
     keep_temporal: KeepTemporal = "figure3",
+    **changes: Any,
 ) -> nn.Module:
-    """3D-ResNet of 10 to 200 layers: video (B,3,T,H,W) to logits (B,`num_classes`). For `rate` see `compressed`."""
-    network = ResNet3d(depth, num_classes, width, shortcut)
-    if rate is None:
-        return network
-    return compressed(network, (1, 3, 16, 32, 32), rate, method, keep_temporal)
+    """3D-ResNet: video (B,3,T,H,W) to logits (B,`num_classes`). For `rate` and what follows it see `compressed`."""
+    options = replace(options, **changes)
+    network = ResNet3d(num_classes=num_classes, **asdict(options))
+    return network if rate is None else compressed(network, (1, 3, 16, 32, 32), rate, method, keep_temporal)
 
 
 def unet(
-    layout: Layout = "lee",
+    num_regions: int = 3,
     in_channels: int = 4,
-    out_channels: int = 3,
-    width: float = 1.0,
-    norm: Norm = "batch",
+    options: UNetOptions = UNetOptions(),
+    *,
     rate: float | None = None,
     method: MethodName = "fdc3d",
+    **changes: Any,
 ) -> nn.Module:
-    """Residual 3D U-Net: volume (B,4,D,H,W) to logits (B,3,D,H,W). For `rate` see `compressed`."""
-    network = ResidualUNet3d(layout, in_channels, out_channels, width, norm)
+    """Residual 3D U-Net: (B,`in_channels`,D,H,W) to logits (B,`num_regions`,D,H,W). For `rate` see `compressed`."""
+    options = replace(options, **changes)
+    network = ResidualUNet3d(in_channels=in_channels, out_channels=num_regions, **asdict(options))
     return network if rate is None else compressed(network, (1, in_channels, 16, 32, 32), rate, method)
 
 

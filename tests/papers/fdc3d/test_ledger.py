@@ -80,4 +80,6 @@ def test_networks_fit_the_recipes(ledger: Ledger) -> None:
             else:
                 size = data["crop_size"]
                 assert spec.input == [1, 3, data["num_frames"], size, size]
-                assert network.arguments.get("depth", 18) == int(given.get("--model.depth", model["depth"])), row.id
+                assert network.arguments.get("depth", 18) == int(
+                    given.get("--model.network.depth", model["network"]["depth"])
+                ), row.id
