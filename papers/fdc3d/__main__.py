@@ -13,7 +13,7 @@ import copy
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from torch import Tensor, nn
 
-from common.backbones.resnet3d import BLOCKS, Bottleneck3d, ResNet3d, ZeroPadShortcut, resnet3d_from_state_dict
+from common.backbones.resnet3d import resnet3d_from_state_dict
 from common.datamodules.brats import find_case, find_case_folders, load_volume
 from common.datamodules.errors import ReadError
 from common.datamodules.folders import find_files
@@ -30,13 +30,14 @@ from common.datamodules.video_clips import ClipSpec, load_views
 from common.datamodules.volumes import VolumeSpec
 from common.training.checkpoints import CheckpointError, compare_state_dicts, read_checkpoint
 from common.training.library_network import build_library_network
-from common.training.task import load_module
+from common.training.task import TaskModule, load_module
 from papers.fdc3d.compact_module import CompactModule, CompactVideoModule, CompactVolumeModule
-from papers.fdc3d.compression import CompressionOptions, compress
+from papers.fdc3d.compression import compress
 from papers.fdc3d.deployment import fold_batch_norms, trim_producers
-from papers.fdc3d.examples import CompressionError
 from papers.fdc3d.files import LOADING, set_source
 from papers.fdc3d.layers import CompactConv3d
+from papers.fdc3d.methods import CompressionError
+from papers.fdc3d.rates import CompressionOptions
 from papers.fdc3d.timing import choose_executions, measure
 
 #: mean colours of ActivityNet on the scale 0..255, which the public 3D-ResNets subtract from values of that scale
@@ -44,20 +45,11 @@ ACTIVITYNET_MEAN = (114.7748 / 255, 107.7354 / 255, 99.4750 / 255)
 ACTIVITYNET_STD = (1 / 255, 1 / 255, 1 / 255)
 
 
-@dataclass
-class TrainedNetwork:
-    """A trained network, how files become its inputs, and what else its checkpoint says."""
-
-    network: nn.Module
-    spec: ClipSpec | VolumeSpec
-    facts: dict[str, Any]
-
-
-def load_network(path: str | Path, network: str | None = None, num_classes: int | None = None) -> TrainedNetwork:
-    """Read a trained network, told from what the file holds.
+def load_network(path: str | Path, network: str | None = None, num_classes: int | None = None) -> TaskModule:
+    """Read a trained network, told from what the file holds, as a module that knows its inputs and outputs.
 
     Args:
-        path: see the module.
+        path: see this module.
         network: dotted name of a network function of torchvision or pytorchvideo, for a state dict of such a network.
         num_classes: of that network.
 
@@ -65,9 +57,9 @@ def load_network(path: str | Path, network: str | None = None, num_classes: int 
         CheckpointError: the file cannot be read, or does not fit.
         ValueError: the library has no such network.
     """
-    if network is not None:
-        return _library_network(path, network, num_classes)
     checkpoint = read_checkpoint(path)
+    if network is not None:
+        return _library_network(path, _plain_state(checkpoint), network, num_classes)
     if "hyper_parameters" in checkpoint:
         return _of_this_project(path, checkpoint["hyper_parameters"])
     try:
@@ -76,58 +68,53 @@ def load_network(path: str | Path, network: str | None = None, num_classes: int 
         raise CheckpointError(
             f"{path}: {error}. Name the network with --network if it is one of torchvision or pytorchvideo"
         ) from error
+    set_source(resnet, "common.backbones.resnet3d.ResNet3d", resnet.arguments)
     spec = ClipSpec(sampling="dense", mean=ACTIVITYNET_MEAN, std=ACTIVITYNET_STD)
-    return TrainedNetwork(set_source(resnet, "common.backbones.resnet3d.ResNet3d", _resnet_arguments(resnet)), spec, {})
+    return _module(resnet, spec, [str(k) for k in range(resnet.fc.out_features)])
 
 
-def _library_network(path: str | Path, name: str, num_classes: int | None) -> TrainedNetwork:
+def _library_network(path: str | Path, state: dict[str, Tensor], name: str, num_classes: int | None) -> TaskModule:
     if num_classes is None:
         raise CompressionError("--network needs --num_classes")
     network = build_library_network(name, num_classes)
-    state = _plain_state(read_checkpoint(path))
     if differences := compare_state_dicts(network.state_dict(), state):
         raise CheckpointError(f"{path}: weights of another network than {name}:\n{differences}")
     network.load_state_dict(state)
     arguments = {"name": name, "num_classes": num_classes}
     set_source(network, "common.training.library_network.build_library_network", arguments)
-    return TrainedNetwork(network, ClipSpec(), {})
+    return _module(network, ClipSpec(), [str(k) for k in range(num_classes)])
 
 
-def _of_this_project(path: str | Path, hyper_parameters: dict[str, Any]) -> TrainedNetwork:
+def _of_this_project(path: str | Path, hyper_parameters: dict[str, Any]) -> TaskModule:
     module = load_module(path)
     if any(isinstance(m, CompactConv3d) for m in module.modules()):
         raise CompressionError(
             f"{path}: compressed already; save_compact(load_module(...).network, FILE) writes it as one file"
         )
-    kind = f"{type(module).__module__}.{type(module).__qualname__}"
-    if module.spec is None:
-        raise CheckpointError(
-            f"{path}: does not say how a file becomes the network's input: it was trained without a data module of "
-            "this project"
-        )
     if module.kind not in ("video", "volume"):
         raise CompressionError(
             f"{path}: a network for {module.kind}s; only videos and volumes have a time axis to prune"
         )
+    if module.spec is None or module.output_names is None:
+        raise CheckpointError(
+            f"{path}: does not say how a file becomes the network's input: it was trained without a data module of "
+            "this project"
+        )
     arguments = {name: value for name, value in hyper_parameters.items() if name not in LOADING} | {"compile": False}
-    spec = (VolumeSpec if module.kind == "volume" else ClipSpec).from_dict(module.spec)
-    facts = {"module": kind, "spec": module.spec, "output_names": module.output_names}
-    return TrainedNetwork(set_source(module.network, kind, arguments), spec, facts)
+    set_source(module.network, f"{type(module).__module__}.{type(module).__qualname__}", arguments)
+    return module
+
+
+def _module(network: nn.Module, spec: ClipSpec | VolumeSpec, names: list[str]) -> CompactModule:
+    """The module that predicts with a network."""
+    module = CompactVideoModule(len(names)) if isinstance(spec, ClipSpec) else CompactVolumeModule(len(names))
+    module.network, module.spec, module.output_names = network, spec.to_dict(), names
+    return module
 
 
 def _plain_state(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     state = checkpoint.get("state_dict", checkpoint)
     return {str(k).removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
-
-
-def _resnet_arguments(network: ResNet3d) -> dict[str, Any]:
-    stages = [getattr(network, f"layer{i}") for i in (1, 2, 3, 4)]
-    blocks = tuple(len(stage) for stage in stages)
-    deep = isinstance(stages[0][0], Bottleneck3d)
-    depth = next(d for d, b in BLOCKS.items() if b == blocks and (d >= 50) == deep)
-    shortcut = "A" if isinstance(stages[1][0].downsample, ZeroPadShortcut) else "B"
-    width = network.conv1.out_channels / 64
-    return {"depth": depth, "num_classes": network.fc.out_features, "width": width, "shortcut": shortcut}
 
 
 def load_batches(paths: Sequence[str | Path], spec: ClipSpec | VolumeSpec, batch_size: int, count: int) -> list[Tensor]:
@@ -183,10 +170,10 @@ def _run(args: Namespace) -> None:
     for path in written:
         if path.exists() and not args.force:
             raise FileExistsError(f"{path} exists; name another file, or replace it with --force")
-    source = load_network(args.checkpoint, args.network, args.num_classes)
-    spec = _spec(source, args)
+    module = load_network(args.checkpoint, args.network, args.num_classes)
+    spec = _spec(module, args)
     batches = [b.to(args.device) for b in load_batches(args.data, spec, args.batch_size, args.steps)]
-    network = source.network.to(args.device)
+    network = module.network.to(args.device)
     options = CompressionOptions(**{f.name: args[f.name] for f in fields(CompressionOptions)})
     if options.rate is options.speedup is options.channel_rate is options.temporal_rate is None:
         options = replace(options, rate=2.0)
@@ -201,8 +188,8 @@ def _run(args: Namespace) -> None:
         choose_executions(result.network, x)
         measure(result.report, network, result.network, x, args.repeats)
     console.print(str(result.report), highlight=False, soft_wrap=True)
-    module = _module(result.network, spec, source.facts.get("output_names"), x)
-    module.save(args.out, {**source.facts, "report": result.report.to_dict()})
+    assert module.output_names is not None
+    _module(result.network, spec, module.output_names).save(args.out, {"report": result.report.to_dict()})
     if args.report is not None:
         Path(args.report).write_text(json.dumps(result.report.to_dict(), indent=1))
     if args.onnx is not None:
@@ -210,25 +197,16 @@ def _run(args: Namespace) -> None:
     console.print("written: " + ", ".join(map(str, written)), highlight=False)
 
 
-def _spec(source: TrainedNetwork, args: Namespace) -> ClipSpec | VolumeSpec:
+def _spec(module: TaskModule, args: Namespace) -> ClipSpec | VolumeSpec:
     """How files become inputs, as the checkpoint and the command line say."""
+    assert module.spec is not None
     changes = {"num_frames": args.frames, "crop_size": args.size, "mean": args.mean, "std": args.std}
     changes = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items() if v is not None}
-    if isinstance(source.spec, ClipSpec):
-        return ClipSpec.from_dict({**source.spec.to_dict(), **changes})
+    if module.kind == "video":
+        return ClipSpec.from_dict({**module.spec, **changes})
     if changes:
         raise CompressionError("--frames, --size, --mean and --std are for videos; this network reads volumes")
-    return source.spec
-
-
-def _module(network: nn.Module, spec: ClipSpec | VolumeSpec, names: list[str] | None, x: Tensor) -> CompactModule:
-    """The module that predicts with a network; outputs without names are numbered."""
-    if names is None:
-        with torch.no_grad():
-            names = [str(k) for k in range(network(x[:1]).shape[1])]
-    module = CompactVideoModule(len(names)) if isinstance(spec, ClipSpec) else CompactVolumeModule(len(names))
-    module.network, module.spec, module.output_names = network, spec.to_dict(), names
-    return module
+    return VolumeSpec.from_dict(module.spec)
 
 
 def _parser() -> ArgumentParser:

@@ -15,103 +15,55 @@ zero padding is left alone. Residual sums need no exception: each layer gathers 
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import track
 from torch import Tensor, nn
 
 from common.evaluation.complexity import count
 from common.spectral.transforms import dct_matrix
-from papers.fdc3d.channels import ChannelWeights, sample_contributions
-from papers.fdc3d.examples import CompressionError, Examples, Loss, classification_loss, endless, inputs_of
+from common.training.checkpoints import AtomicCheckpointIO, read_checkpoint
 from papers.fdc3d.layers import MaskedConv3d, replace_module
-from papers.fdc3d.methods import METHODS, MethodName
-from papers.fdc3d.rates import (
-    ConvLayer,
-    KeepTemporal,
-    Rate,
-    find_layers,
-    kept_sizes,
-    rates_for_speedup,
-    rates_of,
+from papers.fdc3d.learning import (
+    ChannelWeights,
+    learn_transform,
+    row_norms,
+    sample_contributions,
+    temporal_products,
 )
+from papers.fdc3d.methods import (
+    METHODS,
+    CompressionError,
+    Examples,
+    Loss,
+    Method,
+    classification_loss,
+    inputs_of,
+)
+from papers.fdc3d.rates import CompressionOptions, ConvLayer, find_layers, kept_sizes
 from papers.fdc3d.report import CompressionReport, LayerReport
-from papers.fdc3d.state import Decision, State
-from papers.fdc3d.transforms import Importance, learn_transform, row_norms, temporal_products
 
 _SAMPLED = 1 << 22  # sampled values of one batch: channels x positions x filters
 
 
-@dataclass(frozen=True)
-class CompressionOptions:
-    """How a network is compressed. One of `rate`, `speedup`, and `channel_rate` with `temporal_rate` must be given.
+@dataclass
+class Decision:
+    """The result of steps 2 to 12 for a layer: S (t,t), the kept rows (t,) bool, beta (c,) with 0 for what goes."""
 
-    Attributes:
-        rate: speed-up of 3x3x3 layers by the paper's formula: 2 or 4 as in its tables, or any other; see `rates_of`.
-        speedup: speed-up of the whole network in multiply-adds, transforms included.
-        channel_rate: p_c: a number, or one per layer by name (0 for the others).
-        temporal_rate: p_t, likewise.
-        method: one of `papers.fdc3d.methods.METHODS`.
-        importance: of temporal rows: norms of the rows of the summed kernels (`paper`) or of all kernels (`energy`).
-        keep_temporal: `figure3` drops ceil(p_t t) rows, `floor` floor(p_t t). They differ for t = 7: 4 or 5 are kept.
-        gamma: weight of the l1 penalty on beta in Eq. 9, relative to the norm of Y.
-        lambda_: weight of the l2,1 penalty in Eq. 9, relative to the norm of G.
-        steps: batches per layer at most; training steps in all for `regularisation`.
-        tolerance: a layer has converged when its loss changes by less than this fraction of it.
-        learning_rate: of `regularisation`.
-        seed: of the sampled positions.
-    """
-
-    rate: float | None = None
-    speedup: float | None = None
-    channel_rate: Rate | None = None
-    temporal_rate: Rate | None = None
-    method: MethodName = "fdc3d"
-    importance: Importance = "paper"
-    keep_temporal: KeepTemporal = "figure3"
-    gamma: float = 0.2
-    lambda_: float = 0.1
-    steps: int = 10
-    tolerance: float = 1e-4
-    learning_rate: float = 1e-3
-    seed: int = 0
-
-    def check(self) -> None:
-        """Raise CompressionError for a value out of its range, or where it is not clear how much to prune."""
-        for name, choices in (
-            ("method", tuple(METHODS)),
-            ("importance", get_args(Importance)),
-            ("keep_temporal", get_args(KeepTemporal)),
-        ):
-            value = getattr(self, name)
-            if value not in choices:
-                raise CompressionError(f"unknown {name} {value!r}; choose one of {', '.join(choices)}")
-        by_rates = self.channel_rate is not None or self.temporal_rate is not None
-        if (self.rate is not None) + (self.speedup is not None) + by_rates != 1:
-            raise CompressionError("give one of: rate, speedup, or channel_rate and temporal_rate")
-        if self.steps < 1:
-            raise CompressionError(f"steps must be at least 1, not {self.steps}")
-
-    def rates(self, layers: list[ConvLayer], macs: int) -> tuple[Rate, Rate]:
-        """p_c and p_t for the layers of a network of so many multiply-adds."""
-        if self.rate is not None:
-            return rates_of(self.rate, self.method)
-        if self.speedup is not None:
-            return rates_for_speedup(layers, macs, self.speedup, self.method, self.keep_temporal)
-        temporal = self.temporal_rate or 0.0
-        given = any(temporal.values()) if isinstance(temporal, Mapping) else temporal
-        if given and not METHODS[self.method].prunes_rows:
-            raise CompressionError(
-                f"method {self.method} prunes channels only; its temporal rate must be 0, not {temporal}"
-            )
-        return self.channel_rate or 0.0, temporal
+    transform: Tensor
+    rows: Tensor
+    scale: Tensor
+    loss_start: float = math.nan
+    loss: float = math.nan
+    error: float = 0.0
 
 
 @dataclass
@@ -153,13 +105,21 @@ def compress(
     if iter(batches) is batches:
         batches = list(batches)
     network = copy.deepcopy(network).eval()
-    first = inputs_of(next(endless(batches)), network)
-    layers, dense = find_layers(network, first), count(network, (1, *first.shape[1:]))
+    first = next(iter(batches), None)
+    if first is None:
+        raise CompressionError("there are no batches")
+    x = inputs_of(first, network)
+    layers, dense = find_layers(network, x), count(network, (1, *x.shape[1:]))
     rates = options.rates(layers, dense.macs_paper)
     kept = kept_sizes(layers, *rates, options.keep_temporal)
     memory = State(state, network, (options, kept))
-    with _progress_bars(progress, options, len(layers)) as (begin, tick):
-        _decide_layers(network, layers, kept, Examples(batches, options.steps, tick), options, loss, memory, begin)
+    examples = Examples(batches, options.steps, loss, options.learning_rate)
+    scores = _channel_scores(network, layers, kept, examples, METHODS[options.method], memory)
+    for layer in _with_progress(layers, options.method, progress):  # step 1
+        if kept[layer.name] != layer.whole and layer.name not in memory.decisions:
+            decision = decide(network, layer, kept[layer.name], examples, options, scores.get(layer.name))
+            memory.decisions[layer.name] = decision
+            memory.save()
     with_masks = masked(network, memory.decisions)
     result = compact(with_masks)
     report = CompressionReport(options.method, options.importance, *rates, input_shape=dense.input_shapes[0])
@@ -169,30 +129,30 @@ def compress(
     return Compressed(result, with_masks, memory.decisions, report)
 
 
-def _decide_layers(
+def _channel_scores(
     network: nn.Module,
     layers: list[ConvLayer],
     kept: Mapping[str, tuple[int, int]],
     examples: Examples,
-    options: CompressionOptions,
-    loss: Loss,
+    method: Method,
     memory: State,
-    begin: Callable[[str], None],
-) -> None:
-    """Decide on every layer from which something goes; a method that trains changes the network."""
-    method = METHODS[options.method]
+) -> dict[str, Tensor]:
+    """Scores of input channels by layer, where the method has them; one that trains changes the network."""
     dropped = {p.name: n for p in layers if (n := p.conv.in_channels - kept[p.name][0])}
-    if method.trains and dropped and not memory.restore(network):
-        method.train(network, dropped, examples, loss, options.learning_rate)
-        memory.keep(network)
-    scores: dict[str, Tensor] = {}
-    if any(name not in memory.decisions for name in dropped):
-        scores = method.channel_scores(network, dropped, examples, loss)
-    for layer in layers:  # step 1
-        begin(layer.name)
-        if kept[layer.name] != layer.whole and layer.name not in memory.decisions:
-            decision = decide(network, layer, kept[layer.name], examples, options, scores.get(layer.name))
-            memory.add(layer.name, decision)
+    if method.trains and dropped and memory.weights is None:
+        method.train(network, dropped, examples)
+        memory.weights = network.state_dict()
+        memory.save()
+    elif memory.weights is not None:
+        network.load_state_dict(memory.weights)
+    undecided = any(name not in memory.decisions for name in dropped)
+    return method.channel_scores(network, dropped, examples) if undecided else {}
+
+
+def _with_progress(layers: list[ConvLayer], method: str, progress: bool | None) -> Iterable[ConvLayer]:
+    console = Console(stderr=True)
+    shown = console.is_terminal if progress is None else progress
+    return track(layers, method, console=console, disable=not shown)
 
 
 def decide(
@@ -281,14 +241,8 @@ def _capture(network: nn.Module, conv: nn.Conv3d, x: Tensor) -> tuple[Tensor, Te
         captured.extend((inputs[0].detach().clone(), output.detach().clone()))  # what follows may work in place
         raise _StopForwardError
 
-    handle = conv.register_forward_hook(hook)
-    try:
-        with torch.no_grad():
-            network(x)
-    except _StopForwardError:
-        pass
-    finally:
-        handle.remove()
+    with torch.no_grad(), suppress(_StopForwardError), conv.register_forward_hook(hook):
+        network(x)
     if not captured:
         raise CompressionError("a convolution that ran on the first batch does not run on every batch")
     return captured[0], captured[1]
@@ -333,20 +287,38 @@ def _layer_report(layer: ConvLayer, kept: tuple[int, int], decision: Decision | 
     return report
 
 
-@contextmanager
-def _progress_bars(
-    progress: bool | None, options: CompressionOptions, layers: int
-) -> Iterator[tuple[Callable[[str], None], Callable[[], None]]]:
-    """Bars of layers and batches: a function to call when a layer begins, and one to call after a batch."""
-    console = Console(stderr=True)
-    shown = console.is_terminal if progress is None else progress
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not shown) as bars:
-        overall = bars.add_task(options.method, total=layers)
-        inner = bars.add_task("batches", total=options.steps)
+class State:
+    """The file of an unfinished compression: the decisions so far, and the weights of a method that trains.
 
-        def begin(layer: str) -> None:
-            bars.update(overall, description=f"{options.method} {layer}", advance=1)
-            bars.reset(inner)
+    Raises:
+        CompressionError: the file belongs to another network or other options.
+    """
 
-        yield begin, lambda: bars.advance(inner)
+    def __init__(self, path: str | Path | None, network: nn.Module, settings: Any) -> None:
+        self.path = path
+        self.decisions: dict[str, Decision] = {}
+        self.weights: dict[str, Tensor] | None = None
+        if path is None:
+            return
+        digest = hashlib.sha256(repr(settings).encode())
+        for name, value in network.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        self.fingerprint = digest.hexdigest()
+        if not Path(path).exists():
+            return
+        stored = read_checkpoint(path)
+        if stored.get("fingerprint") != self.fingerprint:
+            raise CompressionError(
+                f"{path} belongs to the compression of another network, or with other options; "
+                "name another state file, or delete this one to start afresh"
+            )
+        self.decisions = {name: Decision(**values) for name, values in stored["decisions"].items()}
+        self.weights = stored["weights"]
+
+    def save(self) -> None:
+        """Write the file, if there is one."""
+        if self.path is not None:
+            decisions = {name: vars(decision) for name, decision in self.decisions.items()}
+            stored = {"fingerprint": self.fingerprint, "decisions": decisions, "weights": self.weights}
+            AtomicCheckpointIO().save_checkpoint(stored, self.path)

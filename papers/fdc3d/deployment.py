@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,23 +21,8 @@ from torch.utils._pytree import tree_leaves
 from papers.fdc3d.layers import CompactConv3d, replace_module
 
 #: modules between two convolutions that treat every channel by itself and have nothing to resize
-_SINGLE_CHANNEL: tuple[type[nn.Module], ...] = (
-    nn.Identity,
-    nn.ReLU,
-    nn.ReLU6,
-    nn.LeakyReLU,
-    nn.ELU,
-    nn.SELU,
-    nn.GELU,
-    nn.SiLU,
-    nn.Mish,
-    nn.Hardswish,
-    nn.Sigmoid,
-    nn.Tanh,
-    nn.MaxPool3d,
-    nn.AvgPool3d,
-    nn.modules.dropout._DropoutNd,
-)
+_SINGLE_CHANNEL = (nn.Identity, nn.MaxPool3d, nn.AvgPool3d)
+_SINGLE_CHANNEL_MODULES = ("torch.nn.modules.activation", "torch.nn.modules.dropout")
 _PER_OUTPUT = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -162,12 +148,10 @@ def _follow(network: nn.Module, x: Tensor) -> list[_Call]:
     def note(module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
         calls.append(_Call(names[module], module, args[0] if args else None, result))
 
-    hooks = [module.register_forward_hook(note) for module in names]
-    try:
+    with ExitStack() as hooks:
+        for module in names:
+            hooks.enter_context(module.register_forward_hook(note))
         network(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return calls
 
 
@@ -186,7 +170,7 @@ def _chain(reader: str, calls: list[_Call]) -> tuple[list[str], str]:
             if times[call.name] != 1:
                 return [], f"{call.name} is called {times[call.name]} times"
             chain.append(call.name)
-        elif not isinstance(call.module, _SINGLE_CHANNEL):
+        elif not (isinstance(call.module, _SINGLE_CHANNEL) or type(call.module).__module__ in _SINGLE_CHANNEL_MODULES):
             return [], f"{call.name} ({type(call.module).__name__}) lies between"
         if is_conv:
             return (chain, "") if call.module.groups == 1 else ([], f"{call.name} has groups")

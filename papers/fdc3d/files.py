@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from common.training.checkpoints import AtomicCheckpointIO, CheckpointError, compare_state_dicts, read_checkpoint
 from papers.fdc3d.deployment import resized
-from papers.fdc3d.examples import CompressionError
 from papers.fdc3d.layers import CompactConv3d, replace_module
+from papers.fdc3d.methods import CompressionError
 
 #: entry of the file that tells it from other checkpoints
 FORMAT = "fdc3d_compact"
@@ -164,7 +164,9 @@ def load_compact(path: str | Path, network: nn.Module | None = None) -> nn.Modul
         CheckpointError: the file cannot be read safely, was not written by `save_compact`, or names a builder that is
             not allowed.
     """
-    stored = _read(path)
+    stored = read_checkpoint(path)
+    if stored.get(FORMAT) != 1:
+        raise CheckpointError(f"{path}: not a compact network (`python -m papers.fdc3d` writes them)")
     try:
         network = rebuild(stored, network)
         weights: dict[str, Tensor] = stored["state_dict"]
@@ -175,18 +177,6 @@ def load_compact(path: str | Path, network: nn.Module | None = None) -> nn.Modul
         raise CheckpointError(f"{path}: the weights do not fit the described network:\n{differences}")
     network.load_state_dict(weights)
     return network
-
-
-def load_facts(path: str | Path) -> dict[str, Any]:
-    """The `facts` that were saved with a compact network. Raises CheckpointError as `load_compact`."""
-    return dict(_read(path).get("facts", {}))
-
-
-def _read(path: str | Path) -> dict[str, Any]:
-    stored = read_checkpoint(path)
-    if stored.get(FORMAT) != 1:
-        raise CheckpointError(f"{path}: not a compact network (`python -m papers.fdc3d` writes them)")
-    return stored
 
 
 # -- building a network that a file names ---------------------------------------------------------------------------

@@ -19,11 +19,11 @@ from common.training.checkpoints import CheckpointError
 from common.training.schedules import sgd
 from common.training.task import TaskModule, load_pretrained
 from papers.fdc3d import networks
-from papers.fdc3d.compression import CompressionOptions, compress
+from papers.fdc3d.compression import compress
 from papers.fdc3d.deployment import trim_producers
-from papers.fdc3d.examples import inputs_of
 from papers.fdc3d.files import describe, rebuild, set_source
-from papers.fdc3d.methods import METHODS
+from papers.fdc3d.methods import METHODS, inputs_of
+from papers.fdc3d.rates import CompressionOptions
 from papers.fdc3d.report import CompressionReport
 from papers.fdc3d.timing import choose_executions
 

@@ -143,12 +143,6 @@ class MaskedConv3d(nn.Module):
             layer.bias.copy_(self.bias)
         return layer.train(self.training)
 
-    def extra_repr(self) -> str:
-        return (
-            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
-            f"kept_channels={int((self.scale != 0).sum())}, kept_rows={int(self.rows.sum())}"
-        )
-
 
 class CompactConv3d(nn.Module):
     """A 3D convolution of c' kept input channels and t' kept rows of the temporal transform (Section 4).
@@ -387,11 +381,7 @@ class CompactConv3d(nn.Module):
         return {**super().__getstate__(), "_prepared": {}}
 
     def extra_repr(self) -> str:
-        return (
-            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
-            f"padding={self.padding}, kept_channels={self.kept_channels}, kept_rows={self.kept_rows}, "
-            f"execution={self.execution}, layout={self.layout}"
-        )
+        return ", ".join(f"{name}={value}" for name, value in self.spec().items())
 
 
 def replace_module(network: nn.Module, old: nn.Module, new: nn.Module) -> None:

@@ -1,18 +1,19 @@
-"""Which convolutions of a network are pruned, and how many channels and rows of each are kept."""
+"""Which convolutions of a network are pruned, and how many channels and rows of each are kept; the options."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from papers.fdc3d.examples import CompressionError
 from papers.fdc3d.layers import numeric_padding
-from papers.fdc3d.methods import METHODS, MethodName
+from papers.fdc3d.learning import Importance
+from papers.fdc3d.methods import METHODS, CompressionError, MethodName
 
 #: how many of t rows p_t drops: `figure3` ceil(p_t t), which keeps 4 of 7 as Figure 3 shows; `floor` keeps 5 of 7
 KeepTemporal = Literal["figure3", "floor"]
@@ -94,18 +95,15 @@ def find_layers(network: nn.Module, x: Tensor) -> list[ConvLayer]:
     def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         seen.setdefault(names[module], (tuple(inputs[0].shape[2:]), tuple(output.shape[2:])))  # type: ignore[index]
 
-    hooks = [module.register_forward_hook(note) for module in names]
-    try:
-        with torch.no_grad():
-            network(x[:1])
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.no_grad(), ExitStack() as hooks:
+        for module in names:
+            hooks.enter_context(module.register_forward_hook(note))
+        network(x[:1])
     if not convolutions:
         raise CompressionError(f"{type(network).__name__} has no torch.nn.Conv3d")
     return [
         ConvLayer(name, convolutions[name], *seen.get(name, ((), ())), _fixed(convolutions[name], name in seen))
-        for name in (*seen, *(name for name in convolutions if name not in seen))
+        for name in dict.fromkeys([*seen, *convolutions])
     ]
 
 
@@ -188,3 +186,68 @@ def kept_sizes(
         layer.name: layer.kept(of_layer(channel_rate, layer.name), of_layer(temporal_rate, layer.name), keep_temporal)
         for layer in layers
     }
+
+
+@dataclass(frozen=True)
+class CompressionOptions:
+    """How a network is compressed. One of `rate`, `speedup`, and `channel_rate` with `temporal_rate` must be given.
+
+    Attributes:
+        rate: speed-up of 3x3x3 layers by the paper's formula: 2 or 4 as in its tables, or any other; see `rates_of`.
+        speedup: speed-up of the whole network in multiply-adds, transforms included.
+        channel_rate: p_c: a number, or one per layer by name (0 for the others).
+        temporal_rate: p_t, likewise.
+        method: one of `papers.fdc3d.methods.METHODS`.
+        importance: of temporal rows: norms of the rows of the summed kernels (`paper`) or of all kernels (`energy`).
+        keep_temporal: `figure3` drops ceil(p_t t) rows, `floor` floor(p_t t). They differ for t = 7: 4 or 5 are kept.
+        gamma: weight of the l1 penalty on beta in Eq. 9, relative to the norm of Y.
+        lambda_: weight of the l2,1 penalty in Eq. 9, relative to the norm of G.
+        steps: batches per layer at most; training steps in all for `regularisation`.
+        tolerance: a layer has converged when its loss changes by less than this fraction of it.
+        learning_rate: of `regularisation`.
+        seed: of the sampled positions.
+    """
+
+    rate: float | None = None
+    speedup: float | None = None
+    channel_rate: Rate | None = None
+    temporal_rate: Rate | None = None
+    method: MethodName = "fdc3d"
+    importance: Importance = "paper"
+    keep_temporal: KeepTemporal = "figure3"
+    gamma: float = 0.2
+    lambda_: float = 0.1
+    steps: int = 10
+    tolerance: float = 1e-4
+    learning_rate: float = 1e-3
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise CompressionError for a value out of its range, or where it is not clear how much to prune."""
+        for name, choices in (
+            ("method", tuple(METHODS)),
+            ("importance", get_args(Importance)),
+            ("keep_temporal", get_args(KeepTemporal)),
+        ):
+            value = getattr(self, name)
+            if value not in choices:
+                raise CompressionError(f"unknown {name} {value!r}; choose one of {', '.join(choices)}")
+        by_rates = self.channel_rate is not None or self.temporal_rate is not None
+        if (self.rate is not None) + (self.speedup is not None) + by_rates != 1:
+            raise CompressionError("give one of: rate, speedup, or channel_rate and temporal_rate")
+        if self.steps < 1:
+            raise CompressionError(f"steps must be at least 1, not {self.steps}")
+
+    def rates(self, layers: list[ConvLayer], macs: int) -> tuple[Rate, Rate]:
+        """p_c and p_t for the layers of a network of so many multiply-adds."""
+        if self.rate is not None:
+            return rates_of(self.rate, self.method)
+        if self.speedup is not None:
+            return rates_for_speedup(layers, macs, self.speedup, self.method, self.keep_temporal)
+        temporal = self.temporal_rate or 0.0
+        given = any(temporal.values()) if isinstance(temporal, Mapping) else temporal
+        if given and not METHODS[self.method].prunes_rows:
+            raise CompressionError(
+                f"method {self.method} prunes channels only; its temporal rate must be 0, not {temporal}"
+            )
+        return self.channel_rate or 0.0, temporal

@@ -54,20 +54,20 @@ class LayerReport:
         """Speed-up of the layer by Eq. 13, c t / c' t', without the transform."""
         return self.channels * self.rows / (self.kept_channels * self.kept_rows)
 
-    def cells(self) -> list[str]:
-        """The row of the printed table."""
+    def cells(self) -> dict[str, str]:
+        """The row of the printed table, by column."""
         speedup = self.seconds / self.seconds_compact
-        return [
-            self.name,
-            "x".join(map(str, self.kernel)),
-            f"{self.channels} > {self.kept_channels}",
-            f"{self.rows} > {self.kept_rows}",
-            f"{self.formula:.2f}x",
-            f"{self.macs / max(self.macs_compact, 1):.2f}x",
-            "-" if math.isnan(speedup) else f"{speedup:.2f}x {self.execution}",
-            f"{self.error:.3f}",
-            self.note,
-        ]
+        return {
+            "layer": self.name,
+            "kernel": "x".join(map(str, self.kernel)),
+            "channels": f"{self.channels} > {self.kept_channels}",
+            "rows": f"{self.rows} > {self.kept_rows}",
+            "formula": f"{self.formula:.2f}x",
+            "multiply-adds": f"{self.macs / max(self.macs_compact, 1):.2f}x",
+            "measured": "-" if math.isnan(speedup) else f"{speedup:.2f}x {self.execution}",
+            "error": f"{self.error:.3f}",
+            "note": self.note,
+        }
 
 
 @dataclass
@@ -125,10 +125,11 @@ class CompressionReport:
 
     def __str__(self) -> str:
         table = Table(title=f"{self.method}: {len(self.layers)} convolutions")
-        for name in ("layer", "kernel", "channels", "rows", "formula", "multiply-adds", "measured", "error", "note"):
+        rows = [layer.cells() for layer in self.layers]
+        for name in rows[0]:
             table.add_column(name, justify="left" if name in ("layer", "note") else "right", overflow="fold")
-        for layer in self.layers:
-            table.add_row(*layer.cells())
+        for row in rows:
+            table.add_row(*row.values())
         console = Console(width=150, color_system=None)
         with console.capture() as capture:
             console.print(table)

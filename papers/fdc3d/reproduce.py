@@ -35,7 +35,7 @@ from common.spectral.transforms import dct_matrix
 from common.training.task import TaskModule, load_module
 from papers.fdc3d.compression import compress
 from papers.fdc3d.layers import MaskedConv3d
-from papers.fdc3d.transforms import Importance, learn_transform, row_norms, temporal_products
+from papers.fdc3d.learning import Importance, learn_transform, row_norms, temporal_products
 
 KEPT = 4  # of the 7 rows of the first layer, as in Figure 3
 RATES = (1.5, 2.0, 3.0, 4.0, 8.0)

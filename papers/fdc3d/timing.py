@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -17,9 +18,7 @@ from papers.fdc3d.report import CompressionReport
 
 
 @torch.no_grad()
-def choose_executions(
-    network: nn.Module, *inputs: Tensor, layouts: Iterable[Layout] = LAYOUTS, repeats: int = 5
-) -> nn.Module:
+def choose_executions(network: nn.Module, *inputs: Tensor, repeats: int = 5) -> nn.Module:
     """Measure every execution of every `CompactConv3d` on the inputs that it meets, and set the fastest, in place.
 
     Memory order concerns the whole network, so each is tried throughout, and the network timed with both; convolutions
@@ -28,16 +27,15 @@ def choose_executions(
     Args:
         network: a compact network, on the device that matters.
         inputs: of the network.
-        layouts: the memory orders to try.
         repeats: timed calls of each; the fastest counts.
 
     Returns:
         The same network, in evaluation mode.
     """
     network.eval()
-    plans = [(layout, _fastest_executions(network, inputs, layout, repeats)) for layout in layouts]
+    plans = [(layout, _fastest_executions(network, inputs, layout, repeats)) for layout in LAYOUTS]
     times = [math.inf] * len(plans)
-    for _ in range(repeats if len(plans) > 1 else 0):
+    for _ in range(repeats):
         for i, plan in enumerate(plans):
             _apply(network, *plan)
             network(*inputs)
@@ -58,12 +56,11 @@ def _fastest_executions(
             chosen[module] = _fastest(module, args[0], repeats)
         module.execution = chosen[module]
 
-    hooks = [m.register_forward_pre_hook(choose) for m in network.modules() if isinstance(m, CompactConv3d)]
-    try:
+    with ExitStack() as hooks:
+        for module in network.modules():
+            if isinstance(module, CompactConv3d):
+                hooks.enter_context(module.register_forward_pre_hook(choose))
         network(*inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return chosen
 
 
@@ -123,7 +120,7 @@ def measure(
     times: dict[tuple[str, str], list[float]] = {}
     starts: dict[tuple[str, str], float] = {}
 
-    def watch(key: tuple[str, str], module: nn.Module) -> list[Any]:
+    def watch(key: tuple[str, str], module: nn.Module, hooks: ExitStack) -> None:
         def began(*_: Any) -> None:
             _wait(x)
             starts[key] = time.perf_counter()
@@ -132,17 +129,16 @@ def measure(
             _wait(x)
             times.setdefault(key, []).append(time.perf_counter() - starts[key])
 
-        return [module.register_forward_pre_hook(began), module.register_forward_hook(ended)]
+        hooks.enter_context(module.register_forward_pre_hook(began))
+        hooks.enter_context(module.register_forward_hook(ended))
 
-    keys = [(name, layer.name) for name in networks for layer in report.layers]
-    hooks = [hook for key in keys for hook in watch(key, networks[key[0]].get_submodule(key[1]))]
-    try:
+    with ExitStack() as hooks:
+        for name, one in networks.items():
+            for layer in report.layers:
+                watch((name, layer.name), one.get_submodule(layer.name), hooks)
         for _ in range(repeats):
             for one in networks.values():
                 one(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
     for layer in report.layers:
         if ("dense", layer.name) in times:
             layer.seconds, layer.seconds_compact = (min(times[name, layer.name]) for name in networks)

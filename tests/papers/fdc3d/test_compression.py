@@ -9,15 +9,13 @@ from common.backbones.resnet3d import ResNet3d
 from common.evaluation.complexity import count
 from common.spectral.transforms import dct_matrix, random_orthogonal
 from papers.fdc3d import compression
-from papers.fdc3d.channels import ChannelWeights, sample_contributions
 from papers.fdc3d.compression import compress
-from papers.fdc3d.examples import CompressionError
 from papers.fdc3d.layers import CompactConv3d
-from papers.fdc3d.methods import METHODS
+from papers.fdc3d.learning import ChannelWeights, learn_transform, row_norms, sample_contributions, temporal_products
+from papers.fdc3d.methods import METHODS, CompressionError
 from papers.fdc3d.rates import rates_of
 from papers.fdc3d.report import CompressionReport
 from papers.fdc3d.timing import choose_executions, measure
-from papers.fdc3d.transforms import learn_transform, row_norms, temporal_products
 
 
 def tiny_network(seed=0, width=0.125):

@@ -8,9 +8,9 @@ from common.training.checkpoints import CheckpointError
 from papers.fdc3d.__main__ import export_onnx
 from papers.fdc3d.compression import compress
 from papers.fdc3d.deployment import trim_producers
-from papers.fdc3d.examples import CompressionError
-from papers.fdc3d.files import FORMAT, describe, load_compact, load_facts, rebuild, save_compact, set_source
+from papers.fdc3d.files import FORMAT, describe, load_compact, rebuild, save_compact, set_source
 from papers.fdc3d.layers import CompactConv3d
+from papers.fdc3d.methods import CompressionError
 from papers.fdc3d.timing import choose_executions
 from tests.papers.fdc3d.test_compression import tiny_batches, tiny_network
 
@@ -30,11 +30,11 @@ def test_one_file_loads_without_the_original(found, tmp_path):
     with torch.no_grad():
         assert torch.equal(loaded(x), found.network(x))
     assert not loaded.training
-    assert load_facts(path)["names"] == ["a"]
-    assert load_facts(path)["report"]["method"] == "fdc3d"
     dense = sum(p.numel() for p in tiny_network().parameters())
     assert sum(p.numel() for p in loaded.parameters()) < 0.55 * dense
     stored = torch.load(path, weights_only=True)
+    assert stored["facts"]["names"] == ["a"]
+    assert stored["facts"]["report"]["method"] == "fdc3d"
     assert sum(v.numel() for v in stored["state_dict"].values()) < 0.6 * dense
     again = save_compact(loaded, tmp_path / "again.pt")  # the source travels along
     with torch.no_grad():
@@ -43,8 +43,12 @@ def test_one_file_loads_without_the_original(found, tmp_path):
 
 def test_chosen_executions_are_saved(found, tmp_path):
     x = tiny_batches()[0][0]
-    network = choose_executions(rebuild(describe(found.network)), x, layouts=("channels_last",), repeats=1)
+    network = rebuild(describe(found.network))
     network.load_state_dict(found.network.state_dict())
+    choose_executions(network, x, repeats=1)
+    for layer in network.modules():
+        if isinstance(layer, CompactConv3d):
+            layer.set_layout("channels_last")
     loaded = load_compact(save_compact(network, tmp_path / "small.pt"))
     for mine, theirs in zip(network.modules(), loaded.modules(), strict=True):
         if isinstance(mine, CompactConv3d):
