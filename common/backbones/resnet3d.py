@@ -101,6 +101,9 @@ class ResNet3d(nn.Module):
         width: multiplies every channel number.
         shortcut: where shapes change, `A` pads with zeros and `B` projects by a 1x1x1 convolution. By default `B`.
 
+    Attributes:
+        arguments: the above, which build such a network again.
+
     Raises:
         ValueError: the depth or the shortcut is not known, or the input is not (B,3,T,H,W).
     """
@@ -111,6 +114,7 @@ class ResNet3d(nn.Module):
             raise ValueError(f"there is no 3D-ResNet of depth {depth}; choose one of {', '.join(map(str, BLOCKS))}")
         if shortcut not in ("A", "B"):
             raise ValueError(f"shortcut {shortcut!r} is not known; choose A (zero padding) or B (projection)")
+        self.arguments = {"depth": depth, "num_classes": num_classes, "width": width, "shortcut": shortcut}
         block = Bottleneck3d if depth >= 50 else BasicBlock3d
         channels = scale_width(64, width)
         self.conv1 = nn.Conv3d(3, channels, 7, stride=(1, 2, 2), padding=3, bias=False)

@@ -3,24 +3,31 @@
 Hanting Chen, Yunhe Wang, Han Shu, Yehui Tang, Chunjing Xu, Boxin Shi, Chao Xu, Qi Tian, Chang Xu. CVPR, 2020.
 """
 
-from papers.fdc3d.compression import Compressed, Report, choose_executions, compress, measure
+from papers.fdc3d.compression import Compressed, compress
+from papers.fdc3d.deployment import fold_batch_norms, trim_producers
 from papers.fdc3d.files import load_compact, save_compact
 from papers.fdc3d.layers import CompactConv3d, MaskedConv3d
 from papers.fdc3d.lightning_module import FDC3DModule, FDC3DVolumeModule
 from papers.fdc3d.networks import resnet, unet
+from papers.fdc3d.rates import CompressionOptions
+from papers.fdc3d.report import CompressionReport
+from papers.fdc3d.timing import choose_executions, measure
 
 __all__ = [
     "CompactConv3d",
     "Compressed",
+    "CompressionOptions",
+    "CompressionReport",
     "FDC3DModule",
     "FDC3DVolumeModule",
     "MaskedConv3d",
-    "Report",
     "choose_executions",
     "compress",
+    "fold_batch_norms",
     "load_compact",
     "measure",
     "resnet",
     "save_compact",
+    "trim_producers",
     "unet",
 ]

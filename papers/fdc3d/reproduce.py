@@ -33,13 +33,14 @@ from common.reporting.reproduce import main
 from common.reporting.runs import Job, ReproduceError, Trained
 from common.spectral.transforms import dct_matrix
 from common.training.task import TaskModule, load_module
-from papers.fdc3d.compression import Importance, Method, compress, learn_transform, row_norms, temporal_products
+from papers.fdc3d.compression import compress
 from papers.fdc3d.layers import MaskedConv3d
+from papers.fdc3d.learning import Importance, learn_transform, row_norms, temporal_products
 
 KEPT = 4  # of the 7 rows of the first layer, as in Figure 3
 RATES = (1.5, 2.0, 3.0, 4.0, 8.0)
 #: name, method, and place among the demo's networks, whose colour it has
-LADDER: tuple[tuple[str, Method, int], ...] = (
+LADDER: tuple[tuple[str, str, int], ...] = (
     ("FDC3D", "fdc3d", 1),
     ("With DCT", "dct", 2),
     ("Channels only", "channels", 4),

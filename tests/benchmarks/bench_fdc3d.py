@@ -28,10 +28,12 @@ from common.backbones.resnet3d import ResNet3d
 from common.evaluation.complexity import count
 from common.evaluation.latency import measure_latency
 from common.spectral.transforms import random_orthogonal
-from papers.fdc3d.compression import KeepTemporal, choose_executions, compress, measure
+from papers.fdc3d.compression import compress
+from papers.fdc3d.deployment import trim_producers
 from papers.fdc3d.layers import CompactConv3d
 from papers.fdc3d.networks import compressed
-from papers.fdc3d.trimming import trim_producers
+from papers.fdc3d.rates import KeepTemporal
+from papers.fdc3d.timing import choose_executions, measure
 from tests.benchmarks.bench_stft import KEEP_MEMORY
 
 

@@ -1,18 +1,22 @@
+import csv
 import json
-import runpy
 
 import pytest
 import torch
 
-import papers.fdc3d
 from common.backbones.resnet3d import ResNet3d
+from common.datamodules.brats import REGIONS
 from common.datamodules.video_clips import ClipSpec, load_views
+from common.datamodules.volumes import VolumeSpec
+from common.training.cli import main as spectral
 from common.training.task import load_module
 from papers.fdc3d import compress, load_compact, save_compact
-from papers.fdc3d.command_line import ACTIVITYNET_MEAN, load_batches, load_network, main
-from papers.fdc3d.files import load_facts, set_source
-from papers.fdc3d.lightning_module import FDC3DModule
+from papers.fdc3d.__main__ import ACTIVITYNET_MEAN, ACTIVITYNET_STD, load_batches, load_network, main
+from papers.fdc3d.files import set_source
+from papers.fdc3d.lightning_module import FDC3DModule, FDC3DVolumeModule
+from papers.fdc3d.networks import ResNetOptions, UNetOptions
 from tests.media import write_video
+from tests.volumes import write_brats
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +52,7 @@ def test_public_checkpoint_to_compact_file(public, videos, tmp_path, capsys):
     assert "lose unread filters" in shown
     small = load_compact(out)
     values = json.loads(report.read_text())
-    assert values["multiply_adds"] == load_facts(out)["report"]["multiply_adds"] > 1.5
+    assert values["multiply_adds"] == torch.load(out, weights_only=True)["facts"]["report"]["multiply_adds"] > 1.5
     assert values["measured"] > 0
     assert sum(p.numel() for p in small.parameters()) == values["params_compact"] < 0.6 * values["params"]
     assert onnx.stat().st_size > 1000
@@ -60,8 +64,7 @@ def test_public_checkpoint_to_compact_file(public, videos, tmp_path, capsys):
 
 def test_public_inputs_are_as_they_were_trained(public, videos):
     source = load_network(public[0])
-    assert isinstance(source.spec, ClipSpec)
-    clip = load_batches([videos / "0.mp4"], source.spec, 1, 1)[0]
+    clip = load_batches([videos / "0.mp4"], ClipSpec.from_dict(source.spec), 1, 1)[0]
     plain = load_views(videos / "0.mp4", ClipSpec(sampling="dense", mean=(0, 0, 0), std=(1, 1, 1)))
     mean = torch.tensor(ACTIVITYNET_MEAN).view(3, 1, 1, 1)
     torch.testing.assert_close(clip, 255 * (plain - mean), rtol=1e-4, atol=1e-3)
@@ -71,7 +74,7 @@ def test_public_inputs_are_as_they_were_trained(public, videos):
 
 def test_a_checkpoint_of_this_project(videos, tmp_path, capsys):
     torch.manual_seed(0)
-    module = FDC3DModule(num_classes=3, depth=10, width=0.125)
+    module = FDC3DModule(ResNetOptions(depth=10, width=0.125), num_classes=3)
     module.output_names, module.spec = ["a", "b", "c"], ClipSpec(num_frames=8, crop_size=32).to_dict()
     checkpoint = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
     module.on_save_checkpoint(checkpoint)
@@ -80,11 +83,12 @@ def test_a_checkpoint_of_this_project(videos, tmp_path, capsys):
     assert main([*arguments, "--out", str(tmp_path / "a.pt"), "--speedup", "1.5", "--method", "channels"]) == 1
     assert "cannot be reached" in capsys.readouterr().err
     assert main([*arguments, "--out", str(tmp_path / "a.pt"), "--rate", "4", "--importance", "energy"]) == 0
-    assert load_facts(tmp_path / "a.pt")["output_names"] == ["a", "b", "c"]
+    assert load_module(tmp_path / "a.pt").output_names == ["a", "b", "c"]
     assert load_compact(tmp_path / "a.pt").layer1[0].conv2.kept_channels == 3
     assert main([*arguments, "--out", str(tmp_path / "b.pt"), "--size", "16", "--mean", "0", "0", "0"]) == 0
 
-    found = compress(set_source(module.network, *module.source()), [torch.randn(1, 3, 8, 32, 32)], rate=2, steps=1)
+    source = set_source(module.network, "papers.fdc3d.networks.resnet", module.source()[1])
+    found = compress(source, [torch.randn(1, 3, 8, 32, 32)], rate=2, steps=1)
     module.network, module.report = found.network, found.report
     checkpoint["state_dict"] = module.state_dict()
     module.on_save_checkpoint(checkpoint)
@@ -96,15 +100,50 @@ def test_a_checkpoint_of_this_project(videos, tmp_path, capsys):
     assert torch.equal(load_compact(save_compact(network, tmp_path / "c.pt"))(x), found.network(x))
 
 
+def test_the_file_predicts(public, videos, tmp_path, capsys):
+    """`spectral predict` takes it, with the inputs of the original; classes without names are numbered."""
+    out = tmp_path / "small.pt"
+    assert main([str(public[0]), "--data", str(videos), "--out", str(out), *SMALL, "--repeats", "0", "--fold"]) == 0
+    assert "17 batch norms folded" in capsys.readouterr().out
+    assert not any(isinstance(m, torch.nn.BatchNorm3d) for m in load_compact(out).modules())
+    assert spectral(["predict", "--checkpoint", str(out), str(videos), "--csv", str(tmp_path / "p.csv")]) == 0
+    rows = list(csv.DictReader((tmp_path / "p.csv").open()))
+    assert len(rows) == 3
+    spec = ClipSpec(sampling="dense", num_frames=8, crop_size=32, mean=ACTIVITYNET_MEAN, std=ACTIVITYNET_STD)
+    with torch.no_grad():
+        scores = load_compact(out)(load_views(videos / "0.mp4", spec)).softmax(dim=1).mean(dim=0)
+    row = next(row for row in rows if row["path"].endswith("0.mp4"))
+    assert row["top1"] == str(int(scores.argmax()))
+    assert float(row["p1"]) == pytest.approx(float(scores.max()), abs=1e-4)
+    assert main([str(out), "--data", str(videos), "--out", str(tmp_path / "b.pt")]) == 1
+    assert "compressed already" in capsys.readouterr().err
+
+
+def test_a_volume_network_to_segmentations(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scans = write_brats(tmp_path / "scans")
+    module = FDC3DVolumeModule(UNetOptions(width=0.1), in_channels=4)
+    module.output_names, module.spec = list(REGIONS), VolumeSpec(patch_size=(8, 16, 16)).to_dict()
+    checkpoint = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "best.ckpt")
+    arguments = [str(tmp_path / "best.ckpt"), "--data", str(scans), "--steps", "1", "--repeats", "0"]
+    assert main([*arguments, "--out", "small.pt", "--frames", "8"]) == 1
+    assert "this network reads volumes" in capsys.readouterr().err
+    assert main([*arguments, "--out", "small.pt"]) == 0
+    assert spectral(["predict", "--checkpoint", "small.pt", str(scans)]) == 0
+    assert len(list((tmp_path / "predictions").glob("*.nii.gz"))) == 5
+
+
 def test_library_checkpoint(videos, tmp_path, capsys):
     path = tmp_path / "weights.pt"
     torch.save({"a.weight": torch.zeros(1)}, path)
     arguments = [str(path), "--data", str(videos), "--out", str(tmp_path / "a.pt")]
     for extra, message in (
         ([], "--network"),
-        (["--network", "torchvision.models.video.r3d_18"], "--num-classes"),
-        (["--network", "torchvision.models.video.mc3_18", "--num-classes", "4"], "weights of another network"),
-        (["--network", "os.system", "--num-classes", "4"], "not below"),
+        (["--network", "torchvision.models.video.r3d_18"], "--num_classes"),
+        (["--network", "torchvision.models.video.mc3_18", "--num_classes", "4"], "weights of another network"),
+        (["--network", "os.system", "--num_classes", "4"], "not below"),
     ):
         assert main([*arguments, *extra]) == 1
         assert message in capsys.readouterr().err
@@ -125,10 +164,9 @@ def test_what_is_missing_is_named(public, tmp_path, capsys):
 
 
 def test_help_names_the_three_ways_to_ask_for_a_rate(capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["compress", "--help"])
+    monkeypatch.setattr("sys.argv", ["fdc3d", "--help"])
     with pytest.raises(SystemExit) as stopped:
-        runpy.run_module("papers.fdc3d.compress", run_name="__main__")
+        main()
     assert stopped.value.code == 0
-    assert callable(papers.fdc3d.compress)  # the function, not the module of the same name
     shown = capsys.readouterr().out
-    assert all(option in shown for option in ("--rate", "--speedup", "--channel-rate"))
+    assert all(option in shown for option in ("--rate", "--speedup", "--channel_rate"))

@@ -9,21 +9,13 @@ from common.backbones.resnet3d import ResNet3d
 from common.evaluation.complexity import count
 from common.spectral.transforms import dct_matrix, random_orthogonal
 from papers.fdc3d import compression
-from papers.fdc3d.compression import (
-    METHODS,
-    ChannelWeights,
-    CompressionError,
-    Report,
-    choose_executions,
-    compress,
-    learn_transform,
-    measure,
-    rates_of,
-    row_norms,
-    sample_contributions,
-    temporal_products,
-)
+from papers.fdc3d.compression import compress
 from papers.fdc3d.layers import CompactConv3d
+from papers.fdc3d.learning import ChannelWeights, learn_transform, row_norms, sample_contributions, temporal_products
+from papers.fdc3d.methods import METHODS, CompressionError
+from papers.fdc3d.rates import rates_of
+from papers.fdc3d.report import CompressionReport
+from papers.fdc3d.timing import choose_executions, measure
 
 
 def tiny_network(seed=0, width=0.125):
@@ -288,7 +280,7 @@ def test_an_interrupted_compression_goes_on(tmp_path, monkeypatch):
     network, batches = tiny_network(), tiny_batches()
     whole = compress(network, batches, rate=2, steps=2, progress=False)
     state = tmp_path / "state.pt"
-    decide, done = compression._decide, []
+    decide, done = compression.decide, []
 
     def killed(model, layer, *args):
         if len(done) == 5:
@@ -296,11 +288,11 @@ def test_an_interrupted_compression_goes_on(tmp_path, monkeypatch):
         done.append(layer.name)
         return decide(model, layer, *args)
 
-    monkeypatch.setattr(compression, "_decide", killed)
+    monkeypatch.setattr(compression, "decide", killed)
     with pytest.raises(KeyboardInterrupt):
         compress(network, batches, rate=2, steps=2, state=state, progress=False)
     first, done = done, []
-    monkeypatch.setattr(compression, "_decide", lambda m, layer, *a: done.append(layer.name) or decide(m, layer, *a))
+    monkeypatch.setattr(compression, "decide", lambda m, layer, *a: done.append(layer.name) or decide(m, layer, *a))
     again = compress(network, batches, rate=2, steps=2, state=state, progress=False)
     assert len(first) == 5
     assert not set(first) & set(done)
@@ -319,7 +311,7 @@ def test_regularisation_goes_on_with_the_trained_weights(tmp_path, monkeypatch):
     whole = compress(network, batches, **options)
     state = tmp_path / "state.pt"
     compress(network, batches, state=state, **options)
-    monkeypatch.setattr(compression, "_regularise", None)  # must not be called again
+    monkeypatch.setattr(type(METHODS["regularisation"]), "train", None)  # must not be called again
     again = compress(network, batches, state=state, **options)
     x = batches[0][0]
     assert torch.equal(whole.network(x), again.network(x))
@@ -342,15 +334,15 @@ def test_executions_are_chosen_and_measured():
     assert "by the paper's formula" in shown
     assert "measured on this machine" in shown
     assert "layer4.0.conv2" in shown
-    assert Report.from_dict(report.to_dict()) == report
+    assert CompressionReport.from_dict(report.to_dict()) == report
     assert math.isfinite(report.multiply_adds)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": "svd"}, "method 'svd' is not known"),
-        ({"importance": "size"}, "importance 'size' is not known"),
+        ({"method": "svd"}, "unknown method 'svd'"),
+        ({"importance": "size"}, "unknown importance 'size'"),
         ({"rate": None}, "give one of"),
         ({"speedup": 2.0}, "give one of"),
         ({"steps": 0}, "steps must be at least 1"),

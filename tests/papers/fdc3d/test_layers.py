@@ -115,7 +115,7 @@ def test_prepared_kernels_follow_the_weights():
     _, masked = masked_layer(3, SETTINGS[0])
     compact = masked.compact().eval()
     x = torch.randn(1, 4, 3, 5, 4, dtype=torch.float64)
-    for compact.execution in ("taps", "dense", "mix"):
+    for compact.execution in ("taps", "dense", "transform"):
         with torch.no_grad():
             before = compact(x)
             assert compact(x) is not before
@@ -169,13 +169,13 @@ def test_runs_on_meta_and_under_compile_export():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kept_channels": 0}, "0 kept channels of 4"),
-        ({"kept_channels": 2, "groups": 2}, "2 kept channels of 4 in 2 groups"),
+        ({"kept_channels": 0}, "keep 0 of 4 channels"),
+        ({"kept_channels": 2, "groups": 2}, "keep 2 of 4 channels in 2 groups"),
         ({"groups": 3}, "3 groups do not divide"),
-        ({"kept_rows": 4}, "4 kept rows of 3"),
+        ({"kept_rows": 4}, "keep 4 of 3 rows"),
         ({"execution": "fast"}, "transform, depthwise"),
         ({"layout": "fast"}, "contiguous, channels_last"),
-        ({"stride": (1, 2)}, "stride must be a number or three"),
+        ({"stride": (1, 2)}, "stride must be one number or three"),
     ],
 )
 def test_wrong_arguments_are_named(change, message):

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from common.reporting.ledger import Ledger, load
-from papers.fdc3d.compression import METHODS
+from papers.fdc3d.methods import METHODS
 
 FOLDER = Path(__file__).resolve().parents[3] / "papers" / "fdc3d"
 
@@ -80,4 +80,6 @@ def test_networks_fit_the_recipes(ledger: Ledger) -> None:
             else:
                 size = data["crop_size"]
                 assert spec.input == [1, 3, data["num_frames"], size, size]
-                assert network.arguments.get("depth", 18) == int(given.get("--model.depth", model["depth"])), row.id
+                assert network.arguments.get("depth", 18) == int(
+                    given.get("--model.network.depth", model["network"]["depth"])
+                ), row.id

@@ -19,7 +19,7 @@ SHAPE = (1, 3, 16, 112, 112)
 def test_speedups_of_resnets(depth: int, floor2: float, figure2: float, floor4: float, figure4: float) -> None:
     def macs(**options: object) -> int:
         with torch.device("meta"):
-            return count(networks.resnet(depth, **options), SHAPE).macs_paper  # type: ignore[arg-type]
+            return count(networks.resnet(depth=depth, **options), SHAPE).macs_paper  # type: ignore[arg-type]
 
     dense = macs()
     found = [dense / macs(rate=rate, keep_temporal=keep) for rate in (2, 4) for keep in ("floor", "figure3")]
@@ -28,7 +28,7 @@ def test_speedups_of_resnets(depth: int, floor2: float, figure2: float, floor4: 
 
 def test_parameters_fall_by_the_rate() -> None:
     with torch.device("meta"):
-        params = [count(networks.resnet(18, rate=rate), SHAPE).params for rate in (None, 2, 4)]
+        params = [count(networks.resnet(rate=rate), SHAPE).params for rate in (None, 2, 4)]
     assert params[0] / params[1] == pytest.approx(1.99, abs=0.01)
     assert params[0] / params[2] == pytest.approx(3.97, abs=0.02)
 
@@ -37,15 +37,15 @@ def test_speedups_of_the_unet() -> None:
     shape = (1, 4, 32, 48, 32)
     for layout, expected in (("lee", 1.81), ("isotropic", 1.90)):
         with torch.device("meta"):
-            found = [count(networks.unet(layout, rate=rate), shape).macs_paper for rate in (None, 2)]  # type: ignore[arg-type]
+            found = [count(networks.unet(layout=layout, rate=rate), shape).macs_paper for rate in (None, 2)]  # type: ignore[arg-type]
         assert found[0] / found[1] == pytest.approx(expected, abs=0.03)
 
 
 def test_a_compressed_network_runs_and_keeps_three_channels() -> None:
-    network = networks.resnet(10, num_classes=5, width=1 / 8, rate=4)
+    network = networks.resnet(5, depth=10, width=1 / 8, rate=4)
     assert network.conv1.kept_channels == 3  # type: ignore[union-attr]
     assert network.conv1.kept_rows == 4  # type: ignore[union-attr]
     with torch.no_grad():
         assert network.eval()(torch.randn(2, 3, 8, 32, 32)).shape == (2, 5)
-    channels_only = networks.resnet(10, num_classes=5, width=1 / 8, rate=2, method="channels")
+    channels_only = networks.resnet(5, depth=10, width=1 / 8, rate=2, method="channels")
     assert isinstance(channels_only.conv1, torch.nn.Conv3d)

@@ -18,7 +18,8 @@ from common.backbones import ResNet3d
 from common.training.cli import main, run
 from common.training.task import load_module, load_pretrained
 from papers.fdc3d import CompactConv3d, FDC3DModule
-from papers.fdc3d.compression import METHODS
+from papers.fdc3d.methods import METHODS
+from papers.fdc3d.networks import ResNetOptions
 from tests.datasets import read_recipe, write_dataset
 
 FOLDER = Path(__file__).resolve().parents[3] / "papers/fdc3d/recipes"
@@ -26,9 +27,9 @@ RECIPES = sorted(FOLDER.glob("*.yaml"))
 VIDEO, VOLUME = "3d-resnet18_16f_ucf101", "unet_brats2018"
 QUICK = ["--data.num_workers", "0", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
 SMALL_WORDS = {
-    VIDEO: "--model.width 0.0625 --model.depth 10 --data.crop_size 32 --data.batch_size 2 --data.num_frames 8 "
-    "--data.num_clips 1",
-    VOLUME: "--model.width 0.1 --data.patch_size [8,16,16]",
+    VIDEO: "--model.network.width 0.0625 --model.network.depth 10 --data.crop_size 32 --data.batch_size 2 "
+    "--data.num_frames 8 --data.num_clips 1",
+    VOLUME: "--model.network.width 0.1 --data.patch_size [8,16,16]",
 }
 SMALL = {kind: words.split() for kind, words in SMALL_WORDS.items()}
 COMPRESS = ["--model.compression.steps", "2", "--model.compression.batch_size", "2", "--model.compression.repeats", "2"]
@@ -88,7 +89,7 @@ def test_recipes_say_what_the_paper_says() -> None:
 
 
 def test_optimiser_and_schedule() -> None:
-    module = FDC3DModule(num_classes=3, depth=10, width=1 / 16, patience=0)
+    module = FDC3DModule(ResNetOptions(depth=10, width=1 / 16), num_classes=3, patience=0)
     module.trainer = type("T", (), {"check_val_every_n_epoch": 2})()  # type: ignore[assignment]
     config: Any = module.configure_optimizers()
     group = config["optimizer"].param_groups[0]
@@ -105,7 +106,7 @@ def test_a_public_state_dict_is_a_starting_point(tmp_path: Path) -> None:
     state = ResNet3d(10, num_classes=400, width=1 / 16, shortcut="A").state_dict()
     stored = {f"module.{name}": value for name, value in state.items() if not name.endswith("num_batches_tracked")}
     torch.save({"epoch": 200, "arch": "resnet-10", "state_dict": stored}, tmp_path / "public.pth")
-    module = FDC3DModule(3, depth=10, width=1 / 16, shortcut="A")
+    module = FDC3DModule(ResNetOptions(depth=10, width=1 / 16, shortcut="A"), num_classes=3)
     load_pretrained(module.network, tmp_path / "public.pth")
     for name, value in module.network.state_dict().items():
         assert torch.equal(value, state[name]) != name.startswith("fc."), name
@@ -216,7 +217,7 @@ def test_wrong_choices_are_named(
     assert "at least 1" in capsys.readouterr().err
     assert main(["fit", *compressing(VIDEO, arguments, Path("none.ckpt"), *fast)]) == 1
     assert "none.ckpt does not exist" in capsys.readouterr().err
-    assert main(["fit", *compressing(VIDEO, arguments, start, *fast, "--model.depth", "18")]) == 1
+    assert main(["fit", *compressing(VIDEO, arguments, start, *fast, "--model.network.depth", "18")]) == 1
     assert "weights of another network" in capsys.readouterr().err
     config = ["--config", str(FOLDER / f"dense_{VIDEO}.yaml"), *arguments[VIDEO], *SMALL[VIDEO], *QUICK, *fast]
     assert main(["fit", *config, "--model.compression.rate", "2"]) == 1

@@ -65,7 +65,7 @@ def test_the_picture_of_a_filter() -> None:
 
 
 def test_transforms_of_figure_2_are_orthogonal() -> None:
-    conv: nn.Conv3d = networks.resnet(10, 5, width=1 / 8).conv1  # type: ignore[assignment]
+    conv: nn.Conv3d = networks.resnet(5, depth=10, width=1 / 8).conv1  # type: ignore[assignment]
     found = reproduce.first_layer_transforms(conv)
     assert list(found) == ["min l2", "DCT", "OT (learned)"]
     for transform in found.values():
