@@ -45,6 +45,7 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
     "brain": lambda root: generate_brain(root, cases=4, size=(16, 16, 16)),
 }
 
+
 def write_dataset(name: str, folder: Path) -> list[str]:
     """Write a tiny copy of a dataset below a folder; the arguments of `spectral` that point a recipe of it there."""
     root = folder / "data"

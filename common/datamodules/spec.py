@@ -87,3 +87,8 @@ class ColourSpec(InputSpec):
         shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)], dtype=torch.float32)
         out = torch.empty((pixels.shape[1], pixels.shape[0], *pixels.shape[2:]), dtype=torch.float32)
         return out.copy_(pixels.transpose(0, 1)).mul_(scale).add_(shift.view(-1, 1, 1, 1))
+
+    def denormalise(self, image: Tensor) -> Tensor:
+        """The inverse of :meth:`normalise` for an image (3, H, W): uint8."""
+        mean, std = (torch.tensor(value, device=image.device).view(3, 1, 1) for value in (self.mean, self.std))
+        return (255 * (image * std + mean)).clamp(0, 255).byte()
