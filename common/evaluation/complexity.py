@@ -212,7 +212,9 @@ def _fixed_values(network: nn.Module) -> int:
     total = 0
     for module in network.modules():
         if not isinstance(module, nn.modules.batchnorm._NormBase):
-            floats = (b for b in module.buffers(recurse=False) if b.is_floating_point() or b.is_complex())
+            # The factors of a fixed filter's fast form are the filter a second time.
+            buffers = (b for name, b in module.named_buffers(recurse=False) if name != "factors")
+            floats = (b for b in buffers if b.is_floating_point() or b.is_complex())
             total += sum(b.numel() * (2 if b.is_complex() else 1) for b in floats)
     return total
 
