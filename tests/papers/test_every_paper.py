@@ -225,7 +225,7 @@ class _ParseOnly(cli.SpectralCLI):
         raise _ParsedError
 
 
-class _ParsedError(Exception):
+class _ParsedError(BaseException):
     pass
 
 
