@@ -129,7 +129,7 @@ def keeps_precisions(build: Build, shape: Shape, dtypes: Sequence[torch.dtype] =
         with torch.autocast("cpu", dtype=dtype):
             assert_same(module(x), exact, tolerance, f"autocast to {dtype}")
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = module.train()(x).float().square().mean()
+        loss = module.train()(x.requires_grad_()).float().square().mean()
     loss.backward()
     for name, parameter in module.named_parameters():
         assert parameter.grad is None or parameter.grad.isfinite().all(), f"autocast: gradient of {name}"
@@ -157,7 +157,7 @@ def takes_an_empty_batch(build: Build, shape: Shape) -> None:
 def trains_on_one_example(build: Build, shape: Shape) -> None:
     """A batch of one in training mode gives finite outputs and gradients."""
     module, x = prepare(build, shape)
-    module.train()(x[:1]).square().mean().backward()
+    module.train()(x[:1].requires_grad_()).square().mean().backward()
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None, name
@@ -329,3 +329,35 @@ def exports_to_onnx(
         x = torch.randn(*size)
         (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
         assert_same(torch.from_numpy(out), module(x), message=f"ONNX, {tuple(size)}")
+
+
+def traces(build: Build, shape: Shape, sizes: Sequence[Shape]) -> None:
+    """A `torch.jit.trace` of one shape runs on others, batch included."""
+    module, x = prepare(build, shape)
+    with torch.no_grad():
+        traced: Any = torch.jit.trace(module, x)
+    for size in [shape, *sizes]:
+        x = torch.randn(*size)
+        assert_same(traced(x), module(x), message=f"traced, {tuple(size)}")
+
+
+def converts_to_synchronised_norms(build: Build, shape: Shape) -> None:
+    """`SyncBatchNorm.convert_sync_batchnorm` leaves the outputs in evaluation as they are."""
+    module, x = prepare(build, shape)
+    expected = module(x)
+    assert_same(nn.SyncBatchNorm.convert_sync_batchnorm(module)(x), expected, message="synchronised norms")
+
+
+#: checks that take nothing but `build` and the shape, and cost little
+QUICK = (
+    survives_meta_construction,
+    survives_copies,
+    keeps_precisions,
+    takes_an_empty_batch,
+    trains_on_one_example,
+    takes_any_memory_order,
+    has_functional_transforms,
+    has_second_derivatives_or_refuses,
+    can_be_checkpointed,
+    converts_to_synchronised_norms,
+)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from common.backbones.blocks import ActivationFactory, ConvUnit3d
 
-Block = Callable[[int, int, int], nn.Module]
+BlockFactory = Callable[[int, int, int], nn.Module]
 Pool = tuple[tuple[int, int, int], tuple[int, int, int]]
 
 # (kernel, stride) of the four max-pools: spatial only, or those of I3D, which also halve time twice.
@@ -84,7 +84,7 @@ class InceptionModule(nn.Module):
         self,
         in_channels: int,
         widths: InceptionWidths,
-        block: Block,
+        block: BlockFactory,
         activation: ActivationFactory,
         pool_time: bool = True,
         gate: Callable[[int], nn.Module] | None = None,
@@ -137,7 +137,7 @@ class BNInception3d(nn.Module):
     def __init__(
         self,
         first: nn.Module,
-        block: Block,
+        block: BlockFactory,
         num_classes: int,
         activation: ActivationFactory,
         pools: Sequence[Pool] = SPATIAL_POOLS,

@@ -23,7 +23,7 @@ SIZES: dict[str, tuple[int, tuple[int, ...], tuple[int, ...], float]] = {
 }
 
 
-class _Block(SwinTransformerBlock):
+class SwinBlock(SwinTransformerBlock):
     """A Swin block on (B,T,H,W,C), with a module on (B,C,T,H,W) between attention and perceptron."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -100,7 +100,7 @@ class C2DSwin(SwinTransformer):
             [window, window],
             stochastic_depth_prob=standard[3] if stochastic_depth is None else stochastic_depth,
             num_classes=num_classes,
-            block=_Block,
+            block=SwinBlock,
         )
         self.stem_stride = stem_stride
         features: Any = self.features

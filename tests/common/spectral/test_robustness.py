@@ -23,14 +23,12 @@ CASES = {
 every_layer = pytest.mark.parametrize(("build", "shape"), CASES.values(), ids=CASES)
 
 
+@pytest.mark.parametrize("check", robustness.QUICK, ids=lambda check: check.__name__)
 @every_layer
-def test_meta_construction(build, shape):
-    robustness.survives_meta_construction(build, shape)
-
-
-@every_layer
-def test_copies(build, shape):
-    robustness.survives_copies(build, shape)
+def test_layer(check, build, shape):
+    # Spectra of half precision are float32.
+    if check is not robustness.keeps_precisions or isinstance(build(), (DepthwiseSTFT, STFTPointwise)):
+        check(build, shape)
 
 
 def test_constants_are_never_on_the_meta_device():
