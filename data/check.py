@@ -24,7 +24,6 @@ from rich.table import Table
 from common.datamodules.errors import DatasetError, VideoReadError
 from common.datamodules.folders import read_class_folders
 from common.datamodules.manifest import Entry, Manifest, shorten
-from common.datamodules.video_reader import open_video
 from data._parallel import map_files
 
 MAX_REPORTED = 20
@@ -100,6 +99,8 @@ def check(manifest: Manifest, *, decode: bool = False, workers: int | None = Non
 
 def check_video(job: tuple[str, int | None, bool]) -> Finding:
     """Check one (path, number of frames in the manifest or None, whether to read every frame)."""
+    from common.datamodules.video_reader import open_video  # takes seconds, because of torch: not for --help
+
     path, expected, decode = job
     count = None
     try:

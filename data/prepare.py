@@ -26,7 +26,6 @@ from common.datamodules.datasets import read_datasets
 from common.datamodules.errors import DatasetError, VideoReadError
 from common.datamodules.folders import VIDEO_EXTENSIONS
 from common.datamodules.manifest import CLASSES_FILE, SPLITS, Entry, Manifest, shorten
-from common.datamodules.video_reader import open_video
 from data._parallel import map_files
 from data.annotations import BENCHMARKS, ListedVideo, Listing
 
@@ -150,6 +149,8 @@ def _find(listing: Listing, root: Path, probe: bool, workers: int | None) -> lis
 
 def probe_video(job: tuple[str, float | None]) -> Probe:
     """Open the video of a (path, frame rate of frame folders) pair and read its numbers."""
+    from common.datamodules.video_reader import open_video  # takes seconds, because of torch: not for --help
+
     path, fps = job
     try:
         with open_video(path, fps=fps) as video:
