@@ -19,7 +19,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
+from common.backbones.options import changed
 from common.evaluation.complexity import count
 from common.spectral.transforms import dct_matrix
 from common.training.checkpoints import AtomicCheckpointIO, read_checkpoint
@@ -100,7 +101,7 @@ def compress(
         CompressionError: an option is out of its range, a named layer does not exist, there is no batch, a loss is
             needed, or the state file belongs to another network or other options.
     """
-    options = replace(options, **changes)
+    options = changed(options, changes)
     options.check()
     if iter(batches) is batches:
         batches = list(batches)
