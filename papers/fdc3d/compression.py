@@ -33,22 +33,8 @@ from common.evaluation.complexity import count
 from common.spectral.transforms import dct_matrix
 from common.training.checkpoints import AtomicCheckpointIO, read_checkpoint
 from papers.fdc3d.layers import MaskedConv3d, replace_module
-from papers.fdc3d.learning import (
-    ChannelWeights,
-    learn_transform,
-    row_norms,
-    sample_contributions,
-    temporal_products,
-)
-from papers.fdc3d.methods import (
-    METHODS,
-    CompressionError,
-    Examples,
-    Loss,
-    Method,
-    classification_loss,
-    inputs_of,
-)
+from papers.fdc3d.learning import ChannelWeights, learn_transform, row_norms, sample_contributions, temporal_products
+from papers.fdc3d.methods import METHODS, CompressionError, Examples, Loss, Method, classification_loss, inputs_of
 from papers.fdc3d.rates import CompressionOptions, ConvLayer, find_layers, kept_sizes
 from papers.fdc3d.report import CompressionReport, LayerReport
 
