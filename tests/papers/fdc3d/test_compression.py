@@ -13,7 +13,7 @@ from papers.fdc3d.compression import compress
 from papers.fdc3d.layers import CompactConv3d
 from papers.fdc3d.learning import ChannelWeights, learn_transform, row_norms, sample_contributions, temporal_products
 from papers.fdc3d.methods import METHODS, CompressionError
-from papers.fdc3d.rates import rates_of
+from papers.fdc3d.rates import CompressionOptions, rates_of
 from papers.fdc3d.report import CompressionReport
 from papers.fdc3d.timing import choose_executions, measure
 
@@ -61,6 +61,27 @@ def test_importance_is_that_of_section_3_1():
     of_all = torch.cat([s @ each for each in f], dim=1).norm(dim=1)
     torch.testing.assert_close(row_norms(s, temporal_products(weight, "paper")), of_sum)
     torch.testing.assert_close(row_norms(s, temporal_products(weight, "energy")), of_all)
+
+
+def test_no_rows_keep_more_of_a_kernel_than_the_learned_ones():
+    """With `energy` the kept rows are the best approximation of rank t' (Eckart and Young); the sum promises nothing."""
+    torch.manual_seed(0)
+    weight = torch.randn(6, 5, 5, 3, 3, dtype=torch.float64)
+    flat = weight.transpose(1, 2).flatten(2).transpose(0, 1).flatten(1)  # (t, N d^2 c)
+    best = torch.linalg.svdvals(flat).square()
+    for kept in (1, 3, 4):
+        lost = {}
+        for importance in ("energy", "paper"):
+            products = temporal_products(weight, importance)
+            transform, _ = learn_transform(products, dct_matrix(5))
+            rows = transform[row_norms(transform, products).argsort(descending=True)[:kept]]
+            lost[importance] = float((flat - rows.T @ rows @ flat).square().sum())
+        assert lost["energy"] == pytest.approx(float(best[kept:].sum()), rel=1e-9)
+        assert lost["energy"] < lost["paper"]
+
+
+def test_the_default_is_what_works():
+    assert CompressionOptions().importance == "energy"
 
 
 def test_a_zero_kernel_is_no_trouble():
