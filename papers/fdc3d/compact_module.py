@@ -24,9 +24,9 @@ class CompactModule(TaskModule):
 
     def save(self, path: str | Path, facts: dict[str, Any]) -> None:
         """Write the network to a file that `load_compact` and `spectral predict` read; `facts` is kept with it."""
-        entries = {"hyper_parameters": dict(self.hparams)}
+        entries: dict[str, Any] = {"hyper_parameters": dict(self.hparams)}
         self.on_save_checkpoint(entries)
-        save_compact(self.network, path, facts=facts, entries=entries)
+        save_compact(self.network, path, facts=facts, **entries)
 
 
 class CompactVideoModule(CompactModule, VideoClassificationModule):

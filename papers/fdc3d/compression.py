@@ -19,7 +19,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,26 +28,13 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
+from common.backbones.options import changed
 from common.evaluation.complexity import count
 from common.spectral.transforms import dct_matrix
 from common.training.checkpoints import AtomicCheckpointIO, read_checkpoint
 from papers.fdc3d.layers import MaskedConv3d, replace_module
-from papers.fdc3d.learning import (
-    ChannelWeights,
-    learn_transform,
-    row_norms,
-    sample_contributions,
-    temporal_products,
-)
-from papers.fdc3d.methods import (
-    METHODS,
-    CompressionError,
-    Examples,
-    Loss,
-    Method,
-    classification_loss,
-    inputs_of,
-)
+from papers.fdc3d.learning import ChannelWeights, learn_transform, row_norms, sample_contributions, temporal_products
+from papers.fdc3d.methods import METHODS, CompressionError, Examples, Loss, Method, classification_loss, inputs_of
 from papers.fdc3d.rates import CompressionOptions, ConvLayer, find_layers, kept_sizes
 from papers.fdc3d.report import CompressionReport, LayerReport
 
@@ -100,7 +87,7 @@ def compress(
         CompressionError: an option is out of its range, a named layer does not exist, there is no batch, a loss is
             needed, or the state file belongs to another network or other options.
     """
-    options = replace(options, **changes)
+    options = changed(options, changes)
     options.check()
     if iter(batches) is batches:
         batches = list(batches)

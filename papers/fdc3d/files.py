@@ -76,11 +76,7 @@ def describe(network: nn.Module) -> dict[str, Any]:
         if isinstance(module, CompactConv3d):
             modules[name] = {"type": "CompactConv3d", **module.spec()}
         elif isinstance(module, nn.Conv3d):
-            modules[name] = {
-                "type": "Conv3d",
-                "out_channels": module.out_channels,
-                "bias": module.bias is not None,
-            }
+            modules[name] = {"type": "Conv3d", "out_channels": module.out_channels, "bias": module.bias is not None}
         elif isinstance(module, nn.BatchNorm3d):
             modules[name] = {"type": "BatchNorm3d", "num_features": module.num_features}
         elif isinstance(module, nn.Identity):
@@ -131,11 +127,7 @@ def _changed(old: Any, arguments: dict[str, Any]) -> nn.Module:
 
 
 def save_compact(
-    network: nn.Module,
-    path: str | Path,
-    *,
-    facts: Mapping[str, Any] | None = None,
-    entries: Mapping[str, Any] | None = None,
+    network: nn.Module, path: str | Path, *, facts: Mapping[str, Any] | None = None, **entries: Any
 ) -> Path:
     """Write a compact network to one file.
 
@@ -143,13 +135,13 @@ def save_compact(
         network: the `network` of a `Compressed`, fine-tuned or not.
         path: of the file; written whole or not at all.
         facts: more plain values to keep with it, such as the report and the names of the classes.
-        entries: further entries of the file, see `papers.fdc3d.compact_module`.
+        entries: further entries of the file, as those of `papers.fdc3d.compact_module`.
 
     Raises:
         CheckpointError: the file cannot be written.
     """
     stored = {FORMAT: 1, **describe(network), "facts": dict(facts or {}), "state_dict": network.state_dict()}
-    AtomicCheckpointIO().save_checkpoint({**(entries or {}), **stored}, path)
+    AtomicCheckpointIO().save_checkpoint({**entries, **stored}, path)
     return Path(path)
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from papers.fdc3d.layers import numeric_padding
 
-#: `paper`: l2 norms of the rows of the sum of S f_j over j, as Section 3.1 writes it; `energy`: of all S f_j
+#: `energy`: l2 norms of the rows of all S f_j; `paper`: of the sum of S f_j over j, the formula of Section 3.1 as printed
 Importance = Literal["paper", "energy"]
 
 
@@ -20,8 +20,9 @@ def temporal_products(weight: Tensor, importance: Importance) -> Tensor:
 
     Args:
         weight: F, (N,C,t,d,d).
-        importance: with `paper`, G (t,N) is the sum of f_j over j, as in V and the l2,1 term; the contributions of
-            different positions can cancel. With `energy`, G (t, d^2 c N) holds every f_j side by side.
+        importance: with `energy`, G (t, d^2 c N) holds every f_j side by side, so the first rows of the learned S keep
+            as much of the squared norm of the kernel as any rows can. With `paper`, G (t,N) is the sum of f_j over j,
+            as in V and the l2,1 term; the contributions of different positions can cancel.
     """
     f = weight.detach().double().transpose(1, 2).flatten(2)  # (N,t,d^2 c)
     if importance == "paper":

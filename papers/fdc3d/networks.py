@@ -7,12 +7,13 @@ be counted without data.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from common.backbones.options import changed
 from common.backbones.resnet3d import ResNet3d, Shortcut
 from common.backbones.unet3d import Layout, Norm, ResidualUNet3d
 from papers.fdc3d.layers import CompactConv3d, geometry, numeric_padding, replace_module
@@ -60,7 +61,7 @@ def resnet(
     **changes: Any,
 ) -> nn.Module:
     """3D-ResNet: video (B,3,T,H,W) to logits (B,`num_classes`). For `rate` and what follows it see `compressed`."""
-    options = replace(options, **changes)
+    options = changed(options, changes)
     network = ResNet3d(num_classes=num_classes, **asdict(options))
     return network if rate is None else compressed(network, (1, 3, 16, 32, 32), rate, method, keep_temporal)
 
@@ -75,7 +76,7 @@ def unet(
     **changes: Any,
 ) -> nn.Module:
     """Residual 3D U-Net: (B,`in_channels`,D,H,W) to logits (B,`num_regions`,D,H,W). For `rate` see `compressed`."""
-    options = replace(options, **changes)
+    options = changed(options, changes)
     network = ResidualUNet3d(in_channels=in_channels, out_channels=num_regions, **asdict(options))
     return network if rate is None else compressed(network, (1, in_channels, 16, 32, 32), rate, method)
 

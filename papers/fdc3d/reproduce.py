@@ -35,7 +35,7 @@ from common.spectral.transforms import dct_matrix
 from common.training.task import TaskModule, load_module
 from papers.fdc3d.compression import compress
 from papers.fdc3d.layers import MaskedConv3d
-from papers.fdc3d.learning import Importance, learn_transform, row_norms, temporal_products
+from papers.fdc3d.learning import learn_transform, row_norms, temporal_products
 
 KEPT = 4  # of the 7 rows of the first layer, as in Figure 3
 RATES = (1.5, 2.0, 3.0, 4.0, 8.0)
@@ -99,16 +99,16 @@ def _errors(network: nn.Module, clips: Tensor, labels: Tensor) -> float:
 
 def first_layer_transforms(conv: nn.Conv3d) -> dict[str, Tensor]:
     """The three transforms of Figure 2 for a convolution, (t,t) float32 each, by name."""
-    products, dct = temporal_products(conv.weight, "paper"), dct_matrix(conv.kernel_size[0]).double()
+    products, dct = temporal_products(conv.weight, "energy"), dct_matrix(conv.kernel_size[0]).double()
     learned, _ = learn_transform(products, dct)
     identity = torch.eye(len(dct), dtype=torch.float64)
     return {"min l2": identity.float(), "DCT": dct.float(), "OT (learned)": learned.float()}
 
 
-def mask_rows(conv: nn.Conv3d, transform: Tensor, kept: int, importance: Importance = "paper") -> MaskedConv3d:
+def mask_rows(conv: nn.Conv3d, transform: Tensor, kept: int) -> MaskedConv3d:
     """The convolution with all rows of the transform but those of largest importance masked."""
     layer = MaskedConv3d(copy.deepcopy(conv), transform)
-    norms = row_norms(transform.double(), temporal_products(conv.weight, importance))
+    norms = row_norms(transform.double(), temporal_products(conv.weight, "energy"))
     strongest = norms.argsort(descending=True)[:kept]
     layer.rows.zero_()
     layer.rows[strongest] = True
@@ -131,8 +131,7 @@ def figure2(job: Job | None = None) -> Figure:
         for i, (name, transform) in enumerate(first_layer_transforms(conv).items()):
             points = [(1.0, 0.0)]
             for kept in range(taps - 1, 0, -1):
-                # The l2 norm of a slice is that of all its weights, not of their sum.
-                network.conv1 = mask_rows(conv, transform, kept, "energy" if name == "min l2" else "paper")
+                network.conv1 = mask_rows(conv, transform, kept)
                 points.append((taps / kept, 100 * (_errors(network, clips, labels) - base)))
             axes.plot(*zip(*points, strict=True), color=COLOURS[i], marker=MARKERS[i], label=name)
         axes.set_xscale("log")

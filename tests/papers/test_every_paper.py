@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jsonargparse
 import pytest
 import torch
 from torch import nn
@@ -261,14 +262,17 @@ def parse_spectral(words: list[str]) -> None:
 
 def parse_module(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Run `python -m MODULE ...` up to the point where its arguments are parsed."""
-    original = argparse.ArgumentParser.parse_args
 
-    def stop(self: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> Any:
-        original(self, *args, **kwargs)
-        raise _ParsedError
+    def stopping(original: Any) -> Any:
+        def stop(*args: Any, **kwargs: Any) -> Any:
+            original(*args, **kwargs)
+            raise _ParsedError
+
+        return stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(argparse.ArgumentParser, "parse_args", stop)
+        for parser_class in (argparse.ArgumentParser, jsonargparse.ArgumentParser):
+            patch.setattr(parser_class, "parse_args", stopping(parser_class.parse_args))
         patch.setattr(sys, "argv", words)
         with pytest.raises(_ParsedError):
             runpy.run_module(words[0], run_name="__main__", alter_sys=False)

@@ -88,8 +88,8 @@ def test_a_checkpoint_of_this_project(videos, tmp_path, capsys):
     assert main([*arguments, "--out", str(tmp_path / "b.pt"), "--size", "16", "--mean", "0", "0", "0"]) == 0
 
     source = set_source(module.network, "papers.fdc3d.networks.resnet", module.source()[1])
-    found = compress(source, [torch.randn(1, 3, 8, 32, 32)], rate=2, steps=1)
-    module.network, module.report = found.network, found.report
+    result = compress(source, [torch.randn(1, 3, 8, 32, 32)], rate=2, steps=1)
+    module.network, module.report = result.network, result.report
     checkpoint["state_dict"] = module.state_dict()
     module.on_save_checkpoint(checkpoint)
     torch.save(checkpoint, tmp_path / "best.ckpt")
@@ -97,7 +97,7 @@ def test_a_checkpoint_of_this_project(videos, tmp_path, capsys):
     assert "compressed already" in capsys.readouterr().err
     network = load_module(tmp_path / "best.ckpt").network
     x = torch.randn(1, 3, 8, 32, 32)
-    assert torch.equal(load_compact(save_compact(network, tmp_path / "c.pt"))(x), found.network(x))
+    assert torch.equal(load_compact(save_compact(network, tmp_path / "c.pt"))(x), result.network(x))
 
 
 def test_the_file_predicts(public, videos, tmp_path, capsys):

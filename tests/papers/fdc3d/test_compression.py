@@ -13,7 +13,7 @@ from papers.fdc3d.compression import compress
 from papers.fdc3d.layers import CompactConv3d
 from papers.fdc3d.learning import ChannelWeights, learn_transform, row_norms, sample_contributions, temporal_products
 from papers.fdc3d.methods import METHODS, CompressionError
-from papers.fdc3d.rates import rates_of
+from papers.fdc3d.rates import CompressionOptions, rates_of
 from papers.fdc3d.report import CompressionReport
 from papers.fdc3d.timing import choose_executions, measure
 
@@ -61,6 +61,27 @@ def test_importance_is_that_of_section_3_1():
     of_all = torch.cat([s @ each for each in f], dim=1).norm(dim=1)
     torch.testing.assert_close(row_norms(s, temporal_products(weight, "paper")), of_sum)
     torch.testing.assert_close(row_norms(s, temporal_products(weight, "energy")), of_all)
+
+
+def test_no_rows_keep_more_of_a_kernel_than_the_learned_ones():
+    """With `energy` the kept rows are the best approximation of rank t' (Eckart and Young); the sum promises nothing."""
+    torch.manual_seed(0)
+    weight = torch.randn(6, 5, 5, 3, 3, dtype=torch.float64)
+    flat = weight.transpose(1, 2).flatten(2).transpose(0, 1).flatten(1)  # (t, N d^2 c)
+    best = torch.linalg.svdvals(flat).square()
+    for kept in (1, 3, 4):
+        lost = {}
+        for importance in ("energy", "paper"):
+            products = temporal_products(weight, importance)
+            transform, _ = learn_transform(products, dct_matrix(5))
+            rows = transform[row_norms(transform, products).argsort(descending=True)[:kept]]
+            lost[importance] = float((flat - rows.T @ rows @ flat).square().sum())
+        assert lost["energy"] == pytest.approx(float(best[kept:].sum()), rel=1e-9)
+        assert lost["energy"] < lost["paper"]
+
+
+def test_the_default_is_what_works():
+    assert CompressionOptions().importance == "energy"
 
 
 def test_a_zero_kernel_is_no_trouble():
@@ -135,14 +156,14 @@ def test_rates_of_the_paper():
 def test_compact_networks_equal_their_masks(method):
     network, batches = tiny_network(), tiny_batches()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    found = compress(network, batches, rate=2, method=method, steps=4, progress=False)
+    result = compress(network, batches, rate=2, method=method, steps=4, progress=False)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     x = batches[0][0]
     with torch.no_grad():
-        torch.testing.assert_close(found.network(x), found.masked(x), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(result.network(x), result.masked(x), rtol=1e-5, atol=1e-5)
     temporal = method in ("fdc3d", "dct", "identity")
-    for layer in found.report.layers:
-        decision = found.decisions.get(layer.name)
+    for layer in result.report.layers:
+        decision = result.decisions.get(layer.name)
         if decision is None:
             assert (layer.kept_channels, layer.kept_rows) == (layer.channels, layer.rows)
             continue
@@ -155,12 +176,12 @@ def test_compact_networks_equal_their_masks(method):
             assert layer.kept_rows == {3: 2, 7: 4}[layer.rows]
         if method == "fdc3d":
             assert layer.loss <= layer.loss_start + 1e-9
-    by_name = {layer.name: layer for layer in found.report.layers}
+    by_name = {layer.name: layer for layer in result.report.layers}
     assert by_name["conv1"].note == "channels kept: reads 3"
     assert "kernel of one frame" in by_name["layer2.0.downsample.0"].note
     inner = by_name["layer2.0.conv2"]
     assert inner.formula == 2.0
-    assert inner.macs_compact == count(found.network, found.report.input_shape).by_module["layer2.0.conv2"][0]
+    assert inner.macs_compact == count(result.network, result.report.input_shape).by_module["layer2.0.conv2"][0]
 
 
 def test_learned_transform_has_no_higher_loss_than_the_dct():
@@ -176,43 +197,43 @@ def test_learned_transform_has_no_higher_loss_than_the_dct():
     # Fewer rows hold more of the energy, so the kernels lose less.
     for name in ("conv1", "layer1.0.conv1", "layer3.0.conv2"):
         conv = network.get_submodule(name)
-        kernels = [found.masked.get_submodule(name).masked_weight() for found in (learned, dct)]
+        kernels = [result.masked.get_submodule(name).masked_weight() for result in (learned, dct)]
         lost = [float((kernel - conv.weight).norm().detach()) for kernel in kernels]
         assert lost[0] <= lost[1] + 1e-6
 
 
 def test_nothing_pruned_gives_the_same_outputs():
     network, batches = tiny_network(), tiny_batches(1)
-    found = compress(network, batches, channel_rate=0, temporal_rate=0, steps=1, progress=False)
-    assert not found.decisions
+    result = compress(network, batches, channel_rate=0, temporal_rate=0, steps=1, progress=False)
+    assert not result.decisions
     with torch.no_grad():
-        assert torch.equal(found.network(batches[0][0]), network(batches[0][0]))
-    assert found.report.formula == found.report.multiply_adds == 1
+        assert torch.equal(result.network(batches[0][0]), network(batches[0][0]))
+    assert result.report.formula == result.report.multiply_adds == 1
 
 
 @pytest.mark.parametrize(("keep_temporal", "rows"), [("figure3", 4), ("floor", 5)])
 def test_rows_of_the_first_convolution(keep_temporal, rows):
-    found = compress(
+    result = compress(
         tiny_network(), tiny_batches(1), rate=4, keep_temporal=keep_temporal, steps=1, progress=False, method="dct"
     )
-    assert found.network.conv1.kept_rows == rows
-    assert found.network.layer2[0].conv2.kept_channels == 6
-    assert found.report.layers[0].formula == 7 / rows
+    assert result.network.conv1.kept_rows == rows
+    assert result.network.layer2[0].conv2.kept_channels == 6
+    assert result.report.layers[0].formula == 7 / rows
 
 
 def test_rates_per_layer_and_target_speedup():
     network, batches = tiny_network(), tiny_batches(1)
-    found = compress(
+    result = compress(
         network, batches, channel_rate={"layer1.0.conv2": 0.5}, temporal_rate={"conv1": 5 / 7}, steps=1, progress=False
     )
-    assert set(found.decisions) == {"layer1.0.conv2", "conv1"}
-    assert found.network.layer1[0].conv2.kept_channels == 4
-    assert found.network.conv1.kept_rows == 2
+    assert set(result.decisions) == {"layer1.0.conv2", "conv1"}
+    assert result.network.layer1[0].conv2.kept_channels == 4
+    assert result.network.conv1.kept_rows == 2
     for method, speedup in (("dct", 1.7), ("channels", 1.08)):
-        found = compress(network, batches, speedup=speedup, method=method, steps=1, progress=False)
-        assert speedup <= found.report.multiply_adds < 1.05 * speedup
-        exact = count(network, found.report.input_shape).macs_paper
-        assert found.report.multiply_adds == exact / count(found.network, found.report.input_shape).macs_paper
+        result = compress(network, batches, speedup=speedup, method=method, steps=1, progress=False)
+        assert speedup <= result.report.multiply_adds < 1.05 * speedup
+        exact = count(network, result.report.input_shape).macs_paper
+        assert result.report.multiply_adds == exact / count(result.network, result.report.input_shape).macs_paper
     with pytest.raises(CompressionError, match="cannot be reached"):
         compress(network, batches, speedup=50, steps=1, progress=False)
 
@@ -221,11 +242,11 @@ def test_l1_and_taylor_drop_the_channels_of_their_definitions():
     network, batches = tiny_network(), tiny_batches(2)
     name = "layer2.0.conv2"
     conv = network.get_submodule(name)
-    found = compress(network, batches, rate=2, method="l1", progress=False)
+    result = compress(network, batches, rate=2, method="l1", progress=False)
     weakest = conv.weight.detach().abs().sum(dim=(0, 2, 3, 4)).argsort()[:8]
-    assert sorted((found.decisions[name].scale == 0).nonzero().flatten().tolist()) == sorted(weakest.tolist())
+    assert sorted((result.decisions[name].scale == 0).nonzero().flatten().tolist()) == sorted(weakest.tolist())
 
-    found = compress(network, batches, rate=2, method="taylor", steps=2, progress=False)
+    result = compress(network, batches, rate=2, method="taylor", steps=2, progress=False)
     scores = torch.zeros(16)
     for x, label in batches:
         seen = []
@@ -235,13 +256,13 @@ def test_l1_and_taylor_drop_the_channels_of_their_definitions():
         (gradient,) = torch.autograd.grad(loss, seen)
         scores += (gradient * seen[0]).mean(dim=(2, 3, 4)).abs().mean(dim=0)
     expected = sorted(scores.argsort()[:8].tolist())
-    assert (found.decisions[name].scale == 0).nonzero().flatten().tolist() == expected
+    assert (result.decisions[name].scale == 0).nonzero().flatten().tolist() == expected
 
 
 def test_growing_penalties_shrink_what_is_dropped():
     network, batches = tiny_network(), tiny_batches(2)
-    found = compress(network, batches, rate=2, method="regularisation", steps=20, progress=False)
-    layer = found.masked.layer2[0].conv2
+    result = compress(network, batches, rate=2, method="regularisation", steps=20, progress=False)
+    layer = result.masked.layer2[0].conv2
     norms = layer.weight.detach().abs().sum(dim=(0, 2, 3, 4))
     assert norms[layer.scale == 0].max() < norms[layer.scale != 0].min()
     assert norms[layer.scale == 0].median() < 0.05 * norms[layer.scale != 0].min()
@@ -261,16 +282,16 @@ def test_layers_that_cannot_be_pruned_are_named():
 
     torch.manual_seed(0)
     x = torch.randn(2, 8, 6, 9, 9)
-    found = compress(Odd(), [{"video": x}], rate=2, steps=1, progress=False)
-    notes = {layer.name: layer.note for layer in found.report.layers}
+    result = compress(Odd(), [{"video": x}], rate=2, steps=1, progress=False)
+    notes = {layer.name: layer.note for layer in result.report.layers}
     assert notes["grouped"] == "channels kept: 4 groups"
     assert notes["mirrored"] == "left alone: padding (1, 1, 1), mode 'replicate'"
     assert notes["unused"] == "left alone: not called"
     assert notes["same"] == ""
-    assert (found.network.grouped.kept_rows, found.network.grouped.kept_channels) == (2, 8)
-    assert isinstance(found.network.mirrored, nn.Conv3d)
-    assert (found.network.same.kept_rows, found.network.same.kept_channels) == (2, 6)
-    torch.testing.assert_close(found.network(x), found.masked(x), rtol=1e-5, atol=1e-5)
+    assert (result.network.grouped.kept_rows, result.network.grouped.kept_channels) == (2, 8)
+    assert isinstance(result.network.mirrored, nn.Conv3d)
+    assert (result.network.same.kept_rows, result.network.same.kept_channels) == (2, 6)
+    torch.testing.assert_close(result.network(x), result.masked(x), rtol=1e-5, atol=1e-5)
 
 
 # -- going on, speed, reports
@@ -319,15 +340,15 @@ def test_regularisation_goes_on_with_the_trained_weights(tmp_path, monkeypatch):
 
 def test_executions_are_chosen_and_measured():
     network, batches = tiny_network(), tiny_batches(1)
-    found = compress(network, batches, rate=2, steps=1, progress=False)
+    result = compress(network, batches, rate=2, steps=1, progress=False)
     x = batches[0][0]
     with torch.no_grad():
-        expected = found.network(x)
-        choose_executions(found.network, x, repeats=1)
-        torch.testing.assert_close(found.network(x), expected, rtol=1e-5, atol=1e-5)
-    layouts = {m.layout for m in found.network.modules() if isinstance(m, CompactConv3d)}
+        expected = result.network(x)
+        choose_executions(result.network, x, repeats=1)
+        torch.testing.assert_close(result.network(x), expected, rtol=1e-5, atol=1e-5)
+    layouts = {m.layout for m in result.network.modules() if isinstance(m, CompactConv3d)}
     assert len(layouts) == 1
-    report = measure(found.report, network, found.network, x, repeats=2)
+    report = measure(result.report, network, result.network, x, repeats=2)
     assert report.measured > 0
     assert all(layer.seconds > 0 and layer.seconds_compact > 0 for layer in report.layers)
     shown = str(report)

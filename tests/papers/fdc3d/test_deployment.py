@@ -16,7 +16,7 @@ from tests.papers.fdc3d.test_files import SOURCE
 
 
 @pytest.fixture(scope="module")
-def found():
+def result():
     network = tiny_network()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm3d):  # as after training
@@ -28,10 +28,10 @@ def found():
 # -- filters that nothing reads
 
 
-def test_unread_filters_go(found, tmp_path):
+def test_unread_filters_go(result, tmp_path):
     x = tiny_batches()[0][0]
-    network = rebuild(describe(found.network))
-    network.load_state_dict(found.network.state_dict())
+    network = rebuild(describe(result.network))
+    network.load_state_dict(result.network.state_dict())
     report = trim_producers(network, x)
     assert report.trimmed == {f"layer{i}.0.conv1": (8 * 2 ** (i - 1), 6 * 2 ** (i - 1)) for i in (1, 2, 3, 4)}
     assert report.kept["layer1.0.conv1"] == "more than this layer reads conv1"  # the first shortcut reads it too
@@ -40,9 +40,9 @@ def test_unread_filters_go(found, tmp_path):
     assert network.layer1[0].bn1.num_features == 6
     assert network.layer1[0].conv2.in_channels == network.layer1[0].conv2.kept_channels == 6
     with torch.no_grad():
-        torch.testing.assert_close(network(x), found.network(x), rtol=1e-5, atol=1e-5)
-    before = found.report.macs_compact
-    counted = found.report.from_dict(found.report.to_dict())
+        torch.testing.assert_close(network(x), result.network(x), rtol=1e-5, atol=1e-5)
+    before = result.report.macs_compact
+    counted = result.report.from_dict(result.report.to_dict())
     counted.recount(network)
     assert counted.macs_compact < before
     assert counted.macs_compact == count(network, (1, *x.shape[1:])).macs_paper
@@ -87,9 +87,9 @@ def norms(network):
 
 
 @pytest.mark.parametrize("trimmed", [False, True])
-def test_batch_norms_fold(found, tmp_path, trimmed):
+def test_batch_norms_fold(result, tmp_path, trimmed):
     x = tiny_batches()[0][0]
-    network = copy.deepcopy(found.network)
+    network = copy.deepcopy(result.network)
     if trimmed:
         trim_producers(network, x)
     with torch.no_grad():

@@ -18,17 +18,19 @@ SOURCE = ("common.backbones.resnet3d.ResNet3d", {"depth": 10, "num_classes": 4, 
 
 
 @pytest.fixture(scope="module")
-def found():
+def result():
     network = set_source(tiny_network(), *SOURCE)
     return compress(network, tiny_batches(), rate=2, steps=2, progress=False)
 
 
-def test_one_file_loads_without_the_original(found, tmp_path):
+def test_one_file_loads_without_the_original(result, tmp_path):
     x = tiny_batches()[0][0]
-    path = save_compact(found.network, tmp_path / "small.pt", facts={"report": found.report.to_dict(), "names": ["a"]})
+    path = save_compact(
+        result.network, tmp_path / "small.pt", facts={"report": result.report.to_dict(), "names": ["a"]}
+    )
     loaded = load_compact(path)
     with torch.no_grad():
-        assert torch.equal(loaded(x), found.network(x))
+        assert torch.equal(loaded(x), result.network(x))
     assert not loaded.training
     dense = sum(p.numel() for p in tiny_network().parameters())
     assert sum(p.numel() for p in loaded.parameters()) < 0.55 * dense
@@ -41,10 +43,10 @@ def test_one_file_loads_without_the_original(found, tmp_path):
         assert torch.equal(load_compact(again)(x), loaded(x))
 
 
-def test_chosen_executions_are_saved(found, tmp_path):
+def test_chosen_executions_are_saved(result, tmp_path):
     x = tiny_batches()[0][0]
-    network = rebuild(describe(found.network))
-    network.load_state_dict(found.network.state_dict())
+    network = rebuild(describe(result.network))
+    network.load_state_dict(result.network.state_dict())
     choose_executions(network, x, repeats=1)
     for layer in network.modules():
         if isinstance(layer, CompactConv3d):
@@ -56,12 +58,12 @@ def test_chosen_executions_are_saved(found, tmp_path):
             assert theirs.layout == "channels_last"
             assert theirs.weight.is_contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
-        torch.testing.assert_close(loaded(x), found.network(x), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(loaded(x), result.network(x), rtol=1e-5, atol=1e-5)
 
 
-def test_a_compact_network_trains(found):
-    network = rebuild(describe(found.network)).train()
-    network.load_state_dict(found.network.state_dict())
+def test_a_compact_network_trains(result):
+    network = rebuild(describe(result.network)).train()
+    network.load_state_dict(result.network.state_dict())
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
     (x, label), losses = tiny_batches()[1], []
     for _ in range(8):
@@ -112,8 +114,8 @@ def test_a_compact_network_trains(found):
         ("papers.fdc3d.lightning_module.FDC3DModule", {"pretrained": "/etc/passwd"}, "would load weights"),
     ],
 )
-def test_files_build_networks_and_do_nothing_else(found, tmp_path, monkeypatch, builder, arguments, message):
-    stored = {FORMAT: 1, **describe(found.network), "state_dict": found.network.state_dict()}
+def test_files_build_networks_and_do_nothing_else(result, tmp_path, monkeypatch, builder, arguments, message):
+    stored = {FORMAT: 1, **describe(result.network), "state_dict": result.network.state_dict()}
     path = tmp_path / "bad.pt"
     torch.save({**stored, "builder": builder, "arguments": arguments}, path)
     loaded = []
@@ -135,9 +137,9 @@ def test_files_build_networks_and_do_nothing_else(found, tmp_path, monkeypatch, 
         ({"state_dict": {}}, "do not fit"),
     ],
 )
-def test_damaged_files_are_named(found, tmp_path, change, message):
+def test_damaged_files_are_named(result, tmp_path, change, message):
     path = tmp_path / "bad.pt"
-    torch.save({FORMAT: 1, **describe(found.network), "state_dict": found.network.state_dict(), **change}, path)
+    torch.save({FORMAT: 1, **describe(result.network), "state_dict": result.network.state_dict(), **change}, path)
     with pytest.raises(CheckpointError, match=message):
         load_compact(path)
 
@@ -167,23 +169,23 @@ def test_unet(layout):
     torch.manual_seed(0)
     network = ResidualUNet3d(layout, width=0.25 if layout == "lee" else 0.125).eval()
     x = torch.randn(1, 4, 6, 12, 10)
-    found = compress(network, [{"volume": x}], rate=2, steps=1, progress=False)
+    result = compress(network, [{"volume": x}], rate=2, steps=1, progress=False)
     with torch.no_grad():
-        a, b = found.network(x), found.masked(x)
+        a, b = result.network(x), result.masked(x)
     assert (a - b).abs().max() <= 1e-5 * b.abs().max()
-    assert found.report.multiply_adds > 1.4
-    trim_producers(found.network, x)
-    assert count(found.network, x.shape).macs_paper < found.report.macs_compact
+    assert result.report.multiply_adds > 1.4
+    trim_producers(result.network, x)
+    assert count(result.network, x.shape).macs_paper < result.report.macs_compact
 
 
 @pytest.mark.parametrize("trimmed", [False, True])
-def test_onnx_computes_the_same(found, tmp_path, trimmed):
+def test_onnx_computes_the_same(result, tmp_path, trimmed):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
     x = tiny_batches()[0][0]
-    network = rebuild(describe(found.network))
-    network.load_state_dict(found.network.state_dict())
+    network = rebuild(describe(result.network))
+    network.load_state_dict(result.network.state_dict())
     if trimmed:
         trim_producers(network, x)
         choose_executions(network, x, repeats=1)

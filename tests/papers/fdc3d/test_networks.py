@@ -22,8 +22,8 @@ def test_speedups_of_resnets(depth: int, floor2: float, figure2: float, floor4: 
             return count(networks.resnet(depth=depth, **options), SHAPE).macs_paper  # type: ignore[arg-type]
 
     dense = macs()
-    found = [dense / macs(rate=rate, keep_temporal=keep) for rate in (2, 4) for keep in ("floor", "figure3")]
-    assert found == pytest.approx([floor2, figure2, floor4, figure4], abs=0.012)
+    result = [dense / macs(rate=rate, keep_temporal=keep) for rate in (2, 4) for keep in ("floor", "figure3")]
+    assert result == pytest.approx([floor2, figure2, floor4, figure4], abs=0.012)
 
 
 def test_parameters_fall_by_the_rate() -> None:
@@ -37,8 +37,8 @@ def test_speedups_of_the_unet() -> None:
     shape = (1, 4, 32, 48, 32)
     for layout, expected in (("lee", 1.81), ("isotropic", 1.90)):
         with torch.device("meta"):
-            found = [count(networks.unet(layout=layout, rate=rate), shape).macs_paper for rate in (None, 2)]  # type: ignore[arg-type]
-        assert found[0] / found[1] == pytest.approx(expected, abs=0.03)
+            result = [count(networks.unet(layout=layout, rate=rate), shape).macs_paper for rate in (None, 2)]  # type: ignore[arg-type]
+        assert result[0] / result[1] == pytest.approx(expected, abs=0.03)
 
 
 def test_a_compressed_network_runs_and_keeps_three_channels() -> None:

@@ -231,7 +231,7 @@ def test_volumes_score_the_same_on_two_processes(
 ) -> None:
     """Three cases on two processes: one of them has to repeat a case, which counts once."""
     config = ["--config", str(FOLDER / f"fdc3d_{VOLUME}.yaml"), *arguments[VOLUME], *SMALL[VOLUME], *QUICK, *COMPRESS]
-    config += ["--data.val_share", "0.6", "--model.compression.start", str(dense(VOLUME))]
+    config += ["--data.val_fraction", "0.6", "--model.compression.start", str(dense(VOLUME))]
     config += ["--trainer.default_root_dir", str(tmp_path), "--model.compression.repeats", "0"]
     trained = run(["fit", *config, "--trainer.max_epochs", "1", "--name", "fit"]).run_dir
     environment = {**os.environ, "PYTHONPATH": str(FOLDER.parents[2]), "OMP_NUM_THREADS": "1"}

@@ -13,6 +13,7 @@ from torch import nn
 from common.spectral.transforms import random_orthogonal
 from papers.fdc3d.compression import compress
 from papers.fdc3d.deployment import fold_batch_norms
+from papers.fdc3d.files import describe, rebuild
 from papers.fdc3d.layers import EXECUTIONS, LAYOUTS, CompactConv3d, MaskedConv3d
 from tests.papers.fdc3d.test_compression import tiny_batches, tiny_network
 
@@ -47,7 +48,9 @@ def test_meta_construction_with_assigned_weights(network, x):
     layer.load_state_dict(original.state_dict(), assign=True)
     video = torch.randn(1, 6, 5, 9, 7)
     torch.testing.assert_close(layer(video), original(video))
-    meta = copy.deepcopy(network).to("meta")
+    with torch.device("meta"):
+        meta = rebuild(describe(network), tiny_network())
+    assert all(parameter.is_meta for parameter in meta.parameters())
     meta.load_state_dict(network.state_dict(), assign=True)
     with torch.no_grad():
         assert torch.equal(meta(x), network(x))
