@@ -153,7 +153,7 @@ def test_places_of_the_block() -> None:
     assert list(dtf_blocks(tiny(num_blocks=0))) == []
     assert len(dtf_blocks(dtf_net(layers=None, width=0.25))) == 16
     block = dtf_blocks(tiny(preset="author", kernel_size=5, share=8))["layer1.0.mid"]
-    assert (block.frames, block.kernel_size, block.share, block.options.expand) == (4, 5, 8, "author")
+    assert (block.frames, block.options.kernel_size, block.options.share, block.options.expand) == (4, 5, 8, "author")
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_places_of_the_block() -> None:
     [
         ({"block": "3d"}, "block '3d' is not known"),
         ({"stages": (1,)}, "stages names some of"),
-        ({"num_frames": 18}, "num_frames=18 is no multiple of early_stride=4"),
+        ({"num_frames": 18}, "num_frames=18 is no multiple of stem_stride=4"),
         ({"num_blocks": 6}, "num_blocks=6, but there are 5 places"),
     ],
 )
@@ -201,7 +201,7 @@ def test_grad_cam_layers() -> None:
 
 @pytest.mark.parametrize("block", ["dtf", "dtf-1d+", "temporal-conv", "temporal-shift"])
 def test_image_weights_start_as_the_image_network(tmp_path: Path, block: str) -> None:
-    image = tiny(block="2d", early_stride=1, num_frames=1).eval()
+    image = tiny(block="2d", stem_stride=1, num_frames=1).eval()
     torch.save(image.state_dict(), tmp_path / "image.pth")
     network = tiny(block=block, preset="author", num_classes=7).eval()
     load_imagenet(network, str(tmp_path / "image.pth"))

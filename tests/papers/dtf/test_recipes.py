@@ -101,7 +101,7 @@ def test_a_run_from_image_weights_shows_filters_and_goes_on(
 ) -> None:
     weights = tmp_path / "image.pt"
     torch.manual_seed(0)
-    image_network = dtf_net(1000, block="2d", width=0.25, layers=[1, 1, 1, 1], early_stride=1)
+    image_network = dtf_net(1000, block="2d", width=0.25, layers=[1, 1, 1, 1], stem_stride=1)
     torch.save(awaken(image_network, moving_picture(8, 96)[None]).state_dict(), weights)
     arguments = ["--config", str(KINETICS), *small(KINETICS, 8), *datasets("kinetics400")]
     arguments += ["--model.imagenet", str(weights), "--trainer.default_root_dir", str(tmp_path / "runs")]
