@@ -107,7 +107,8 @@ class DTFBlock(nn.Module):
 
     F' is F plus what the next frame holds around each position (Eq. 6-8; the last frame stays as it is). A 1x1
     convolution over all channels of all frames of F' and of the correlation predicts a filter of M = T // 2 + 1 complex
-    values for every position; F' is filtered with it over time (Eq. 4, 5) and added: F' + alpha * IFFT(FFT(F') x filter).
+    values for every position; F' is filtered with it over time (Eq. 4, 5) and the result added:
+    F' + alpha * IFFT(FFT(F') x filter).
 
     With alpha 0, where it starts, the filtered feature has no effect: the output is exactly F', and exactly the input
     with the author's preset or without aggregation.
@@ -127,7 +128,7 @@ class DTFBlock(nn.Module):
         self,
         channels: int,
         frames: int,
-        options: DTFOptions = DTFOptions(),  # noqa: B008
+        options: DTFOptions = DTFOptions(),
         dynamic: bool = True,
         **changes: Any,
     ) -> None:

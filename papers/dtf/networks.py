@@ -115,7 +115,7 @@ class DTFTransformerOptions(BackboneOptions):
 def dtf_net(
     num_classes: int = 400,
     num_frames: int = 16,
-    options: DTFNetOptions = DTFNetOptions(),  # noqa: B008
+    options: DTFNetOptions = DTFNetOptions(),
     **changes: Any,
 ) -> C2DResNet:
     """A C2D ResNet with temporal blocks (Section 3.4, Figure 5a).
@@ -159,7 +159,7 @@ def dtf_net(
 def dtf_transformer(
     num_classes: int = 400,
     num_frames: int = 64,
-    options: DTFTransformerOptions = DTFTransformerOptions(),  # noqa: B008
+    options: DTFTransformerOptions = DTFTransformerOptions(),
     **changes: Any,
 ) -> C2DSwin:
     """A Swin Transformer over frames with temporal blocks behind the attention over regular windows (Figure 5b).

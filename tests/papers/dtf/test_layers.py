@@ -65,7 +65,8 @@ def slow_block(block: DTFBlock, x: Tensor) -> Tensor:
     weight = block.predict.weight[:, :, 0, 0]
     for y, u in itertools.product(range(height), range(width)):
         inputs = [
-            torch.cat([enhanced[:, t, y, u]] + ([scores[:, t, y, u]] if block.options.correlation else [])) for t in range(time)
+            torch.cat([enhanced[:, t, y, u]] + ([scores[:, t, y, u]] if block.options.correlation else []))
+            for t in range(time)
         ]
         predicted = (weight @ torch.cat(inputs)).view(m, 2, -1)
         for c in range(channels):
@@ -241,9 +242,10 @@ def test_circular_convolution_and_transforms_have_equal_gradients(monkeypatch: p
     torch.manual_seed(0)
     block = trained(DTFBlock(8, 6, share=4))
     x = torch.randn(2, 8, 6, 4, 4, dtype=torch.float64, requires_grad=True)
+    assert block.convolves(x)
     found = []
-    for longest in (16, 0):
-        monkeypatch.setattr(layers, "_LONGEST_CONVOLUTION", longest)
+    for convolves in (True, False):
+        monkeypatch.setattr(block, "convolves", lambda frames, value=convolves: value)
         block.zero_grad()
         x.grad = None
         block(x).square().sum().backward()
