@@ -63,7 +63,7 @@ def awake(network: nn.Module, frames: int = 16) -> nn.Module:
         ({}, 64, 101.2, 50.12),
         ({"block": "temporal-conv"}, 16, 33.00, None),
         ({"block": "dtf-1d", "stages": (5,)}, 16, 25.35, None),
-        ({"block": "dtf-1d+", "stages": (5,)}, 16, 28.57, None),
+        ({"block": "dtf-1d+", "stages": (5,)}, 16, 28.77, None),
     ],
     ids=str,
 )
