@@ -393,14 +393,3 @@ def test_dynamic_temporal_convolution_is_as_defined() -> None:
         expected = layer(x)
     torch.testing.assert_close(layer(x), expected)
     assert layers.DynamicTemporalConv(nn.Conv2d(6, 4, 3, 2, 1))(torch.randn(1, 6, 3, 7, 8)).shape == (1, 4, 3, 4, 4)
-
-
-def test_shift_moves_an_eighth_each_way() -> None:
-    conv = layers.ShiftedConv(nn.Conv2d(8, 8, 1, bias=False))
-    conv.weight.data.copy_(torch.eye(8)[:, :, None, None])
-    x = torch.randn(1, 8, 3, 2, 2)
-    y = conv(x)
-    assert y[:, 0, :2].equal(x[:, 0, 1:])
-    assert not y[:, 0, 2].any()
-    assert y[:, 1, 1:].equal(x[:, 1, :2])
-    assert y[:, 2:].equal(x[:, 2:])
