@@ -218,7 +218,7 @@ def has_functional_transforms(build: Build, shape: Shape) -> None:
                 assert_same(each[name][i], expected[name], 1e-7, f"vmap of grad: {name}")
     # <u, J v> in forward mode is <J^T u, v> in reverse mode.
     v = torch.randn_like(x)
-    out, forward = torch.func.jvp(module, (x,), (v,))
+    out, forward = torch.func.jvp(module, (x,), (v,))  # type: ignore[misc]
     u = torch.randn_like(out)
     (reverse,) = torch.func.vjp(module, x)[1](u)
     assert_same((u * forward).sum(), (reverse * v).sum(), 1e-7, "jvp")

@@ -51,10 +51,11 @@ class _Kernel(torch.autograd.Function):
         ctx.save_for_forward(*tensors)
 
     @classmethod
-    def backward(cls, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(cls, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         tensors, constants = ctx.saved_tensors, ctx.constants
         if torch.is_grad_enabled():  # there is to be a second derivative
-            grads = torch.func.vjp(lambda *x: cls.definition(*x, *constants), *tensors)[1](grad)
+            pull: Any = torch.func.vjp(lambda *x: cls.definition(*x, *constants), *tensors)[1]
+            grads = pull(grad)
         else:
             grads = cls.first_derivative(grad, *tensors, *constants)
         return (*grads, *(None for _ in constants))
@@ -63,8 +64,8 @@ class _Kernel(torch.autograd.Function):
     def jvp(cls, ctx: Any, *tangents: Tensor | None) -> Tensor:
         # The derivative of `pull` along its argument is the transposed map of `pull`: forward mode by reverse mode.
         tensors, constants = ctx.saved_tensors, ctx.constants
-        output, pull = torch.func.vjp(lambda *x: cls.definition(*x, *constants), *tensors)
-        _, push = torch.func.vjp(pull, torch.zeros_like(output))
+        transposed: Any = torch.func.vjp(lambda *x: cls.definition(*x, *constants), *tensors)
+        push: Any = torch.func.vjp(transposed[1], torch.zeros_like(transposed[0]))[1]
         given = zip(tangents[: len(tensors)], tensors, strict=True)
         return push(tuple(torch.zeros_like(x) if t is None else t for t, x in given))[0]
 

@@ -59,17 +59,18 @@ class DTFTransformerModule(DTFModule):
 
     Args:
         network: options of `papers.dtf.networks.dtf_transformer`.
-        learning_rate: peak of the schedule.
-        kwargs: the other arguments of `DTFModule`.
+        num_classes, num_frames, learning_rate, kwargs: as for `DTFModule`.
     """
 
     def __init__(
         self,
-        network: DTFTransformerOptions = DTFTransformerOptions(),  # type: ignore[assignment]
+        network: DTFTransformerOptions = DTFTransformerOptions(),
+        num_classes: int | None = None,
+        num_frames: int | None = None,
         learning_rate: float = 0.01,
         **kwargs: Any,
     ) -> None:
-        super().__init__(network, learning_rate=learning_rate, **kwargs)  # type: ignore[arg-type]
+        super().__init__(network, num_classes, num_frames, learning_rate, **kwargs)  # type: ignore[arg-type]
 
     def build_network(self) -> nn.Module:
         options = DTFTransformerOptions(**self.hparams["network"])

@@ -44,7 +44,7 @@ _REPLACE_CONV: dict[str, Callable[[nn.Conv2d], nn.Module]] = {
     "temporal-shift": layers.ShiftedConv,
 }
 #: modules after the 3x3 convolution, where the DTF block stands, from (channels, frames)
-_INSERT: dict[str, Callable[[int, int], nn.Module]] = {
+_INSERT: dict[str, Callable[..., nn.Module]] = {
     "correlation": layers.CorrelationBlock,
     "temporal-difference": lambda channels, frames: layers.TemporalDifferenceBlock(channels),
 }

@@ -88,7 +88,7 @@ def reaches(numbers: tuple[int, ...] = (0, 1, 2, 4, 8, 16), frames: int = 32) ->
     for block, name in (("dtf-1d", "DTF_1d-Net"), ("dtf", "DTF-Net")):
         for number in numbers:
             torch.manual_seed(0)
-            network = dtf_net(2, num_frames=frames, block=block, num_blocks=number, width=0.25, stem_stride=1)  # type: ignore[arg-type]
+            network = dtf_net(2, num_frames=frames, block=block, num_blocks=number, width=0.25, stem_stride=1)
             clip = torch.randn(1, 3, frames, 32, 32)
             found.setdefault(name, []).append(reach(awaken(network, clip), clip))
     return found
