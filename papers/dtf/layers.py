@@ -475,6 +475,7 @@ class TemporalDifferenceBlock(nn.Module):
 
     def _gate(self, difference: Tensor) -> Tensor:
         height, width = difference.shape[-2:]
-        small = F.avg_pool2d(difference, 2, ceil_mode=bool(height < 2) or bool(width < 2))
+        one_line = height < 2 or width < 2
+        small = F.avg_pool2d(difference, 2, ceil_mode=True) if one_line else F.avg_pool2d(difference, 2)
         coarse = F.interpolate(self.coarse(small), size=(height, width), mode="nearest")
         return torch.sigmoid(self.expand((difference + self.fine(difference) + coarse) / 3))
