@@ -125,9 +125,12 @@ class C2DSwin(SwinTransformer):
         return self.head(self.dropout(self.permute(self.norm(x)).mean(dim=(2, 3, 4))))
 
     def rename_image_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The state dict of a Swin of timm or of the original code in torchvision's names; others as they are."""
+        """The state dict of a Swin of timm or of the original code in torchvision's names.
+
+        A normalisation of the patches is left out where the network has none.
+        """
         if "patch_embed.proj.weight" not in state:
-            return dict(state)
+            return self._without_patch_norm(state)
         # The original has a stage's patch merging at its end, timm at the beginning of the next.
         end = 2 if "layers.0.downsample.norm.weight" in state else 0
         renamed = {}
@@ -146,4 +149,8 @@ class C2DSwin(SwinTransformer):
                 parts[:2] = ["head"]
             renamed[".".join(parts)] = value
         computed = {n: b for n, b in self.named_buffers() if n.endswith(".relative_position_index")}
-        return {**computed, **renamed}
+        return {**computed, **self._without_patch_norm(renamed)}
+
+    def _without_patch_norm(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        absent = isinstance(self.get_submodule("features.0.2"), nn.Identity)
+        return {name: value for name, value in state.items() if not (absent and name.startswith("features.0.2."))}

@@ -4,7 +4,7 @@ Fuchen Long, Zhaofan Qiu, Yingwei Pan, Ting Yao, Chong-Wah Ngo, Tao Mei. ECCV, 2
 """
 
 from papers.dtf.layers import DTFBlock
-from papers.dtf.lightning_module import DTFModule
+from papers.dtf.lightning_module import DTFModule, DTFTransformerModule
 from papers.dtf.networks import dtf_net, dtf_transformer
 
-__all__ = ["DTFBlock", "DTFModule", "dtf_net", "dtf_transformer"]
+__all__ = ["DTFBlock", "DTFModule", "DTFTransformerModule", "dtf_net", "dtf_transformer"]

@@ -1,7 +1,7 @@
 """Training of DTF-Net, DTF-Transformer and the networks they are compared with, as Section 4.1 describes it."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from matplotlib.figure import Figure
@@ -9,29 +9,18 @@ from torch import Tensor, nn
 
 from common.training.schedules import cosine_over_training, sgd
 from common.training.video_classification import VideoClassificationModule
-from papers.dtf import networks
-from papers.dtf.layers import Preset
+from papers.dtf.networks import DTFNetOptions, DTFTransformerOptions, dtf_net, dtf_transformer
 from papers.dtf.visualise import mean_responses, response_figure
-
-Backbone = Literal["resnet-18", "resnet-34", "resnet-50", "resnet-101", "resnet-152", "swin-t", "swin-s", "swin-b"]
 
 
 class DTFModule(VideoClassificationModule):
-    """DTF-Net or DTF-Transformer, or another temporal module in their backbones, trained by SGD with a cosine schedule.
+    """DTF-Net, or another temporal module in its backbone, trained by SGD with a cosine schedule (Section 4.1).
 
     Args:
-        backbone: of the frames; ResNets make a DTF-Net, Swins a DTF-Transformer.
+        network: options of `papers.dtf.networks.dtf_net`.
         num_classes: number of classes; taken from the data by `spectral`.
-        num_frames: frames of a clip, for which the filters are made; likewise.
-        block: the temporal module (Tables 1a and 1d); see `networks.dtf_net`. Swins have no convolutions to replace.
-        preset: `paper`, the equations, or `author`, the released code's choices.
-        stages: stages with the module, 2 to 5 of a ResNet (Table 1c), 1 to 4 of a Swin; all by default.
-        num_blocks: so many blocks, the last ones of these stages, have the module; all by default (Figure 6a).
-        aggregation, correlation: parts of the DTF block (Table 1b).
-        dropout: probability before the classifier.
-        early_stride: frames that a step of the first convolution takes in.
-        width, layers: of a ResNet other than the paper's: channels times `width`, residual blocks of the four stages.
-        learning_rate: the highest; the paper's 0.04 is for DTF-Net, DTF-Transformer has 0.01.
+        num_frames: frames of a clip, which the filters are made for; taken from the data by `spectral`.
+        learning_rate: peak of the schedule.
         warmup_epochs: epochs in which the learning rate rises to it, from a hundredth.
         momentum, nesterov, weight_decay: of SGD.
         kwargs: arguments of `common.training.classification.ClassificationModule`.
@@ -39,19 +28,9 @@ class DTFModule(VideoClassificationModule):
 
     def __init__(
         self,
-        backbone: Backbone = "resnet-50",
+        network: DTFNetOptions = DTFNetOptions(),
         num_classes: int | None = None,
         num_frames: int | None = None,
-        block: networks.Block = "dtf",
-        preset: Preset = "paper",
-        stages: Sequence[int] | None = None,
-        num_blocks: int | None = None,
-        aggregation: bool = True,
-        correlation: bool = True,
-        dropout: float = 0.5,
-        width: float = 1.0,
-        layers: Sequence[int] | None = None,
-        early_stride: int = 4,
         learning_rate: float = 0.04,
         warmup_epochs: float = 1.0,
         momentum: float = 0.9,
@@ -62,17 +41,8 @@ class DTFModule(VideoClassificationModule):
         super().__init__(num_classes, **kwargs)
 
     def build_network(self) -> nn.Module:
-        hparams: Any = self.hparams
-        kind, size = hparams.backbone.split("-")
-        names = ["num_classes", "num_frames", "block", "num_blocks", "preset", "aggregation", "correlation"]
-        options = {name: hparams[name] for name in (*names, "early_stride", "dropout")}
-        if hparams.stages is not None:
-            options["stages"] = hparams.stages
-        if kind == "resnet":
-            return networks.dtf_net(depth=int(size), width=hparams.width, layers=hparams.layers, **options)
-        if hparams.width != 1 or hparams.layers is not None:
-            raise ValueError(f"width and layers are for ResNets, not {hparams.backbone}")
-        return networks.dtf_transformer(size=size, **options)
+        options = DTFNetOptions(**self.hparams["network"])
+        return dtf_net(self.hparams["num_classes"], self.hparams["num_frames"], options)
 
     def batch_figures(self, batch: Mapping[str, Any], outputs: Mapping[str, Tensor]) -> dict[str, Figure]:
         """Adds the mean response of the filters of every stage, on the first clips of the batch."""
@@ -82,3 +52,26 @@ class DTFModule(VideoClassificationModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return cosine_over_training(self, sgd(self), self.hparams["warmup_epochs"])
+
+
+class DTFTransformerModule(DTFModule):
+    """DTF-Transformer, trained as DTF-Net with a lower learning rate.
+
+    Args:
+        network: options of `papers.dtf.networks.dtf_transformer`.
+        num_classes, num_frames, learning_rate, kwargs: as for `DTFModule`.
+    """
+
+    def __init__(
+        self,
+        network: DTFTransformerOptions = DTFTransformerOptions(),
+        num_classes: int | None = None,
+        num_frames: int | None = None,
+        learning_rate: float = 0.01,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(network, num_classes, num_frames, learning_rate, **kwargs)  # type: ignore[arg-type]
+
+    def build_network(self) -> nn.Module:
+        options = DTFTransformerOptions(**self.hparams["network"])
+        return dtf_transformer(self.hparams["num_classes"], self.hparams["num_frames"], options)

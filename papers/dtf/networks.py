@@ -1,7 +1,7 @@
-"""DTF-Net, DTF-Transformer, and the networks they are compared with, on one backbone each.
+"""DTF-Net and DTF-Transformer, and the networks they are compared with on the same backbones.
 
-Every network maps a video (B,3,T,H,W), float, to logits (B,`num_classes`), for any H and W. The first convolution takes
-in `early_stride` frames a step, so that blocks see T / `early_stride` of them. Image weights are put in with
+Every network maps a video (B,3,T,H,W), float, to logits (B,`num_classes`), for any H and W. The stem takes in
+`stem_stride` frames at a time, so that blocks see T / `stem_stride` of them. Image weights are loaded with
 `common.backbones.load_imagenet(network, source)`.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -17,11 +18,12 @@ from torch import Tensor, nn
 
 from common.backbones import C2DResNet
 from common.backbones.c2d_resnet import LAYERS, STAGES
+from common.backbones.options import changed
 from common.backbones.swin import C2DSwin
 from papers.dtf import layers
-from papers.dtf.layers import DTFBlock, DTFOptions, Preset
+from papers.dtf.layers import DTFBlock, DTFOptions
 
-Block = Literal[
+TemporalModule = Literal[
     "2d",
     "dtf",
     "dtf-f",
@@ -34,83 +36,121 @@ Block = Literal[
 ]
 Network = TypeVar("Network", C2DResNet, C2DSwin)
 
-#: replace the first convolution of a residual block (Tables 1a and 1d)
-_FIRST: dict[str, Callable[[nn.Conv2d], nn.Module]] = {
+#: modules that replace the first convolution of a residual block (Tables 1a and 1d)
+_REPLACE_CONV: dict[str, Callable[[nn.Conv2d], nn.Module]] = {
     "dtf-1d": layers.TemporalConv,
     "dtf-1d+": layers.DynamicTemporalConv,
     "temporal-conv": layers.TemporalConv,
     "temporal-shift": layers.ShiftedConv,
 }
-#: stand after the 3x3 convolution, beside the DTF block
-_MIDDLE: dict[str, Callable[[int], nn.Module]] = {
+#: modules after the 3x3 convolution, where the DTF block stands, from (channels, frames)
+_INSERT: dict[str, Callable[..., nn.Module]] = {
     "correlation": layers.CorrelationBlock,
-    "temporal-difference": layers.TemporalDifferenceBlock,
+    "temporal-difference": lambda channels, frames: layers.TemporalDifferenceBlock(channels),
 }
-BLOCKS: tuple[str, ...] = ("2d", "dtf", "dtf-f", *_FIRST, *_MIDDLE)
+BLOCKS: tuple[str, ...] = ("2d", "dtf", "dtf-f", *_REPLACE_CONV, *_INSERT)
+
+
+@dataclass(frozen=True)
+class BackboneOptions(DTFOptions):
+    """Options that DTF-Net and DTF-Transformer share, besides those of the DTF block.
+
+    Attributes:
+        block: the temporal module (Tables 1a and 1d). `dtf`; `dtf-f`, with one filter for all positions; `dtf-1d` and
+            `temporal-conv`, the first convolution of a residual block over three frames; `dtf-1d+`, four such mixed
+            at every position; `temporal-shift`, `correlation`, `temporal-difference`; `2d`, none. Those that replace
+            a convolution need a ResNet.
+        stages: the stages with the module (Table 1c), 2 to 5 of a ResNet, 1 to 4 of a Swin; None: all.
+        num_blocks: the number of blocks with the module, counted from the last (Figure 6a); None: all.
+        stem_stride: temporal kernel and stride of the stem; `num_frames` is a multiple of it.
+        dropout: probability before the classifier.
+    """
+
+    block: TemporalModule = "dtf"
+    stages: Sequence[int] | None = None
+    num_blocks: int | None = None
+    stem_stride: int = 4
+    dropout: float = 0.5
+
+
+@dataclass(frozen=True)
+class DTFNetOptions(BackboneOptions):
+    """Options of DTF-Net.
+
+    Attributes:
+        depth: 18, 34 (basic blocks), 50, 101 or 152 (bottlenecks).
+        width: multiplies the number of channels.
+        layers: residual blocks of the four stages; None: those of `depth`.
+    """
+
+    depth: int = 50
+    width: float = 1.0
+    layers: Sequence[int] | None = None
+
+
+@dataclass(frozen=True)
+class DTFTransformerOptions(BackboneOptions):
+    """Options of DTF-Transformer.
+
+    Attributes:
+        size: `t`, `s` or `b`.
+        embed_dim, depths, heads: channels of the first stage, blocks and heads of each stage; None: those of `size`.
+        window: side of the attention windows.
+        image_size: side of the frames in training. In stages whose map is then one window, no block shifts.
+        patch_norm: layer normalisation after the patch embedding, which the released code leaves out; None: with the
+            preset `paper` alone.
+        stochastic_depth: probability of dropping the last residual branch; None: that of `size`.
+    """
+
+    size: Literal["t", "s", "b"] = "b"
+    embed_dim: int | None = None
+    depths: Sequence[int] | None = None
+    heads: Sequence[int] | None = None
+    window: int = 7
+    image_size: int = 224
+    patch_norm: bool | None = None
+    stochastic_depth: float | None = None
 
 
 def dtf_net(
     num_classes: int = 400,
-    depth: int = 50,
     num_frames: int = 16,
-    block: Block = "dtf",
-    stages: Sequence[int] = STAGES,
-    num_blocks: int | None = None,
-    preset: Preset | DTFOptions = "paper",
-    aggregation: bool = True,
-    correlation: bool = True,
-    kernel_size: int = 3,
-    share: int = 16,
-    early_stride: int = 4,
-    dropout: float = 0.5,
-    width: float = 1.0,
-    layers: Sequence[int] | None = None,
+    options: DTFNetOptions = DTFNetOptions(),
+    **changes: Any,
 ) -> C2DResNet:
     """A C2D ResNet with temporal blocks (Section 3.4, Figure 5a).
 
     Args:
         num_classes: number of classes.
-        depth: 18, 34 (basic blocks), 50, 101 or 152 (bottlenecks).
-        num_frames: frames of a clip, a multiple of `early_stride`; the paper takes 16 to 64.
-        block: `dtf`; `dtf-f`, one filter for all positions; `dtf-1d` and `temporal-conv`, the first convolution of each
-            bottleneck over three frames; `dtf-1d+`, four such mixed at every position; `temporal-shift`,
-            `correlation`, `temporal-difference`; `2d`, none.
-        stages: which of the stages 2 to 5 have the block (Table 1c).
-        num_blocks: that many of their residual blocks, counted from the last one back, have it (Figure 6a); all by
-            default.
-        preset: `paper`, `author` (the released code), or `DTFOptions`.
-        aggregation, correlation: of the DTF block (Table 1b).
-        kernel_size: side of the neighbourhood.
-        share: G, channels that share a filter.
-        early_stride: frames a step of the first convolution.
-        dropout: probability before the classifier.
-        width: multiplies every channel number.
-        layers: residual blocks of the four stages, by default those of `depth`.
+        num_frames: frames of a clip, a multiple of the temporal stride of the stem; 16 to 64 in the paper.
+        options: of the network.
+        changes: options to change, by name.
 
     Raises:
-        ValueError: an unknown block or stage, or `num_frames` is no multiple of `early_stride`.
+        ValueError: an option is out of range, or `num_frames` is no multiple of `stem_stride`.
     """
-    _check(block, num_frames, early_stride)
-    if not set(stages) <= set(STAGES):
-        raise ValueError(f"stages names some of {list(STAGES)}, not {list(stages)}")
-    counts = dict(zip(STAGES, LAYERS.get(depth, (0,) * 4) if layers is None else layers, strict=True))
-    places = [(stage, index) for stage in STAGES if stage in stages for index in range(counts[stage])]
-    chosen = _last(places, num_blocks)
-    make = _middle(block, num_frames // early_stride, preset, aggregation, correlation, kernel_size, share)
+    options = changed(options, changes)
+    _check(options, num_frames, STAGES)
+    counts = options.layers or LAYERS.get(options.depth, (0,) * 4)
+    stages = STAGES if options.stages is None else options.stages
+    places = [(stage, i) for stage, n in zip(STAGES, counts, strict=True) if stage in stages for i in range(n)]
+    chosen = _last(places, options.num_blocks)
+    insert = _insert(options, num_frames)
+    replacement = _REPLACE_CONV.get(options.block)
 
     def first_conv(conv: nn.Conv2d, stage: int, index: int) -> nn.Module | None:
-        return _FIRST[block](conv) if block in _FIRST and (stage, index) in chosen else None
+        return replacement(conv) if replacement and (stage, index) in chosen else None
 
     def mid_block(channels: int, stage: int, index: int) -> nn.Module | None:
-        return make(channels) if make and (stage, index) in chosen else None
+        return insert(channels) if insert and (stage, index) in chosen else None
 
     return C2DResNet(
-        depth,
+        options.depth,
         num_classes,
-        dropout,
-        width=width,
-        layers=layers,
-        stem_stride=early_stride,
+        options.dropout,
+        width=options.width,
+        layers=options.layers,
+        stem_stride=options.stem_stride,
         first_conv=first_conv,
         mid_block=mid_block,
     )
@@ -118,69 +158,64 @@ def dtf_net(
 
 def dtf_transformer(
     num_classes: int = 400,
-    size: Literal["t", "s", "b"] = "b",
     num_frames: int = 64,
-    block: Block = "dtf",
-    stages: Sequence[int] = (1, 2, 3, 4),
-    num_blocks: int | None = None,
-    preset: Preset | DTFOptions = "paper",
-    aggregation: bool = True,
-    correlation: bool = True,
-    kernel_size: int = 3,
-    share: int = 16,
-    early_stride: int = 4,
-    dropout: float = 0.5,
-    **swin: Any,
+    options: DTFTransformerOptions = DTFTransformerOptions(),
+    **changes: Any,
 ) -> C2DSwin:
     """A Swin Transformer over frames with temporal blocks behind the attention over regular windows (Figure 5b).
 
-    At 224 x 224 the maps of the last stage are one window, so that none of its blocks shifts and all have the temporal
+    At 224 x 224 the maps of the last stage are one window, so that none of its blocks shifts and both have the temporal
     block: 13 in Swin-B, which gives the paper's multiply-adds.
 
     Args:
-        size: `t`, `s` or `b`.
-        block: `dtf`, `dtf-f`, `correlation`, `temporal-difference` or `2d`.
-        stages: which of the stages 1 to 4 have the block.
-        num_blocks: that many blocks, counted from the last one back; all by default.
-        swin: `embed_dim`, `depths`, `heads`, `window`, `image_size`, `stochastic_depth`, `patch_norm` of
-            `common.backbones.swin.C2DSwin`.
-
-    The other arguments are those of `dtf_net`.
+        num_classes, num_frames, options, changes: as for `dtf_net`.
 
     Raises:
-        ValueError: an unknown block, one that replaces a convolution, or `num_frames` is no multiple of `early_stride`.
+        ValueError: as for `dtf_net`, or a block that replaces a convolution.
     """
-    _check(block, num_frames, early_stride)
-    if block in _FIRST:
-        raise ValueError(f"block {block!r} replaces a convolution, which a Swin Transformer does not have")
-    if not set(stages) <= {1, 2, 3, 4}:
-        raise ValueError(f"stages names some of [1, 2, 3, 4], not {list(stages)}")
-    make = _middle(block, num_frames // early_stride, preset, aggregation, correlation, kernel_size, share)
-    places: list[tuple[int, int]] = []
+    options = changed(options, changes)
+    if options.block in _REPLACE_CONV:
+        raise ValueError(f"block {options.block!r} replaces a convolution, which a Swin Transformer does not have")
+    _check(options, num_frames, (1, 2, 3, 4))
+    insert = _insert(options, num_frames)
 
     def build(mid_block: Callable[[int, int, int], nn.Module | None]) -> C2DSwin:
-        # The released code gives up the layer normalisation of the patches.
-        norm = {"patch_norm": preset != "author"}
-        return C2DSwin(size, num_classes, dropout, early_stride, mid_block, **{**norm, **swin})
+        return C2DSwin(
+            options.size,
+            num_classes,
+            options.dropout,
+            options.stem_stride,
+            mid_block,
+            options.image_size,
+            options.embed_dim,
+            options.depths,
+            options.heads,
+            options.window,
+            options.preset != "author" if options.patch_norm is None else options.patch_norm,
+            options.stochastic_depth,
+        )
 
-    if make is None:
-        return build(lambda channels, stage, index: None)
-    if num_blocks is not None:
-        with torch.device("meta"):  # only asks which places there are
-            build(lambda channels, stage, index: places.append((stage, index)) if stage in stages else None)
-        chosen = _last(places, num_blocks)
-        return build(lambda channels, stage, index: make(channels) if (stage, index) in chosen else None)
-    return build(lambda channels, stage, index: make(channels) if stage in stages else None)
+    places: list[tuple[int, int]] = []
+    with torch.device("meta"):  # only asks which places there are
+        build(lambda channels, stage, index: places.append((stage, index)))
+    chosen = _last([p for p in places if options.stages is None or p[0] in options.stages], options.num_blocks)
+    return build(lambda channels, *place: insert(channels) if insert and place in chosen else None)
 
 
-def _check(block: str, num_frames: int, early_stride: int) -> None:
-    if block not in BLOCKS:
-        raise ValueError(f"block {block!r} is not known; choose one of {', '.join(BLOCKS)}")
-    if early_stride < 1 or num_frames < early_stride or num_frames % early_stride:
-        raise ValueError(f"num_frames={num_frames} is no multiple of early_stride={early_stride}")
+def _check(options: BackboneOptions, num_frames: int, stages: Sequence[int]) -> None:
+    if options.block not in BLOCKS:
+        raise ValueError(f"block {options.block!r} is not known; choose one of {', '.join(BLOCKS)}")
+    if options.stages is not None and not set(options.stages) <= set(stages):
+        raise ValueError(f"stages names some of {list(stages)}, not {list(options.stages)}")
+    _check_frames(num_frames, options.stem_stride)
 
 
-def _last(places: list[Any], number: int | None) -> list[Any]:
+def _check_frames(num_frames: int, stem_stride: int) -> None:
+    if stem_stride < 1 or num_frames < stem_stride or num_frames % stem_stride:
+        raise ValueError(f"num_frames={num_frames} is no multiple of stem_stride={stem_stride}")
+
+
+def _last(places: list[tuple[int, int]], number: int | None) -> list[tuple[int, int]]:
     if number is None:
         return places
     if not 0 <= number <= len(places):
@@ -188,27 +223,12 @@ def _last(places: list[Any], number: int | None) -> list[Any]:
     return places[len(places) - number :]
 
 
-def _middle(
-    block: str,
-    frames: int,
-    preset: Preset | DTFOptions,
-    aggregation: bool,
-    correlation: bool,
-    kernel_size: int,
-    share: int,
-) -> Callable[[int], nn.Module] | None:
-    if block not in ("dtf", "dtf-f"):
-        return _MIDDLE.get(block)
-    return partial(
-        DTFBlock,
-        frames=frames,
-        kernel_size=kernel_size,
-        share=share,
-        aggregation=aggregation,
-        correlation=correlation,
-        dynamic=block == "dtf",
-        preset=preset,
-    )
+def _insert(options: BackboneOptions, num_frames: int) -> Callable[[int], nn.Module] | None:
+    """From the number of channels to the module after a 3x3 convolution or an attention; None where there is none."""
+    frames = num_frames // options.stem_stride
+    if options.block in ("dtf", "dtf-f"):
+        return partial(DTFBlock, frames=frames, options=options, dynamic=options.block == "dtf")
+    return partial(_INSERT[options.block], frames=frames) if options.block in _INSERT else None
 
 
 def dtf_blocks(network: nn.Module) -> dict[str, DTFBlock]:
@@ -234,13 +254,11 @@ def resample_frames(network: Network, num_frames: int) -> Network:
     `DTFBlock.resampled`. Changes the network in place and returns it.
 
     Raises:
-        ValueError: `num_frames` is no multiple of the frames that the first convolution takes in.
+        ValueError: `num_frames` is no multiple of the temporal stride of the stem.
     """
-    early_stride = network.stem_stride
-    if num_frames < early_stride or num_frames % early_stride:
-        raise ValueError(f"num_frames={num_frames} is no multiple of early_stride={early_stride}")
+    _check_frames(num_frames, network.stem_stride)
     for name, block in dtf_blocks(network).items():
-        network.set_submodule(name, block.resampled(num_frames // early_stride))
+        network.set_submodule(name, block.resampled(num_frames // network.stem_stride))
     return network
 
 

@@ -88,7 +88,7 @@ def reaches(numbers: tuple[int, ...] = (0, 1, 2, 4, 8, 16), frames: int = 32) ->
     for block, name in (("dtf-1d", "DTF_1d-Net"), ("dtf", "DTF-Net")):
         for number in numbers:
             torch.manual_seed(0)
-            network = dtf_net(2, num_frames=frames, block=block, num_blocks=number, width=0.25, early_stride=1)  # type: ignore[arg-type]
+            network = dtf_net(2, num_frames=frames, block=block, num_blocks=number, width=0.25, stem_stride=1)
             clip = torch.randn(1, 3, frames, 32, 32)
             found.setdefault(name, []).append(reach(awaken(network, clip), clip))
     return found
@@ -135,7 +135,7 @@ def _demo_views(run: Trained, data: Path | None) -> dict[str, visualise.View]:
 def random_network(clip: Tensor) -> nn.Module:
     """A small DTF-Net with random filters for clips such as `clip` (3,T,H,W), the same in every call."""
     torch.manual_seed(0)
-    network = dtf_net(8, depth=18, num_frames=clip.shape[1], width=0.5, early_stride=1)
+    network = dtf_net(8, depth=18, num_frames=clip.shape[1], width=0.5, stem_stride=1)
     return awaken(network, clip[None])
 
 

@@ -56,11 +56,11 @@ class Obvious(nn.Module):
         features = torch.cat([enhanced.transpose(1, 2), scores], dim=2)
         numbers = block.predict(features.flatten(1, 2))
         if author:
-            f = numbers.unsqueeze(2).expand(-1, -1, block.share, -1, -1)
+            f = numbers.unsqueeze(2).expand(-1, -1, block.options.share, -1, -1)
             f = f.reshape(batch, channels, block.frequencies, 2, height, width)
         else:
-            f = numbers.view(batch, block.frequencies, 2, channels // block.share, height, width)
-            f = f.permute(0, 3, 1, 2, 4, 5).repeat_interleave(block.share, dim=1)
+            f = numbers.view(batch, block.frequencies, 2, channels // block.options.share, height, width)
+            f = f.permute(0, 3, 1, 2, 4, 5).repeat_interleave(block.options.share, dim=1)
         f = torch.view_as_complex(f.movedim(3, -1).contiguous())
         y = torch.fft.rfft(enhanced, dim=2, norm=options.fft_norm) * f
         if block.mix is not None and block.norm is not None:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from common.evaluation.complexity import count
 from common.spectral import reference_implementation
 from papers.dtf import layers
-from papers.dtf.layers import DTFBlock, DTFOptions, frame_aggregation, frame_correlation
+from papers.dtf.kernels import frame_aggregation, frame_correlation
+from papers.dtf.layers import DTFBlock
 
 
 def slow_correlation(query: Tensor, keys: Tensor, k: int) -> Tensor:
@@ -54,21 +55,22 @@ def slow_circular_filter(f: Tensor, spectrum: Tensor) -> Tensor:
 def slow_block(block: DTFBlock, x: Tensor) -> Tensor:
     """The equations of the paper, one clip (C,T,H,W) and one position at a time."""
     channels, time, height, width = x.shape
-    k, m = block.kernel_size, block.frequencies
+    k, m = block.options.kernel_size, block.frequencies
     enhanced, scores = x.clone(), torch.zeros(k * k, time, height, width, dtype=x.dtype)
     for t in range(time - 1):
         scores[:, t] = slow_correlation(x[:, t], x[:, t + 1], k) / channels
-        if block.aggregation:
+        if block.options.aggregation:
             enhanced[:, t] = x[:, t] + slow_aggregation(scores[:, t].softmax(0), x[:, t + 1], k)
     out = enhanced.clone()
     weight = block.predict.weight[:, :, 0, 0]
     for y, u in itertools.product(range(height), range(width)):
         inputs = [
-            torch.cat([enhanced[:, t, y, u]] + ([scores[:, t, y, u]] if block.correlation else [])) for t in range(time)
+            torch.cat([enhanced[:, t, y, u]] + ([scores[:, t, y, u]] if block.options.correlation else []))
+            for t in range(time)
         ]
         predicted = (weight @ torch.cat(inputs)).view(m, 2, -1)
         for c in range(channels):
-            spectrum = torch.complex(*predicted[:, :, c // block.share].unbind(1))
+            spectrum = torch.complex(*predicted[:, :, c // block.options.share].unbind(1))
             out[c, :, y, u] += block.alpha[c, 0, 0] * slow_circular_filter(enhanced[c, :, y, u], spectrum)
     return out
 
@@ -176,10 +178,10 @@ def test_author_preset_equals_the_released_code(time: int) -> None:
 
 
 def test_literal_products_without_softmax() -> None:
-    block = trained(DTFBlock(4, 3, share=2, preset=DTFOptions(correlation_norm="none")))
+    block = trained(DTFBlock(4, 3, share=2, correlation_norm="none"))
     x = torch.randn(1, 4, 3, 3, 3, dtype=torch.float64)
     scores = slow_correlation(x[0, :, 0], x[0, :, 1], 3)
-    enhanced, kept = block._enhanced(x)
+    enhanced, kept = block.aggregate(x)
     torch.testing.assert_close(kept[0, 0], scores)
     torch.testing.assert_close(enhanced[0, 0], x[0, :, 0] + slow_aggregation(scores, x[0, :, 1], 3))
     block(x)
@@ -205,7 +207,7 @@ def test_filter_spectrum_is_what_is_applied(time: int) -> None:
     spectrum = block.filter_spectrum(x)
     assert spectrum.shape == (1, 2, time // 2 + 1, 3, 3)
     assert block.kernel(x).shape == (1, 2, time, 3, 3)
-    enhanced = block._enhanced(x)[0].transpose(1, 2)
+    enhanced = block.aggregate(x)[0].transpose(1, 2)
     filtered = torch.fft.irfft(torch.fft.rfft(enhanced, dim=2) * spectrum.repeat_interleave(4, 1), n=time, dim=2)
     torch.testing.assert_close(block(x), enhanced + block.alpha[None, :, None] * filtered)
 
@@ -240,9 +242,10 @@ def test_circular_convolution_and_transforms_have_equal_gradients(monkeypatch: p
     torch.manual_seed(0)
     block = trained(DTFBlock(8, 6, share=4))
     x = torch.randn(2, 8, 6, 4, 4, dtype=torch.float64, requires_grad=True)
+    assert block.convolves(x)
     found = []
-    for longest in (16, 0):
-        monkeypatch.setattr(layers, "_LONGEST_CONVOLUTION", longest)
+    for convolves in (True, False):
+        monkeypatch.setattr(block, "convolves", lambda frames, value=convolves: value)
         block.zero_grad()
         x.grad = None
         block(x).square().sum().backward()
@@ -258,9 +261,8 @@ def test_identity_at_initialisation() -> None:
     assert DTFBlock(32, 4, aggregation=False, dynamic=False)(x).equal(x)
     # With the paper's skip connection, what is added to is the aggregated feature.
     block = DTFBlock(32, 4)
-    assert block(x).equal(block._enhanced(x)[0].transpose(1, 2))
-    assert layers.CorrelationBlock(32)(x).equal(x)
-    torch.testing.assert_close(layers.TemporalDifferenceBlock(32)(x), x)
+    assert block(x).equal(block.aggregate(x)[0].transpose(1, 2))
+    assert layers.CorrelationBlock(32, 4)(x).equal(x)
 
 
 @pytest.mark.parametrize("preset", ["paper", "author"])
@@ -391,14 +393,3 @@ def test_dynamic_temporal_convolution_is_as_defined() -> None:
         expected = layer(x)
     torch.testing.assert_close(layer(x), expected)
     assert layers.DynamicTemporalConv(nn.Conv2d(6, 4, 3, 2, 1))(torch.randn(1, 6, 3, 7, 8)).shape == (1, 4, 3, 4, 4)
-
-
-def test_shift_moves_an_eighth_each_way() -> None:
-    conv = layers.ShiftedConv(nn.Conv2d(8, 8, 1, bias=False))
-    conv.weight.data.copy_(torch.eye(8)[:, :, None, None])
-    x = torch.randn(1, 8, 3, 2, 2)
-    y = conv(x)
-    assert y[:, 0, :2].equal(x[:, 0, 1:])
-    assert not y[:, 0, 2].any()
-    assert y[:, 1, 1:].equal(x[:, 1, :2])
-    assert y[:, 2:].equal(x[:, 2:])

@@ -96,15 +96,16 @@ def test_the_counted_network_is_the_one_that_the_recipe_trains(ledger: Ledger) -
             assert label in ("text", "ours")
             network = ledger.network(spec)
             assert spec.input == [1, 3, data["num_frames"], data["crop_size"], data["crop_size"]], row.id
-            swin = model["backbone"].startswith("swin")
+            options = model["network"]
+            swin = "size" in options
             assert network.function == f"papers.dtf.networks.{'dtf_transformer' if swin else 'dtf_net'}"
-            own = {k: str(v) for k, v in {**model, "num_frames": data["num_frames"]}.items() if k in keys}
+            own = {k: str(v) for k, v in {**options, "num_frames": data["num_frames"]}.items() if k in keys}
             counted = {k: str(v) for k, v in network.arguments.items() if k in keys}
             counted.setdefault("num_frames", "64" if swin else "16")
             assert own == counted, row.id
             if not swin:
-                assert network.arguments.get("depth", 50) == int(model["backbone"].split("-")[1])
-                assert f"resnet{model['backbone'].split('-')[1]}" in model["imagenet"]
+                assert network.arguments.get("depth", 50) == options["depth"]
+                assert f"resnet{options['depth']}" in model["imagenet"]
 
 
 def test_demos_have_a_control_and_several_seeds(ledger: Ledger) -> None:

@@ -12,7 +12,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
 
 from common.training.cli import main, run
-from papers.dtf import DTFModule, dtf_net
+from papers.dtf import DTFModule, DTFTransformerModule, dtf_net
+from papers.dtf.networks import DTFNetOptions, DTFTransformerOptions
 from papers.dtf.reproduce import awaken, moving_picture
 from tests.datasets import read_recipe, write_dataset
 
@@ -21,8 +22,8 @@ DEMOS = sorted((Path(__file__).resolve().parents[3] / "papers/dtf/recipes").glob
 DATA = ["--data.crop_size", "32", "--data.train_crop_size", "24", "--data.resize_range", "[32, 40]"]
 DATA += ["--data.resize", "32", "--data.batch_size", "2", "--data.num_workers", "0"]
 SMALL = {
-    "dtf-net": ["--model.width", "0.25", "--model.layers", "[1, 1, 1, 1]"],
-    "dtf-transformer": ["--model.backbone", "swin-t"],
+    "dtf-net": ["--model.network.width", "0.25", "--model.network.layers", "[1, 1, 1, 1]"],
+    "dtf-transformer": ["--model.network.size", "t"],
 }
 
 
@@ -47,9 +48,8 @@ def test_recipe_says_what_the_paper_says(recipe: Path) -> None:
     model, data, trainer = read_recipe(recipe)
     method, backbone, frames, name = parts(recipe)
     kinetics, swin = name == "kinetics400", method == "dtf-transformer"
-    assert model["backbone"] == backbone
+    assert model["network"] == ({"size": backbone[-1]} if swin else {"depth": int(backbone.split("-")[1])})
     assert (data["dataset"], data["num_frames"]) == (name, frames)
-    assert model["learning_rate"] == (0.01 if swin else 0.04)
     assert data["horizontal_flip"] == kinetics
     assert data["resize_range"] == [256, 340]
     assert data.get("train_crop_size", data["crop_size"]) == 224
@@ -58,8 +58,14 @@ def test_recipe_says_what_the_paper_says(recipe: Path) -> None:
     assert data["num_crops"] == 3
     assert data["batch_size"] * trainer["accumulate_grad_batches"] == 256
     assert trainer["max_epochs"] == (128 if kinetics else 64)
-    defaults = DTFModule(num_classes=2, num_frames=16, width=0.25, backbone="resnet-18").hparams
-    assert (defaults["weight_decay"], defaults["dropout"]) == (1e-4, 0.5)
+    assert trainer["gradient_clip_val"] == 40
+    options = {"size": "t", "embed_dim": 16, "heads": [1, 1, 1, 1]} if swin else {"depth": 18, "width": 0.25}
+    kind, network = (
+        (DTFTransformerModule, DTFTransformerOptions(**options)) if swin else (DTFModule, DTFNetOptions(**options))
+    )
+    defaults = kind(network, num_classes=2, num_frames=16).hparams
+    assert (defaults["learning_rate"], defaults["weight_decay"]) == (0.01 if swin else 0.04, 1e-4)
+    assert defaults["network"]["dropout"] == 0.5
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -74,15 +80,15 @@ KINETICS = next(recipe for recipe in RECIPES if recipe.stem == "dtf-net_resnet-5
 
 @pytest.mark.parametrize("block", ["2d", "dtf-1d", "dtf-1d+", "dtf-f", "temporal-conv", "correlation"])
 def test_every_block_trains(block: str, datasets: Callable[[str], list[str]]) -> None:
-    arguments = ["--config", str(KINETICS), *small(KINETICS), *datasets("kinetics400"), "--model.block", block]
+    arguments = ["--config", str(KINETICS), *small(KINETICS), *datasets("kinetics400"), "--model.network.block", block]
     assert main(["fit", *arguments, "--trainer.fast_dev_run", "true"]) == 0
 
 
 TRAINING_OPTIONS = {
-    "author": ["--model.preset", "author", "--model.num_blocks", "2"],
-    "stages": ["--model.stages", "[4, 5]", "--model.aggregation", "false"],
+    "author": ["--model.network.preset", "author", "--model.network.num_blocks", "2"],
+    "stages": ["--model.network.stages", "[4, 5]", "--model.network.aggregation", "false"],
     "bf16": ["--trainer.precision", "bf16-mixed"],
-    "compile": ["--model.compile", "true", "--model.num_blocks", "1"],
+    "compile": ["--model.compile", "true", "--model.network.num_blocks", "1"],
     "ddp": ["--trainer.devices", "2", "--trainer.strategy", "ddp_spawn"],
 }
 
@@ -101,7 +107,7 @@ def test_a_run_from_image_weights_shows_filters_and_goes_on(
 ) -> None:
     weights = tmp_path / "image.pt"
     torch.manual_seed(0)
-    image_network = dtf_net(1000, block="2d", width=0.25, layers=[1, 1, 1, 1], early_stride=1)
+    image_network = dtf_net(1000, block="2d", width=0.25, layers=[1, 1, 1, 1], stem_stride=1)
     torch.save(awaken(image_network, moving_picture(8, 96)[None]).state_dict(), weights)
     arguments = ["--config", str(KINETICS), *small(KINETICS, 8), *datasets("kinetics400")]
     arguments += ["--model.imagenet", str(weights), "--trainer.default_root_dir", str(tmp_path / "runs")]
@@ -129,14 +135,14 @@ def test_wrong_choices_are_named(datasets: Callable[[str], list[str]], capsys: p
     arguments = ["fit", "--config", str(KINETICS), *small(KINETICS), *datasets("kinetics400")]
     assert main([*arguments, "--model.num_frames", "8", "--trainer.fast_dev_run", "true"]) == 1
     assert "num_frames is 4 in the data and 8 in the network" in capsys.readouterr().err
-    assert main([*arguments, "--model.block", "dft"]) == 2
+    assert main([*arguments, "--model.network.block", "dft"]) == 2
     assert "dtf" in capsys.readouterr().err
-    assert main([*arguments, "--model.backbone", "swin-t"]) == 2
-    assert "width and layers are for ResNets, not swin-t" in capsys.readouterr().err
+    assert main([*arguments, "--model.network.stages", "[1]"]) != 0
+    assert "stages names some of [2, 3, 4, 5], not [1]" in capsys.readouterr().err
 
 
 def test_optimiser_of_section_4_1() -> None:
-    module = DTFModule(num_classes=3, num_frames=16, backbone="resnet-18", width=0.25)
+    module = DTFModule(DTFNetOptions(depth=18, width=0.25), num_classes=3, num_frames=16)
 
     class Trainer:
         estimated_stepping_batches, max_epochs = 1280, 128

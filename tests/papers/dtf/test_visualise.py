@@ -21,7 +21,7 @@ RECIPE = Path(__file__).resolve().parents[3] / "papers/dtf/recipes/demo.yaml"
 
 def network(frames: int = 8, **options) -> nn.Module:
     torch.manual_seed(0)
-    net = dtf_net(5, depth=18, layers=[1, 1, 1, 1], num_frames=frames, width=0.5, **{"early_stride": 1, **options})
+    net = dtf_net(5, depth=18, layers=[1, 1, 1, 1], num_frames=frames, width=0.5, **{"stem_stride": 1, **options})
     return awaken(net, moving_picture(frames, 96)[None])
 
 
@@ -33,7 +33,7 @@ def test_positions_are_the_extremes_of_grad_cam() -> None:
 
 @pytest.mark.parametrize(("frames", "stride"), [(8, 1), (8, 4), (9, 1), (16, 4)])
 def test_filters_and_kernels_are_those_of_the_block_at_the_positions(frames: int, stride: int) -> None:
-    net, clip = network(frames, early_stride=stride), moving_picture(frames, 96)
+    net, clip = network(frames, stem_stride=stride), moving_picture(frames, 96)
     view = visualise.inspect_clip(net, clip, positions=[(0, 0), (2, 1)])
     seen = frames // stride
     assert view.grid == (3, 3)
@@ -74,7 +74,7 @@ def test_static_filters_and_a_swin_have_views_too() -> None:
     assert view.filters is not None
     assert torch.equal(view.filters[0], view.filters[1])
     torch.manual_seed(0)
-    swin = dtf_transformer(5, "t", 8, embed_dim=32, depths=[1, 1, 1, 1], heads=[1, 1, 2, 2]).eval()
+    swin = dtf_transformer(5, 8, size="t", embed_dim=32, depths=[1, 1, 1, 1], heads=[1, 1, 2, 2]).eval()
     view = visualise.inspect_clip(swin, moving_picture(8, 96))
     assert view.heat.shape == (2, 3, 3)
     assert view.filters is not None
