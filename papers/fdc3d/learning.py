@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from papers.fdc3d.layers import numeric_padding
 
-#: `energy`: l2 norms of the rows of all S f_j; `paper`: of the sum of S f_j over j, the formula of Section 3.1 as printed
+#: `energy`: l2 norms of the rows of all S f_j; `paper`: of the sum of S f_j over j, as Section 3.1 prints it
 Importance = Literal["paper", "energy"]
 
 

@@ -198,8 +198,8 @@ class CompressionOptions:
         channel_rate: p_c: a number, or one per layer by name (0 for the others).
         temporal_rate: p_t, likewise.
         method: one of `papers.fdc3d.methods.METHODS`.
-        importance: of temporal rows: `energy`, norms of the rows of all S f_j; `paper`, of their sum over j, which is how
-            Section 3.1 writes V and the l2,1 term, and which loses more of the output.
+        importance: of temporal rows: `energy`, norms of the rows of all S f_j; `paper`, of their sum over j, as
+            Section 3.1 writes V and the l2,1 term. The sum loses more of the output.
         keep_temporal: `figure3` drops ceil(p_t t) rows, `floor` floor(p_t t). They differ for t = 7: 4 or 5 are kept.
         gamma: weight of the l1 penalty on beta in Eq. 9, relative to the norm of Y.
         lambda_: weight of the l2,1 penalty in Eq. 9, relative to the norm of G.
