@@ -64,7 +64,7 @@ def test_importance_is_that_of_section_3_1():
 
 
 def test_no_rows_keep_more_of_a_kernel_than_the_learned_ones():
-    """With `energy` the kept rows are the best approximation of rank t' (Eckart and Young); the sum has no such bound."""
+    """With `energy` the kept rows are the best approximation of rank t' (Eckart and Young); the sum has no bound."""
     torch.manual_seed(0)
     weight = torch.randn(6, 5, 5, 3, 3, dtype=torch.float64)
     flat = weight.transpose(1, 2).flatten(2).transpose(0, 1).flatten(1)  # (t, N d^2 c)
