@@ -1,6 +1,7 @@
 # make reproduce [PAPER=stft3d]   set up, then the paper's tables beside what this machine computes and measures
 # make test                       set up, then the whole test suite
 # make lint | bench | notebooks   checks of style and types | speed and memory ratios | run the notebooks
+# make gpu                        every network on a CUDA GPU against the CPU, and its speed there
 
 PAPER ?= stft3d
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup reproduce test lint bench notebooks clean
+.PHONY: help setup reproduce test lint bench gpu notebooks clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -42,6 +43,9 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	$(BIN)/python -m tests.benchmarks
+
+gpu: $(READY)
+	$(BIN)/python -m tests.gpu
 
 notebooks: $(READY)
 	$(BIN)/python -m pytest tests/test_notebooks.py

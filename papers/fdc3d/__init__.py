@@ -3,15 +3,19 @@
 Hanting Chen, Yunhe Wang, Han Shu, Yehui Tang, Chunjing Xu, Boxin Shi, Chao Xu, Qi Tian, Chang Xu. CVPR, 2020.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from papers.fdc3d.compression import Compressed, compress
 from papers.fdc3d.deployment import fold_batch_norms, trim_producers
 from papers.fdc3d.files import load_compact, save_compact
 from papers.fdc3d.layers import CompactConv3d, MaskedConv3d
-from papers.fdc3d.lightning_module import FDC3DModule, FDC3DVolumeModule
 from papers.fdc3d.networks import resnet, unet
 from papers.fdc3d.rates import CompressionOptions
 from papers.fdc3d.report import CompressionReport
 from papers.fdc3d.timing import choose_executions, measure
+
+if TYPE_CHECKING:
+    from papers.fdc3d.lightning_module import FDC3DModule, FDC3DVolumeModule
 
 __all__ = [
     "CompactConv3d",
@@ -31,3 +35,12 @@ __all__ = [
     "trim_producers",
     "unet",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The modules are imported when they are asked for, so that networks and layers need no Lightning."""
+    if name in ("FDC3DModule", "FDC3DVolumeModule"):
+        from papers.fdc3d import lightning_module
+
+        return getattr(lightning_module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

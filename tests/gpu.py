@@ -1,0 +1,246 @@
+"""`make gpu`: every network on the GPU against the CPU, and its speed next to library networks.
+
+Each step runs by itself: what fails is named in the result, and the command fails at its end. `gpu.json` and `gpu.md`
+go to the folder `$OUT`, or `runs/gpu`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib
+import inspect
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.reporting.ledger import Network, load
+
+ROOT = Path(__file__).resolve().parents[1]
+SRL_SIZE: dict[str, Any] = {"num_frames": 16, "input_size": [112, 112]}
+#: networks whose speed is measured: name, function, arguments; clips of 16 frames, 112 x 112
+SPEED: dict[str, tuple[str, dict[str, Any]]] = {
+    "torchvision R3D-18": ("torchvision.models.video.r3d_18", {}),
+    "torchvision R(2+1)D-18": ("torchvision.models.video.r2plus1d_18", {}),
+    "torchvision MC3-18": ("torchvision.models.video.mc3_18", {}),
+    "pytorchvideo Slow-R50": ("pytorchvideo.models.resnet.create_resnet", {"head_pool_kernel_size": (16, 4, 4)}),
+    "stft3d ST-STFT": ("papers.stft3d.networks.st_stft", {}),
+    "stft3d T-STFT": ("papers.stft3d.networks.t_stft", {}),
+    "stft3d S-STFT": ("papers.stft3d.networks.s_stft", {}),
+    "stft3d I3D": ("papers.stft3d.networks.i3d", {}),
+    "dtf DTF-Net R50": ("papers.dtf.networks.dtf_net", {"num_frames": 16}),
+    "dtf without blocks": ("papers.dtf.networks.dtf_net", {"num_frames": 16, "block": "2d"}),
+    "srl C2D-18 + SRL-FFT": (
+        "papers.srl.networks.srl_c2d",
+        {"block": "srl-fft", "num_frames": 16, "input_size": [112, 112]},
+    ),
+    "srl C2D-18": ("papers.srl.networks.srl_c2d", SRL_SIZE | {"block": "none"}),
+    "fdc3d 3D-ResNet-18": ("papers.fdc3d.networks.resnet", {"depth": 18}),
+}
+
+
+def networks() -> Iterator[tuple[str, Network, list[int]]]:
+    """Every network of the papers' ledgers once, with the shape of its input there."""
+    seen = set()
+    for path in sorted((ROOT / "papers").glob("*/ledger.yaml")):
+        ledger = load(path)
+        for _, row in ledger.rows():
+            for label, spec in row.networks.items():
+                network = ledger.network(spec)
+                key = json.dumps([network.function, network.arguments, network.classes], default=str)
+                if network.function.startswith("papers.") and key not in seen:
+                    seen.add(key)
+                    yield f"{row.id} {label}", network, spec.input
+
+
+def small(network: Network, shape: list[int]) -> tuple[nn.Module, Tensor]:
+    """The network and two clips of at most 96 x 96; frames are those of the ledger where the network depends on them."""
+    module, _, name = network.function.rpartition(".")
+    known = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+    size = [min(n, 96) for n in shape[-2:]]
+    given = {"input_size": size} if "input_size" in known else {}
+    frames = shape[2:-2] if "num_frames" in known else [min(n, 16) for n in shape[2:-2]]
+    fixed = "size" in network.arguments and name.endswith("Block")  # a block of spectral weights for one map
+    built = Network(network.function, network.arguments | given, network.classes).build()
+    return built, torch.randn(2, shape[1], *frames, *(shape[-2:] if fixed else size))
+
+
+def error(a: Tensor, b: Tensor) -> float:
+    """Norm of the difference over the norm of `b`."""
+    a, b = a.double().cpu(), b.double().cpu()
+    return float((a - b).norm() / b.norm().clamp_min(1e-12))
+
+
+def compare(network: Network, shape: list[int], device: torch.device) -> dict[str, float]:
+    """Errors of the output and of the gradients on the GPU relative to the CPU, float32 and bfloat16 autocast."""
+    torch.manual_seed(0)
+    built, x = small(network, shape)
+    built.eval()
+    output = built(x)
+    output.square().mean().backward()
+    moved = copy.deepcopy(built).to(device)
+    moved.zero_grad()
+    on_gpu = moved(x.to(device))
+    on_gpu.square().mean().backward()
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+        half = moved(x.to(device))
+    grads = [
+        (p.grad, q.grad) for p, q in zip(moved.parameters(), built.parameters(), strict=True) if q.grad is not None
+    ]
+    flat = [torch.cat([pair[i].flatten().cpu() for pair in grads]) for i in (0, 1)] if grads else []
+    if not half.isfinite().all():
+        raise ValueError("the output under bfloat16 autocast is not finite")
+    return {
+        "output": error(on_gpu.detach(), output.detach()),
+        "gradients": error(*flat) if flat else 0.0,
+        "bfloat16": error(half, output.detach()),
+    }
+
+
+def milliseconds(call: Callable[[], Any], repeats: int) -> float:
+    """Median time of a call by CUDA events, after three calls to warm up."""
+    for _ in range(3):
+        call()
+    times = []
+    for _ in range(repeats):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def speed(function: str, arguments: dict[str, Any], device: torch.device, compiled: bool) -> dict[str, float]:
+    """Clips per second in inference and training, and peak memory, under bfloat16 autocast; 8 clips a step."""
+    torch.manual_seed(0)
+    network = Network(function, arguments).build().to(device)
+    x = torch.randn(8, 3, 16, 112, 112, device=device)
+    result: dict[str, float] = {}
+    forms: dict[str, tuple[nn.Module, Tensor]] = {
+        "eager": (network, x),
+        "channels last": (
+            copy.deepcopy(network).to(memory_format=torch.channels_last_3d),
+            x.to(memory_format=torch.channels_last_3d),
+        ),
+    }
+    if compiled:
+        forms["compiled"] = (torch.compile(copy.deepcopy(network)), x)  # type: ignore[assignment]
+    for name, (form, clips) in forms.items():
+        form.eval()
+
+        def infer(form: nn.Module = form, clips: Tensor = clips) -> None:
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+                form(clips)
+
+        def train(form: nn.Module = form, clips: Tensor = clips) -> None:
+            with torch.autocast(device.type, torch.bfloat16):
+                loss = form(clips).float().square().mean()
+            loss.backward()
+            form.zero_grad(set_to_none=True)
+
+        result[f"inference, {name}"] = 8000 / milliseconds(infer, 15)
+        if name != "compiled":
+            form.train()
+            torch.cuda.reset_peak_memory_stats(device)
+            result[f"training, {name}"] = 8000 / milliseconds(train, 8)
+            result[f"peak GiB, {name}"] = torch.cuda.max_memory_allocated(device) / 2**30
+    return result
+
+
+class Report:
+    """Results of the steps, written after each one."""
+
+    def __init__(self, folder: Path, limit: float) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.end = folder, time.monotonic() + limit
+        properties = torch.cuda.get_device_properties(0)
+        self.data: dict[str, Any] = {
+            "device": properties.name,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "networks": {},
+            "speed": {},
+            "failed": {},
+            "left out": [],
+        }
+
+    def step(self, part: str, name: str, call: Callable[[], Any]) -> None:
+        """Run one step; what fails is recorded, what there is no time for is named."""
+        if time.monotonic() > self.end:
+            self.data["left out"].append(f"{part}: {name}")
+            return
+        try:
+            self.data[part][name] = call()
+            print(f"{part}: {name}: {self.data[part][name]}", flush=True)
+        except Exception as failure:  # every step runs, whatever the others did
+            self.data["failed"][f"{part}: {name}"] = "".join(traceback.format_exception_only(failure)).strip()
+            print(f"FAILED {part}: {name}: {failure}", flush=True)
+        torch.cuda.empty_cache()
+        self.write()
+
+    def write(self) -> None:
+        """`gpu.json` and `gpu.md`."""
+        (self.folder / "gpu.json").write_text(json.dumps(self.data, indent=1))
+        lines = [f"# {self.data['device']}, torch {self.data['torch']}, Python {self.data['python']}", ""]
+        lines += [
+            "Clips per second under bfloat16 autocast, 8 clips of 16 x 112 x 112 a step; the best form of each.",
+            "",
+        ]
+        lines += ["| network | inference | training | peak memory of training (GiB) |", "|---|---|---|---|"]
+        for name, values in self.data["speed"].items():
+            inference, training = (
+                max(value for key, value in values.items() if key.startswith(kind))
+                for kind in ("inference", "training")
+            )
+            lines.append(f"| {name} | {inference:.0f} | {training:.0f} | {values['peak GiB, eager']:.2f} |")
+        lines += ["", "Relative errors of the GPU against the CPU, in float32 without TF32 unless named.", ""]
+        lines += ["| network | output | gradients | output, bfloat16 |", "|---|---|---|---|"]
+        for name, errors in self.data["networks"].items():
+            lines.append(f"| {name} | " + " | ".join(f"{value:.1e}" for value in errors.values()) + " |")
+        for title, entries in (
+            ("Failed", [f"{k}: {v}" for k, v in self.data["failed"].items()]),
+            ("Left out: no time", self.data["left out"]),
+        ):
+            if entries:
+                lines += ["", f"## {title}", "", *(f"* {entry}" for entry in entries)]
+        (self.folder / "gpu.md").write_text("\n".join(lines) + "\n")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.gpu", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=450, help="start no step after this time")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        sys.exit("no CUDA GPU is available to PyTorch here; `make test` needs none")
+    report = Report(Path(os.environ.get("OUT", ROOT / "runs" / "gpu")), options.seconds)
+    device = torch.device("cuda")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    for name, (function, given) in SPEED.items():
+        report.step("speed", name, partial(speed, function, given, device, not options.no_compile))
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    for name, network, shape in networks():
+        report.step("networks", name, partial(compare, network, shape, device))
+    report.write()
+    wrong = [n for n, e in report.data["networks"].items() if e["output"] > 1e-3 or e["gradients"] > 1e-2]
+    for name in wrong:
+        print(f"differs from the CPU: {name} {report.data['networks'][name]}")
+    if report.data["failed"] or wrong:
+        sys.exit(f"{len(report.data['failed'])} steps failed, {len(wrong)} networks differ; see {report.folder}/gpu.md")
+
+
+if __name__ == "__main__":
+    main()
