@@ -204,7 +204,7 @@ class Figure:
 
 @dataclass
 class DemoRow:
-    """A network trained on the embedded data."""
+    """A network trained on the generated data."""
 
     id: str
     name: str

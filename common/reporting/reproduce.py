@@ -1,7 +1,7 @@
 """The command of every paper: its tables beside what this machine computes and measures.
 
     python -m papers.<paper>.reproduce                       the main job: count every network, train and test the demo
-                                                             networks on embedded data, write the report
+                                                             networks on generated data, write the report
     python -m papers.<paper>.reproduce --list                every table row and figure, its status and its command
     python -m papers.<paper>.reproduce table2 --complexity   parameters and multiply-adds of some rows
     python -m papers.<paper>.reproduce ROW --data DIR        train and test a row's recipe on the real data
@@ -18,6 +18,7 @@ import json
 import os
 import shlex
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from common.evaluation.complexity import Complexity
 from common.reporting import tables
@@ -64,12 +65,11 @@ def main(folder: Path, figures: Mapping[str, FigureFunction], argv: Sequence[str
         data = _data(args.data)
         if args.list:
             print(
-                json.dumps(list_records(ledger, ids, module), indent=2) if args.json else _listing(ledger, ids, module)
+                json.dumps(list_records(ledger, ids, module), indent=2) if args.json else _listing(ledger, ids, module),
+                flush=True,
             )
             return 0
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        console = Console(file=sys.stderr)
-        with Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False) as progress:
+        with _progress() as progress:
             if args.complexity:
                 counts = _count(ledger, ids, args.out, progress)
                 finish: Callable[[], int] = lambda: _print_complexity(ledger, counts, args.json)  # noqa: E731
@@ -77,19 +77,72 @@ def main(folder: Path, figures: Mapping[str, FigureFunction], argv: Sequence[str
                 job = _work(ledger, ids, figures, args, data, progress)
                 finish = lambda: _finish(job, ids, args, module)  # noqa: E731
         return finish()
+    except BrokenPipeError:  # `--list | head`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
-        errors.print("Interrupted. What was finished is kept; the same command goes on from there.")
+        errors.print("Interrupted. What was finished is kept; the same command resumes from there.")
         return 130
     except (LedgerError, ReproduceError, ResultError) as error:
         errors.print(f"error: {escape(str(error))}")
         return 2
 
 
+class _ProgressLines(Progress):
+    """Progress without a terminal: a line when a stage begins and when it ends, and one a minute in between."""
+
+    def __init__(self, seconds: float = 60) -> None:
+        super().__init__(disable=True)
+        self._stopped = threading.Event()
+        self._seconds = seconds
+
+    def start(self) -> None:
+        threading.Thread(target=self._repeat, daemon=True).start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def add_task(self, description: str, *args: Any, **kwargs: Any) -> TaskID:
+        task = super().add_task(description, *args, **kwargs)
+        print(f"{description} ...", file=sys.stderr, flush=True)
+        return task
+
+    def update(self, task_id: TaskID, *args: Any, **kwargs: Any) -> None:
+        was_finished = self._tasks[task_id].finished
+        super().update(task_id, *args, **kwargs)
+        self._tell_end(task_id, was_finished)
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        was_finished = self._tasks[task_id].finished
+        super().advance(task_id, advance)
+        self._tell_end(task_id, was_finished)
+
+    def _tell_end(self, task_id: TaskID, was_finished: bool) -> None:
+        task = self._tasks[task_id]
+        if task.finished and not was_finished:
+            print(f"{task.description}: done in {task.elapsed or 0:.0f} s", file=sys.stderr, flush=True)
+
+    def _repeat(self) -> None:
+        while not self._stopped.wait(self._seconds):
+            for task in self.tasks:
+                if not task.finished:
+                    done = f"{task.completed:.0f} of {task.total:.0f}" if task.total else "working"
+                    print(f"{task.description}: {done}, {task.elapsed or 0:.0f} s", file=sys.stderr, flush=True)
+
+
+def _progress() -> Progress:
+    console = Console(file=sys.stderr)
+    if not console.is_terminal:
+        return _ProgressLines()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False)
+
+
 def _parser(module: str, paper: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m {module}",
         description="The paper's tables beside what this machine computes and measures. "
-        "Without arguments: count every network, train and test the demo networks on embedded data, write a report.",
+        "Without arguments: count every network, train and test the demo networks on generated data, write a report.",
     )
     parser.add_argument(
         "rows", nargs="*", metavar="ROW", help="rows, tables or figures, e.g. table2, table2/t-stft-16f"

@@ -180,7 +180,7 @@ def read_curves(runs: Path) -> dict[str, list[tuple[float, float]]]:
 
 
 def make_demo_data(arguments: Sequence[str], out: Path) -> None:
-    """Make the embedded data as `python -m data.demo` does; it reuses what it made before."""
+    """Make the generated data as `python -m data.demo` does; it reuses what it made before."""
     command = [sys.executable, "-m", "data.demo", arguments[0], "--out", str(out), *arguments[1:]]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode in (130, -signal.SIGINT):

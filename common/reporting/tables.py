@@ -203,7 +203,7 @@ def to_terminal(table: RenderedTable) -> RichTable:
 
 
 def demo_table(ledger: Ledger, demo: Demo, runs: Sequence[Trained]) -> RenderedTable:
-    """What was measured on the embedded data; a number of the paper beside it is of other data, for the order only.
+    """What was measured on the generated data; a number of the paper beside it is of other data, for the order only.
 
     Several seeds of one network are one row: mean and standard deviation (n - 1).
     """

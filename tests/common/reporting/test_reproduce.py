@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -192,6 +195,33 @@ def test_wrong_arguments(
 ) -> None:
     assert main(paper, FIGURES, [*arguments, "--out", str(out)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_progress_without_a_terminal_is_told_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    printed, deadline = "", time.monotonic() + 10
+    with reproduce._ProgressLines(seconds=0.05) as progress:
+        task = progress.add_task("Training", total=2)
+        progress.advance(task)
+        while "Training: 1 of 2" not in printed and time.monotonic() < deadline:
+            time.sleep(0.02)
+            printed += capsys.readouterr().err
+        progress.update(task, completed=2)
+    printed += capsys.readouterr().err
+    assert printed.startswith("Training ...\n")
+    assert "Training: 1 of 2, " in printed
+    assert "Training: done in " in printed
+
+
+def test_a_reader_that_stops_early_gets_no_traceback(paper: Path) -> None:
+    code = "import sys, pathlib; from common.reporting.reproduce import main; "
+    code += "sys.exit(main(pathlib.Path(sys.argv[1]), {}, ['--list', '--json']))"
+    command = [sys.executable, "-c", code, str(paper)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 0
 
 
 def test_a_figure_without_its_function(paper: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
