@@ -111,7 +111,7 @@ def test_an_interruption_leaves_nothing_half_done(
     monkeypatch.setattr(runs, "run_recipe", interrupted)
     command = ["--out", str(out), "--epochs", "1", "--jobs", "1"]
     assert main(paper, FIGURES, command) == 130
-    assert "goes on from there" in capsys.readouterr().err
+    assert "resumes from there" in capsys.readouterr().err
     assert len(list((out / "demo" / "one").iterdir())) == 1
     assert not list((out / "demo" / "two").iterdir())
     assert not (out / "report").exists()
