@@ -73,3 +73,12 @@ def test_reporting_flows_one_way() -> None:
     for position, name in enumerate(order):
         for imported in re.findall(r"common\.reporting(?:\.| import )(\w+)", (folder / f"{name}.py").read_text()):
             assert imported in order[:position] or imported == name, f"{name} imports {imported}"
+
+
+def test_public_classes_have_names_of_their_own() -> None:
+    homes: dict[str, list[str]] = {}
+    for path in SOURCES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: files for name, files in homes.items() if len(files) > 1} == {}

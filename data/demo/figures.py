@@ -46,7 +46,7 @@ Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Person:
+class DrawnPerson:
     """A figure; lengths in pixels."""
 
     joints: dict[str, NDArray[np.float64]]
@@ -60,7 +60,7 @@ class Person:
     hair: Colour
 
 
-def draw_person(rng: np.random.Generator, middle: NDArray[np.float64], height: float) -> Person:
+def draw_person(rng: np.random.Generator, middle: NDArray[np.float64], height: float) -> DrawnPerson:
     """Draw the pose, the visible side and the colours of a figure whose hips are at ``middle``."""
     faces_viewer = bool(rng.random() < 0.5)
     lean = np.deg2rad(rng.uniform(-18, 18))
@@ -89,7 +89,7 @@ def draw_person(rng: np.random.Generator, middle: NDArray[np.float64], height: f
     hair = np.array([[40, 28, 22], [92, 58, 34], [70, 70, 74]][rng.integers(3)])
     if skin.sum() < 300:
         hair = hair // 2
-    return Person(
+    return DrawnPerson(
         {name: place(*xy) for name, xy in local.items()},
         height,
         faces_viewer,
@@ -102,7 +102,7 @@ def _colour(values: NDArray[Any]) -> Colour:
     return red, green, blue
 
 
-def render_person(person: Person, size: tuple[int, int]) -> Image.Image:
+def render_person(person: DrawnPerson, size: tuple[int, int]) -> Image.Image:
     """The figure alone as an RGBA image of ``size`` (width, height), opaque where the figure is."""
     fine = _OVERSAMPLING
     image = Image.new("RGBA", (fine * size[0], fine * size[1]), (*person.shirt, 0))
@@ -148,14 +148,14 @@ def render_person(person: Person, size: tuple[int, int]) -> Image.Image:
 
 
 @dataclass(frozen=True)
-class Scene:
+class FigureScene:
     """An image and its annotations in COCO's format, without ids."""
 
     image: Image.Image
     annotations: list[dict[str, Any]]
 
 
-def draw_scene(seed: int, split: str, number: int) -> Scene:
+def draw_scene(seed: int, split: str, number: int) -> FigureScene:
     """Draw image ``number`` of a split."""
     rng = np.random.default_rng((seed, list(IMAGES).index(split), number))
     width, height = [(240, 180), (180, 240), (220, 200)][rng.integers(3)]
@@ -163,7 +163,7 @@ def draw_scene(seed: int, split: str, number: int) -> Scene:
     backdrop = cut(str(rng.choice(IMAGES[split])), max(width, height), (0.4, 0.9), level, rng)[:, :height, :width]
     canvas = Image.fromarray((255 * backdrop.transpose(1, 2, 0)).round().astype(np.uint8))
 
-    layers: list[tuple[Image.Image, list[Person], bool]] = []  # from back to front; the flag marks crowds
+    layers: list[tuple[Image.Image, list[DrawnPerson], bool]] = []  # from back to front; the flag marks crowds
     if rng.random() < 0.25:
         layers.append(_draw_crowd(rng, (width, height)))
     count = int(rng.integers(1, 4))
@@ -184,10 +184,10 @@ def draw_scene(seed: int, split: str, number: int) -> Scene:
         if persons and visible.sum() >= 30:
             keypoints = np.zeros((17, 3)) if crowd else _keypoints(persons[0], masks[place], covered)
             annotations.append(_annotation(visible, keypoints, crowd))
-    return Scene(canvas, annotations)
+    return FigureScene(canvas, annotations)
 
 
-def _draw_crowd(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Image.Image, list[Person], bool]:
+def _draw_crowd(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Image.Image, list[DrawnPerson], bool]:
     """A row of small, distant figures."""
     image, persons = Image.new("RGBA", size), []
     x, y, tall = rng.uniform(0, 0.5) * size[0], rng.uniform(0.2, 0.3) * size[1], 0.16 * size[1]
@@ -208,7 +208,7 @@ def _draw_screen(rng: np.random.Generator, split: str, size: tuple[int, int], le
     return image
 
 
-def _keypoints(person: Person, own: NDArray[np.bool_], covered: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _keypoints(person: DrawnPerson, own: NDArray[np.bool_], covered: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Keypoints (17, 3): flag 2, or 1 if covered; zeros beyond the image and for a face that looks away."""
     height, width = own.shape
     keypoints = np.zeros((17, 3))

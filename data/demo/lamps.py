@@ -46,7 +46,7 @@ class Lamp:
 
 
 @dataclass(frozen=True)
-class Scene:
+class LampScene:
     """What the clips of a scene have in common, and when its lamps are lit."""
 
     background_image: str
@@ -57,7 +57,7 @@ class Scene:
     """Seed for the cut of the background."""
 
 
-def draw_scene(seed: int, split: str, number: int) -> Scene:
+def draw_scene(seed: int, split: str, number: int) -> LampScene:
     """Draw scene ``number`` of a split."""
     key = (seed, list(IMAGES).index(split), number)
     rng = np.random.default_rng(key)
@@ -77,10 +77,10 @@ def draw_scene(seed: int, split: str, number: int) -> Scene:
         beats[name] = (tuple(lit[0]), tuple(lit[1]))
     order = rng.permutation(2)  # either lamp may be the one whose beats change
     image = str(rng.choice(IMAGES[split]))
-    return Scene(image, (lamps[order[0]], lamps[order[1]]), beats, (*key, 1))
+    return LampScene(image, (lamps[order[0]], lamps[order[1]]), beats, (*key, 1))
 
 
-def render(scene: Scene, name: str, size: int) -> Frames:
+def render(scene: LampScene, name: str, size: int) -> Frames:
     """Render the clip of class ``name``: (8, size, size, 3)."""
     rng = np.random.default_rng(scene.seed)
     fine = size * _OVERSAMPLING

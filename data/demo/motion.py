@@ -109,7 +109,7 @@ def generate_motion(
 
 
 @dataclass(frozen=True)
-class Scene:
+class MotionScene:
     """One clip before it is rendered. Lengths are in units of the frame's side; every curve has one row per frame."""
 
     object_image: str
@@ -125,7 +125,7 @@ class Scene:
     """Seed for the cuts, the outline and the colours."""
 
 
-def draw_scene(seed: int, split: str, pair: int, number: int, frames: int) -> Scene:
+def draw_scene(seed: int, split: str, pair: int, number: int, frames: int) -> MotionScene:
     """Draw clip ``number`` of the first class of a pair; its frames in reverse order are that of the second class.
 
     Everything but the motion of the class (shake, light, easing) is as likely backwards as forwards. Positions, angles
@@ -151,10 +151,10 @@ def draw_scene(seed: int, split: str, pair: int, number: int, frames: int) -> Sc
         centre[:, axis] = rng.uniform(low + distance, high) - distance * progress
 
     camera = Camera.draw(rng, camera_waves(rng, frames))
-    return Scene(str(names[0]), str(names[1]), centre, angle, diameter, camera, seed=(*key, 1))
+    return MotionScene(str(names[0]), str(names[1]), centre, angle, diameter, camera, seed=(*key, 1))
 
 
-def render(scene: Scene, size: int) -> Frames:
+def render(scene: MotionScene, size: int) -> Frames:
     """Render a scene: (T, size, size, 3)."""
     rng = np.random.default_rng(scene.seed)
     fine = OVERSAMPLING * size

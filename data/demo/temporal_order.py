@@ -92,7 +92,7 @@ def generate_temporal_order(
 
 
 @dataclass(frozen=True)
-class Scene:
+class OrderScene:
     """One clip of the class ``warm_first`` before it is rendered. Lengths are in units of the frame's side."""
 
     images: tuple[str, str, str]
@@ -115,7 +115,7 @@ def gaps(frames: int) -> range:
     return range(round(5 / 16 * frames), round(7 / 16 * frames) + 1)
 
 
-def draw_scene(seed: int, split: str, number: int, frames: int) -> Scene:
+def draw_scene(seed: int, split: str, number: int, frames: int) -> OrderScene:
     """Draw clip ``number`` of a split; all but the colours of the cues is as likely backwards as forwards."""
     key = (seed, list(IMAGES).index(split), number)
     rng = np.random.default_rng(key)
@@ -125,7 +125,7 @@ def draw_scene(seed: int, split: str, number: int, frames: int) -> Scene:
     first = int(rng.integers(margin, frames - margin - duration - gap + 1))
     diameter = rng.uniform(0.45, 0.65, size=2)
     waves = camera_waves(rng, frames)
-    return Scene(
+    return OrderScene(
         images=(str(names[0]), str(names[1]), str(names[2])),
         begin=(first, first + gap),
         duration=duration,
@@ -136,7 +136,7 @@ def draw_scene(seed: int, split: str, number: int, frames: int) -> Scene:
     )
 
 
-def render(scene: Scene, size: int) -> Frames:
+def render(scene: OrderScene, size: int) -> Frames:
     """Render a scene: (T, size, size, 3)."""
     rng = np.random.default_rng(scene.seed)
     fine = OVERSAMPLING * size
