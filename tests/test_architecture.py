@@ -82,3 +82,17 @@ def test_public_classes_have_names_of_their_own() -> None:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 homes.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
     assert {name: files for name, files in homes.items() if len(files) > 1} == {}
+
+
+def test_functions_are_short() -> None:
+    """At most 60 lines of code, the docstring left out."""
+    long = {}
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                text = node.body[0] if ast.get_docstring(node) is not None else None
+                lines = node.end_lineno - node.lineno + 1  # type: ignore[operator]
+                lines -= text.end_lineno - text.lineno + 1 if text else 0  # type: ignore[operator]
+                if lines > 60:
+                    long[f"{path.relative_to(ROOT)}: {node.name}"] = lines
+    assert long == {}

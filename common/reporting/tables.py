@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,7 +61,6 @@ def paper_table(
     rows = list(table.rows if rows is None else rows)
     counted = {row.id: complexities.get(row.id, {}) for row in rows}
     labels = [list(counts) for counts in counted.values()]
-    others = list(dict.fromkeys(label for names in labels for label in names[1:]))
     extra = [c for c in (Column("params", "Params", "params"), Column("macs", "MACs", "macs")) if any(labels)]
     columns = table.columns + [c for c in extra if table.column(str(c.measure)) is None]
 
@@ -75,32 +74,8 @@ def paper_table(
                 line.append(value)
 
     for column in columns:
-        printed = [row.paper.get(column.key) for row in rows]
-        shown = [DASH if p in (None, "-") else str(p) for p in printed]
-        if column.measure is None:
-            add(ColumnHeader(column.name), shown)
-            continue
-        if column.key in {c.key for c in table.columns}:
-            add(ColumnHeader("paper", column.name, "paper"), shown)
-        primary: list[float | None]
-        if column.measure in ("params", "macs"):
-            primary = [_counted(next(iter(counted[row.id].values()), None), column.measure) for row in rows]
-        else:
-            primary = [_measured(results, row.id, column) for row in rows]
-        add(
-            ColumnHeader("ours", column.name, "ours"),
-            [column.print(v, p) for v, p in zip(primary, printed, strict=True)],
-        )
-        differences = [_difference(column, v, column.value(p)) for v, p in zip(primary, printed, strict=True)]
-        add(ColumnHeader("Δ", column.name, "difference"), differences)
-        for label in others if column.measure == "params" else []:
-            values = [_counted(dict(list(counted[row.id].items())[1:]).get(label), column.measure) for row in rows]
-            texts = [column.print(v, p) for v, p in zip(values, printed, strict=True)]
-            add(ColumnHeader(label, column.name, "other"), texts)
-        if column.measure == "macs":
-            full = [next(iter(counted[row.id].values()), None) for row in rows]
-            texts = [column.print(None if c is None else c.macs_full, p) for c, p in zip(full, printed, strict=True)]
-            add(ColumnHeader("full count", column.name, "other"), texts)
+        for head, values in _columns_of(column, column.key in {c.key for c in table.columns}, rows, counted, results):
+            add(head, values)
     primary_labels = [names[0] if names else DASH for names in labels]
     if any(label not in ("ours", DASH) for label in primary_labels):
         add(ColumnHeader("Network"), primary_labels)
@@ -112,6 +87,44 @@ def paper_table(
     used = dict.fromkeys(label for names in labels for label in names)
     notes += [f"`{label}`: {ledger.labels[label]}" for label in used if label in ledger.labels]
     return RenderedTable(f"{table.number}. {table.title}", heads, cells, notes, table.id)
+
+
+def _columns_of(
+    column: Column,
+    is_printed: bool,
+    rows: Sequence[Row],
+    counted: Mapping[str, Mapping[str, Complexity]],
+    results: Sequence[Result],
+) -> Iterator[tuple[ColumnHeader, list[str]]]:
+    """The columns that show one of the ledger's: the paper's, ours, their difference, and further counts."""
+    printed = [row.paper.get(column.key) for row in rows]
+    shown = [DASH if p in (None, "-") else str(p) for p in printed]
+    if column.measure is None:
+        yield ColumnHeader(column.name), shown
+        return
+    if is_printed:
+        yield ColumnHeader("paper", column.name, "paper"), shown
+
+    def texts(values: Sequence[float | None]) -> list[str]:
+        return [column.print(v, p) for v, p in zip(values, printed, strict=True)]
+
+    firsts = [next(iter(counted[row.id].values()), None) for row in rows]
+    primary: list[float | None]
+    if column.measure in ("params", "macs"):
+        primary = [_counted(first, column.measure) for first in firsts]
+    else:
+        primary = [_measured(results, row.id, column) for row in rows]
+    yield ColumnHeader("ours", column.name, "ours"), texts(primary)
+    differences = [_difference(column, v, column.value(p)) for v, p in zip(primary, printed, strict=True)]
+    yield ColumnHeader("Δ", column.name, "difference"), differences
+    if column.measure == "params":
+        rest = [dict(list(counted[row.id].items())[1:]) for row in rows]
+        for label in dict.fromkeys(label for counts in rest for label in counts):
+            values = [_counted(counts.get(label), column.measure) for counts in rest]
+            yield ColumnHeader(label, column.name, "other"), texts(values)
+    if column.measure == "macs":
+        full = [None if first is None else first.macs_full for first in firsts]
+        yield ColumnHeader("full count", column.name, "other"), texts(full)
 
 
 def _counted(complexity: Complexity | None, measure: str) -> float | None:

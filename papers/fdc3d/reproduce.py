@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from common.reporting.plots import COLOURS, MARKERS, style
 from common.reporting.reproduce import main
 from common.reporting.runs import Job, ReproduceError, Trained
 from common.spectral.transforms import dct_matrix
-from common.training.task import TaskModule, load_module
+from common.training.task import load_module
 from papers.fdc3d.compression import compress
 from papers.fdc3d.layers import MaskedConv3d
 from papers.fdc3d.learning import learn_transform, row_norms, temporal_products
@@ -55,15 +54,8 @@ def _run(job: Job | None, row: str) -> Trained:
     return found[0]
 
 
-@cache
-def _module(checkpoint: Path) -> TaskModule:
-    return load_module(checkpoint)
-
-
-@cache
-def _clips(data: Path, checkpoint: Path, split: str) -> tuple[Tensor, Tensor]:
+def _clips(data: Path, module: Any, split: str) -> tuple[Tensor, Tensor]:
     """Views (N,3,T,S,S) and labels (N,) of the clips of a split, as the network is tested on them."""
-    module: Any = _module(checkpoint)
     entries = Manifest.read(data / "manifest.csv", data).split(split).entries
     views = torch.cat([module.load_views(data / entry.path) for entry in entries])
     return views, torch.tensor([entry.label for entry in entries])
@@ -120,8 +112,9 @@ def figure2(job: Job | None = None) -> Figure:
     run = _run(job, "motion/dense")
     data = job.data("motion") if job else None
     assert data is not None
-    clips, labels = _clips(data, run.checkpoint(), "test")
-    network = copy.deepcopy(_module(run.checkpoint()).network)
+    module: Any = load_module(run.checkpoint())
+    clips, labels = _clips(data, module, "test")
+    network = module.network
     conv: Any = network.conv1
     taps = conv.kernel_size[0]
     base = _errors(network, clips, labels)
@@ -151,7 +144,7 @@ def figure3(job: Job | None = None) -> Figure:
     """The strongest filter of the first layer: its slices in time, its rows in the frequency domain, and what the kept
     rows give back."""
     run = _run(job, "motion/dense")
-    conv: Any = _module(run.checkpoint()).network.conv1
+    conv: Any = load_module(run.checkpoint()).network.conv1
     return filter_figure(conv, first_layer_transforms(conv)["OT (learned)"], KEPT)
 
 
@@ -193,7 +186,7 @@ def figure4(job: Job | None = None) -> Figure:
     dense, compact = _run(job, "brain/dense"), _run(job, "brain/fdc3d-2x")
     data = job.data("brain") if job else None
     assert data is not None
-    volumes = _volumes(data, _module(dense.checkpoint()), dense, held_out=True)
+    volumes = _volumes(data, load_module(dense.checkpoint()), dense, held_out=True)
     # Those with most of the enhancing tumour show most.
     volumes = sorted(volumes, key=lambda pair: -int((pair[1] == 4).sum()))[:2]
     names = {"U-Net": dense, "compressed, 2×": compact}
@@ -204,7 +197,7 @@ def figure4(job: Job | None = None) -> Figure:
             middle = int((label == 4).sum(dim=(1, 2)).argmax())
             maps: dict[str, Tensor | None] = {"T1ce": None, "(a) ground truth": label}
             for name, run in names.items():
-                module: Any = _module(run.checkpoint())
+                module: Any = load_module(run.checkpoint())
                 with torch.inference_mode():
                     found = module.segment(volume[None])[0] > 0
                 dice = dice_per_case(found[None], label_to_regions(label)[None])[0]
@@ -273,10 +266,10 @@ def _subject(
     name: str, dense: Trained, data: Path
 ) -> tuple[nn.Module, Sequence[Any], Callable[[nn.Module], float], tuple[int, ...]]:
     """The dense network of a demo, batches of its training data, its score on the test data, and the input's shape."""
-    module: Any = _module(dense.checkpoint())
+    module: Any = load_module(dense.checkpoint())
     if name == "motion":
-        clips, labels = _clips(data, dense.checkpoint(), "test")
-        train, _ = _clips(data, dense.checkpoint(), "train")
+        clips, labels = _clips(data, module, "test")
+        train, _ = _clips(data, module, "train")
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
         batches = list(train[order[:48]].split(16))
         return module.network, batches, lambda network: 1 - _errors(network, clips, labels), (1, *clips.shape[1:])
