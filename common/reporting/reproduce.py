@@ -245,7 +245,7 @@ def _listing(ledger: Ledger, ids: Sequence[str], module: str) -> str:
 
 def _print_complexity(ledger: Ledger, counts: Mapping[str, Mapping[str, Complexity]], as_json: bool) -> int:
     if as_json:
-        print(json.dumps(complexity_records(ledger, counts), indent=2))
+        print(json.dumps(complexity_records(ledger, counts), indent=2), flush=True)
         return 0
     console = _wide_console()
     for table in ledger.tables:

@@ -3,8 +3,9 @@
 Fuchen Long, Zhaofan Qiu, Yingwei Pan, Ting Yao, Chong-Wah Ngo, Tao Mei. ECCV, 2022.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from common.lazy import lazy_attributes
 from papers.dtf.layers import DTFBlock
 from papers.dtf.networks import dtf_net, dtf_transformer
 
@@ -13,11 +14,4 @@ if TYPE_CHECKING:
 
 __all__ = ["DTFBlock", "DTFModule", "DTFTransformerModule", "dtf_net", "dtf_transformer"]
 
-
-def __getattr__(name: str) -> Any:
-    """The modules are imported when they are asked for, so that networks and layers need no Lightning."""
-    if name in ("DTFModule", "DTFTransformerModule"):
-        from papers.dtf import lightning_module
-
-        return getattr(lightning_module, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_attributes(__name__, "lightning_module", ("DTFModule", "DTFTransformerModule"))

@@ -3,8 +3,9 @@
 Hanting Chen, Yunhe Wang, Han Shu, Yehui Tang, Chunjing Xu, Boxin Shi, Chao Xu, Qi Tian, Chang Xu. CVPR, 2020.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from common.lazy import lazy_attributes
 from papers.fdc3d.compression import Compressed, compress
 from papers.fdc3d.deployment import fold_batch_norms, trim_producers
 from papers.fdc3d.files import load_compact, save_compact
@@ -36,11 +37,4 @@ __all__ = [
     "unet",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """The modules are imported when they are asked for, so that networks and layers need no Lightning."""
-    if name in ("FDC3DModule", "FDC3DVolumeModule"):
-        from papers.fdc3d import lightning_module
-
-        return getattr(lightning_module, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_attributes(__name__, "lightning_module", ("FDC3DModule", "FDC3DVolumeModule"))

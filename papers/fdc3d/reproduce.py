@@ -186,24 +186,25 @@ def figure4(job: Job | None = None) -> Figure:
     dense, compact = _run(job, "brain/dense"), _run(job, "brain/fdc3d-2x")
     data = job.data("brain") if job else None
     assert data is not None
-    volumes = _volumes(data, load_module(dense.checkpoint()), dense, held_out=True)
+    modules: dict[str, Any] = {
+        "(b) U-Net": load_module(dense.checkpoint()),
+        "(c) compressed, 2×": load_module(compact.checkpoint()),
+    }
+    volumes = _volumes(data, modules["(b) U-Net"], dense, held_out=True)
     # Those with most of the enhancing tumour show most.
     volumes = sorted(volumes, key=lambda pair: -int((pair[1] == 4).sum()))[:2]
-    names = {"U-Net": dense, "compressed, 2×": compact}
     with style():
         figure = Figure(figsize=(10.4, 2.9 * len(volumes)), layout="constrained")
         grid = figure.subplots(len(volumes), 4, squeeze=False)
         for axes, (volume, label) in zip(grid, volumes, strict=True):
             middle = int((label == 4).sum(dim=(1, 2)).argmax())
             maps: dict[str, Tensor | None] = {"T1ce": None, "(a) ground truth": label}
-            for name, run in names.items():
-                module: Any = load_module(run.checkpoint())
+            for name, module in modules.items():
                 with torch.inference_mode():
                     found = module.segment(volume[None])[0] > 0
                 dice = dice_per_case(found[None], label_to_regions(label)[None])[0]
-                letter = "b" if run is dense else "c"
                 text = " / ".join(f"{value:.2f}" for value in dice.tolist())
-                maps[f"({letter}) {name}, Dice {text}"] = regions_to_label(found)
+                maps[f"{name}, Dice {text}"] = regions_to_label(found)
             for ax, (title, shown) in zip(axes, maps.items(), strict=True):
                 draw_slice(ax, volume[2, middle], None if shown is None else shown[middle])
                 ax.set_title(title, fontsize=8, fontweight="normal")

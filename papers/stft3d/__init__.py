@@ -3,8 +3,9 @@
 Sudhakar Kumawat, Manisha Verma, Yuta Nakashima, Shanmuganathan Raman. IEEE TPAMI, 2022.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from common.lazy import lazy_attributes
 from papers.stft3d.networks import fact_dw, i2d, i3d, relpv, s3d, s3d_g, s_stft, st_stft, t_stft
 
 if TYPE_CHECKING:
@@ -12,11 +13,4 @@ if TYPE_CHECKING:
 
 __all__ = ["STFT3DModule", "fact_dw", "i2d", "i3d", "relpv", "s3d", "s3d_g", "s_stft", "st_stft", "t_stft"]
 
-
-def __getattr__(name: str) -> Any:
-    """The modules are imported when they are asked for, so that networks and layers need no Lightning."""
-    if name == "STFT3DModule":
-        from papers.stft3d import lightning_module
-
-        return getattr(lightning_module, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_attributes(__name__, "lightning_module", ("STFT3DModule",))
