@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import importlib
-import inspect
 import itertools
 import json
 import os
@@ -27,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from common.reporting.ledger import Network, load
+from tests.networks import networks_of, small
 
 ROOT = Path(__file__).resolve().parents[1]
 SRL_SIZE: dict[str, Any] = {"num_frames": 16, "input_size": [112, 112]}
@@ -42,43 +41,19 @@ SPEED: dict[str, tuple[str, dict[str, Any]]] = {
     "stft3d I3D": ("papers.stft3d.networks.i3d", {}),
     "dtf DTF-Net R50": ("papers.dtf.networks.dtf_net", {"num_frames": 16}),
     "dtf without blocks": ("papers.dtf.networks.dtf_net", {"num_frames": 16, "block": "2d"}),
-    "srl C2D-18 + SRL-FFT": (
-        "papers.srl.networks.srl_c2d",
-        {"block": "srl-fft", "num_frames": 16, "input_size": [112, 112]},
-    ),
+    "srl C2D-18 + SRL-FFT": ("papers.srl.networks.srl_c2d", SRL_SIZE | {"block": "srl-fft"}),
     "srl C2D-18": ("papers.srl.networks.srl_c2d", SRL_SIZE | {"block": "none"}),
     "fdc3d 3D-ResNet-18": ("papers.fdc3d.networks.resnet", {"depth": 18}),
 }
 
 
 def networks() -> Iterator[tuple[str, Network, list[int]]]:
-    """Every network of the papers' ledgers once, with the shape of its input there; the papers take turns."""
-    papers: list[list[tuple[str, Network, list[int]]]] = []
-    seen = set()
-    for path in sorted((ROOT / "papers").glob("*/ledger.yaml")):
-        ledger = load(path)
-        papers.append([])
-        for _, row in ledger.rows():
-            for label, spec in row.networks.items():
-                network = ledger.network(spec)
-                key = json.dumps([network.function, network.arguments, network.classes], default=str)
-                if network.function.startswith("papers.") and key not in seen:
-                    seen.add(key)
-                    papers[-1].append((f"{ledger.paper} {row.id} {label}", network, spec.input))
-    for turn in itertools.zip_longest(*papers):
-        yield from (entry for entry in turn if entry is not None)
-
-
-def small(network: Network, shape: list[int]) -> tuple[nn.Module, Tensor]:
-    """The network and two clips of at most 64 x 64, with the ledger's frames where the network depends on them."""
-    module, _, name = network.function.rpartition(".")
-    known = inspect.signature(getattr(importlib.import_module(module), name)).parameters
-    size = [min(n, 64) for n in shape[-2:]]
-    given = {"input_size": size} if "input_size" in known else {}
-    frames = shape[2:-2] if "num_frames" in known else [min(n, 16) for n in shape[2:-2]]
-    fixed = "size" in network.arguments and name.endswith("Block")  # a block of spectral weights for one map
-    built = Network(network.function, network.arguments | given, network.classes).build()
-    return built, torch.randn(2, shape[1], *frames, *(shape[-2:] if fixed else size))
+    """The networks of all ledgers, with the shape of their input there; the papers take turns."""
+    ledgers = [load(path) for path in sorted((ROOT / "papers").glob("*/ledger.yaml"))]
+    for turn in itertools.zip_longest(*(networks_of(ledger) for ledger in ledgers)):
+        for ledger, entry in zip(ledgers, turn, strict=True):
+            if entry is not None:
+                yield f"{ledger.paper} {entry[0]}", ledger.network(entry[1]), entry[1].input
 
 
 def error(a: Tensor, b: Tensor) -> float:
@@ -89,7 +64,6 @@ def error(a: Tensor, b: Tensor) -> float:
 
 def compare(network: Network, shape: list[int], device: torch.device) -> dict[str, float]:
     """Errors of the output and of the gradients on the GPU relative to the CPU, float32 and bfloat16 autocast."""
-    torch.manual_seed(0)
     built, x = small(network, shape)
     built.eval()
     output = built(x)
@@ -100,9 +74,8 @@ def compare(network: Network, shape: list[int], device: torch.device) -> dict[st
     on_gpu.square().mean().backward()
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
         half = moved(x.to(device))
-    grads = [
-        (p.grad, q.grad) for p, q in zip(moved.parameters(), built.parameters(), strict=True) if q.grad is not None
-    ]
+    pairs = zip(moved.parameters(), built.parameters(), strict=True)
+    grads = [(p.grad, q.grad) for p, q in pairs if p.grad is not None and q.grad is not None]
     flat = [torch.cat([pair[i].flatten().cpu() for pair in grads]) for i in (0, 1)] if grads else []
     if not half.isfinite().all():
         raise ValueError("the output under bfloat16 autocast is not finite")
@@ -137,7 +110,7 @@ def channels_last(network: nn.Module) -> nn.Module:
     return network
 
 
-def speed(function: str, arguments: dict[str, Any], device: torch.device, compiled: bool) -> dict[str, float]:
+def speed(function: str, arguments: dict[str, Any], device: torch.device) -> dict[str, float]:
     """Clips per second in inference and training, and peak memory, under bfloat16 autocast; 8 clips a step."""
     torch.manual_seed(0)
     network = Network(function, arguments).build().to(device)
@@ -150,8 +123,6 @@ def speed(function: str, arguments: dict[str, Any], device: torch.device, compil
             x.to(memory_format=torch.channels_last_3d),
         ),
     }
-    if compiled:
-        forms["compiled"] = (torch.compile(copy.deepcopy(network)), x)  # type: ignore[assignment]
     for name, (form, clips) in forms.items():
         form.eval()
 
@@ -166,23 +137,21 @@ def speed(function: str, arguments: dict[str, Any], device: torch.device, compil
             form.zero_grad(set_to_none=True)
 
         result[f"inference, {name}"] = 8000 / milliseconds(infer, 15)
-        if name != "compiled":
-            form.train()
-            torch.cuda.reset_peak_memory_stats(device)
-            result[f"training, {name}"] = 8000 / milliseconds(train, 8)
-            result[f"peak GiB, {name}"] = torch.cuda.max_memory_allocated(device) / 2**30
+        form.train()
+        torch.cuda.reset_peak_memory_stats(device)
+        result[f"training, {name}"] = 8000 / milliseconds(train, 8)
+        result[f"peak GiB, {name}"] = torch.cuda.max_memory_allocated(device) / 2**30
     return result
 
 
 class Report:
     """Results of the steps, written after each one."""
 
-    def __init__(self, folder: Path, limit: float) -> None:
+    def __init__(self, folder: Path, device: str, limit: float) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.end = folder, time.monotonic() + limit
-        properties = torch.cuda.get_device_properties(0)
         self.data: dict[str, Any] = {
-            "device": properties.name,
+            "device": device,
             "torch": torch.__version__,
             "python": platform.python_version(),
             "networks": {},
@@ -236,15 +205,14 @@ class Report:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.gpu", description=__doc__)
     parser.add_argument("--seconds", type=float, default=450, help="start no step after this time")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         sys.exit("no CUDA GPU is available to PyTorch here; `make test` needs none")
-    report = Report(Path(os.environ.get("OUT", ROOT / "runs" / "gpu")), options.seconds)
+    report = Report(Path(os.environ.get("OUT", ROOT / "runs" / "gpu")), torch.cuda.get_device_name(), options.seconds)
     device = torch.device("cuda")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     for name, (function, given) in SPEED.items():
-        report.step("speed", name, partial(speed, function, given, device, not options.no_compile))
+        report.step("speed", name, partial(speed, function, given, device))
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     for name, network, shape in networks():
         report.step("networks", name, partial(compare, network, shape, device))

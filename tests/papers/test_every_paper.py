@@ -24,7 +24,6 @@ from typing import Any
 import jsonargparse
 import pytest
 import torch
-from torch import nn
 
 from common.reporting.ledger import Ledger, Network, Recipe, RowNetwork, load
 from common.reporting.page import png
@@ -35,6 +34,7 @@ from common.training.image_classification import ImageClassificationModule
 from common.training.pose_estimation import PoseEstimationModule
 from common.training.volume_segmentation import VolumeSegmentationModule
 from tests.datasets import read_recipe, write_dataset
+from tests.networks import networks_of, small
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "data/README.md", "data/datasets.md")]
@@ -42,7 +42,6 @@ DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "data/READ
 PARSED_ONLY = "<!-- parsed only -->"
 #: networks with more parameters are trained for a step only where slow tests run
 LARGE = 50e6
-LIBRARIES = ("torch", "torchvision", "pytorchvideo", "monai")
 
 
 def folders(config: pytest.Config) -> list[Path]:
@@ -74,24 +73,6 @@ def ledger_of(folder: Path) -> Ledger:
     return load(folder / "ledger.yaml")
 
 
-def networks_of(ledger: Ledger) -> Iterator[tuple[str, RowNetwork]]:
-    """Every network of the rows that differs from those before it in more than the number of classes.
-
-    Networks of libraries, which are counted for comparison alone, are left out.
-    """
-    seen = set()
-    for _, row in ledger.rows():
-        for label, spec in row.networks.items():
-            for name in [spec.network] + ([spec.baseline] if spec.baseline else []):
-                own = RowNetwork(name, spec.input, spec.arguments)
-                network = ledger.network(own)
-                arguments = {k: v for k, v in network.arguments.items() if k not in ("num_classes", "input_size")}
-                key = json.dumps([network.function, arguments, network.classes])
-                if key not in seen and network.function.partition(".")[0] not in LIBRARIES:
-                    seen.add(key)
-                    yield f"{row.id} {label}", own
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     cases: list[Any] = []
     for folder in folders(metafunc.config):
@@ -115,32 +96,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 # Networks
-
-
-def small(network: Network, shape: list[int]) -> tuple[nn.Module, torch.Tensor]:
-    """The network with random numbers wherever it starts from zeros, and a small input of odd size."""
-    function = importlib.import_module(network.function.rpartition(".")[0])
-    parameters = inspect.signature(getattr(function, network.function.rpartition(".")[2])).parameters
-    sizes = {3: [(33, 37), (32, 32)], 2: [(65, 97), (64, 64)]}[3 if len(shape) == 5 else 2]
-    errors = []
-    for size in sizes:
-        arguments = dict(network.arguments)
-        if "input_size" in parameters:
-            arguments["input_size"] = size
-        if "size" in parameters and isinstance(arguments.get("size"), list | tuple):
-            arguments["size"] = size
-        torch.manual_seed(0)
-        try:
-            built = Network(network.function, arguments, network.classes).build()
-        except ValueError as error:  # a transform that takes powers of two alone, say
-            errors.append(error)
-            continue
-        for parameter in built.parameters():
-            if parameter.requires_grad and not parameter.any():
-                nn.init.normal_(parameter, std=0.02)  # small: blocks that multiply maps blow up otherwise
-        frames = shape[2:-2] if "num_frames" in parameters else [min(n, 16) for n in shape[2:-2]]
-        return built, torch.randn(2, shape[1], *frames, *size)
-    raise errors[-1]
 
 
 def test_every_network_takes_odd_sizes_and_trains_every_parameter(

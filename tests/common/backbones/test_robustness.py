@@ -45,4 +45,4 @@ def test_depthwise_convolutions_of_changing_sizes(name):
     build, shape = CASES[name]
     sizes = [(3, 4, 4, 8, 7), (5, 4, 6, 11, 12)]
     robustness.traces(build, shape, sizes)
-    robustness.compiles(build, shape, sizes, backend="aot_eager")
+    robustness.compiles(build, shape, sizes)

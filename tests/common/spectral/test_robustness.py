@@ -23,7 +23,7 @@ CASES = {
 every_layer = pytest.mark.parametrize(("build", "shape"), CASES.values(), ids=CASES)
 
 
-@pytest.mark.parametrize("check", robustness.QUICK, ids=lambda check: check.__name__)
+@robustness.every_quick_check
 @every_layer
 def test_layer(check, build, shape):
     # Spectra of half precision are float32.

@@ -59,23 +59,12 @@ NETWORKS: dict[str, tuple[Build, Shape]] = {
     "DTF-Transformer, released code": (lambda: transformer(preset="author"), VIDEO),
 }
 CASES = LAYERS | NETWORKS
-PROPERTIES: tuple[Callable[[Build, Shape], None], ...] = (
-    robustness.survives_meta_construction,
-    robustness.survives_copies,
-    robustness.keeps_precisions,
-    robustness.takes_an_empty_batch,
-    robustness.trains_on_one_example,
-    robustness.takes_any_memory_order,
-    robustness.has_functional_transforms,
-    robustness.has_second_derivatives_or_refuses,
-    robustness.can_be_checkpointed,
-)
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("holds", PROPERTIES, ids=lambda function: function.__name__)
-def test_property(holds: Callable[[Build, Shape], None], name: str) -> None:
-    holds(*CASES[name])
+@robustness.every_quick_check
+def test_property(check: Callable[[Build, Shape], None], name: str) -> None:
+    check(*CASES[name])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -89,6 +78,15 @@ def test_takes_one_pixel_and_odd_sizes(name: str) -> None:
 def test_layers_export_with_dynamic_batch_height_and_width(name: str) -> None:
     build, shape = LAYERS[name]
     robustness.exports(build, shape, [(5, *shape[1:3], 22, 21), (6, *shape[1:3], 9, 10)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_compile_with_changing_sizes(name: str) -> None:
+    build, shape = LAYERS[name]
+    # Frames are the batch of a 2D convolution, for which PyTorch compiles anew beyond 16.
+    batch = 3 if name in ("correlation", "temporal difference") else 5
+    robustness.compiles(build, shape, [(3, *shape[1:3], 8, 7), (batch, *shape[1:3], 11, 12)])
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ CASES = {
 every_block = pytest.mark.parametrize(("build", "shape"), CASES.values(), ids=CASES)
 
 
-@pytest.mark.parametrize("check", robustness.QUICK, ids=lambda check: check.__name__)
+@robustness.every_quick_check
 @every_block
 def test_block(check, build, shape):
     check(build, shape)
@@ -54,5 +54,5 @@ def test_traced_and_exported_batches(build, shape):
 @every_block
 def test_compiled_and_in_onnx(build, shape, tmp_path):
     sizes = [(size, *shape[1:]) for size in (3, 5)]
-    robustness.compiles(build, shape, sizes, backend="aot_eager")
+    robustness.compiles(build, shape, sizes)
     robustness.exports_to_onnx(build, shape, tmp_path, sizes, dynamic=(0,))

@@ -21,7 +21,7 @@ SHAPE, SIZES = (2, 6, 4, 6, 5), [(3, 6, 5, 8, 7), (5, 6, 6, 11, 12)]
 every_block = pytest.mark.parametrize("build", CASES.values(), ids=CASES)
 
 
-@pytest.mark.parametrize("check", robustness.QUICK, ids=lambda check: check.__name__)
+@robustness.every_quick_check
 @every_block
 def test_block(check, build):
     check(build, SHAPE)
@@ -37,5 +37,5 @@ def test_other_sizes(build):
 @pytest.mark.slow
 @every_block
 def test_compiled_and_in_onnx(build, tmp_path):
-    robustness.compiles(build, SHAPE, SIZES, backend="aot_eager")
+    robustness.compiles(build, SHAPE, SIZES)
     robustness.exports_to_onnx(build, SHAPE, tmp_path, [(3, 6, 4, 8, 7)])
