@@ -41,7 +41,6 @@ import dataclasses
 import difflib
 import importlib
 import re
-import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -53,6 +52,7 @@ import yaml
 from torch import nn
 
 from common.evaluation.complexity import Complexity, count
+from common.reporting import strict_yaml
 
 STATUSES = ("computed", "demo", "recipe", "literature", "diagram")
 DASH = "\N{EN DASH}"
@@ -360,42 +360,6 @@ class Ledger:
 # Reading
 
 
-class _Map(dict):
-    line = 0
-
-
-class _List(list):
-    line = 0
-
-
-class _Loader(yaml.SafeLoader):
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise LedgerError(f"{key_node.start_mark.name}:{key_node.start_mark.line + 1}: {key} is given twice")
-            seen.add(key)
-        result = _Map(super().construct_mapping(node, deep=True))
-        result.line = node.start_mark.line + 1
-        return result
-
-    def construct_located(self, node: yaml.SequenceNode) -> list[Any]:
-        result = _List(self.construct_sequence(node, deep=True))
-        result.line = node.start_mark.line + 1
-        return result
-
-
-_Loader.add_constructor(
-    yaml.resolver.BaseResolver.DEFAULT_SEQUENCE_TAG,
-    lambda loader, node: loader.construct_located(node),  # type: ignore[union-attr]
-)
-_Loader.add_constructor(
-    yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG,
-    lambda loader, node: loader.construct_mapping(node),  # type: ignore[arg-type]
-)
-
-
 def load(path: str | Path) -> Ledger:
     """Read and check a ledger.
 
@@ -405,15 +369,14 @@ def load(path: str | Path) -> Ledger:
     """
     path = Path(path)
     try:
-        with path.open(encoding="utf-8") as file:
-            content = yaml.load(file, _Loader)
-    except yaml.YAMLError as error:
-        raise LedgerError(f"{path}: {error}") from error
+        content = strict_yaml.read(path)
+        for table in content.get("tables", []) if isinstance(content, dict) else []:
+            _write_out(table, str(path))
+        ledger: Ledger = strict_yaml.build(Ledger, content, str(path))
     except OSError as error:
         raise LedgerError(f"{path}: {error.strerror}. Every paper folder has a ledger.yaml.") from error
-    for table in content.get("tables", []) if isinstance(content, dict) else []:
-        _write_out(table, str(path))
-    ledger: Ledger = _build(Ledger, content, str(path), 1)
+    except strict_yaml.EntryError as error:
+        raise LedgerError(str(error)) from error
     ledger.path = path
     _check(ledger)
     return ledger
@@ -432,9 +395,9 @@ def _write_out(table: Any, path: str) -> None:
     for row in table["rows"]:
         line = row.line
         if isinstance(row, list):
-            row = _Map(id=row[0], name=row[1], values=row[2:], statuses=["literature"])
+            row = strict_yaml.Mapping(id=row[0], name=row[1], values=row[2:], statuses=["literature"])
         else:
-            row = _Map(row)
+            row = strict_yaml.Mapping(row)
             row.setdefault("statuses", shared.get("statuses", ["literature"]))
             _with_shared(row, shared)
         row.line = line
@@ -463,50 +426,6 @@ def _with_shared(row: dict[str, Any], shared: dict[str, Any]) -> None:
     for dataset, spec in recipes.items():
         template = shared.get("recipes", {}).get(dataset, {})
         row.setdefault("recipes", {})[dataset] = {"overrides": overrides, **template, **spec}
-
-
-def _build(kind: Any, value: Any, path: str, line: int) -> Any:
-    """Turn plain values into dataclasses, strictly."""
-    line = getattr(value, "line", line)
-    where = f"{path}:{line}"
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin is list:
-        if not isinstance(value, list):
-            raise LedgerError(f"{where}: expected a list, found {value!r}")
-        return [_build(args[0], v, path, line) for v in value]
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise LedgerError(f"{where}: expected keys with values, found {value!r}")
-        return {k: _build(args[1], v, path, line) for k, v in value.items()}
-    if origin is types.UnionType:
-        return None if value is None else _build(args[0], value, path, line)
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        if not isinstance(value, dict):
-            raise LedgerError(f"{where}: expected keys with values, found {value!r}")
-        hints = {k: v for k, v in typing.get_type_hints(kind).items() if k not in ("line", "path")}
-        required = [
-            f.name
-            for f in dataclasses.fields(kind)
-            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        ]
-        name = f" of {value['id']}" if "id" in value else ""
-        for key in value:
-            if key not in hints:
-                near = difflib.get_close_matches(str(key), hints, n=1)
-                hint = f" Did you mean {near[0]}?" if near else f" It takes {', '.join(hints)}."
-                raise LedgerError(f"{where}: unknown key {key!r}{name}.{hint}")
-        if missing := [key for key in required if key not in value]:
-            raise LedgerError(f"{where}: {', '.join(missing)}{name} is missing")
-        result = kind(**{k: _build(hints[k], v, path, line) for k, v in value.items()})
-        if any(f.name == "line" for f in dataclasses.fields(kind)):
-            result.line = line  # type: ignore[attr-defined]
-        return result
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind is not Any and not isinstance(value, kind):
-        hint = " Quote it, so that it stays as printed." if kind is str else ""
-        raise LedgerError(f"{where}: expected {kind.__name__}, found {value!r}.{hint}")
-    return value
 
 
 def _check(ledger: Ledger) -> None:

@@ -113,7 +113,7 @@ def run_recipe(arguments: Sequence[str], folder: Path, seed: int, callbacks: Seq
     fit = ["fit", *common, "--name", "fit"]
     if list(folder.glob("fit/*/last.ckpt")):
         fit += ["--ckpt_path", "last"]
-    with (folder / "log.txt").open("a", encoding="utf-8") as log, _output_to(log):
+    with (folder / "log.txt").open("a", encoding="utf-8") as log, output_to(log):
         try:
             trained = cli.run(fit, callbacks)
         except SystemExit as stop:  # Lightning's way of passing an interruption on
@@ -143,7 +143,7 @@ def run_recipe(arguments: Sequence[str], folder: Path, seed: int, callbacks: Seq
 
 
 @contextlib.contextmanager
-def _output_to(log: Any) -> Iterator[None]:
+def output_to(log: Any) -> Iterator[None]:
     """Send everything that is printed or logged to a file."""
     before = {handler: handler.setStream(log) for handler in _stream_handlers()}
     try:
@@ -294,7 +294,7 @@ def train_all(
     running: dict[Future[Trained], tuple[str, int]] = {}
     threads = max(1, (os.cpu_count() or 1) // jobs)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(tasks)), context, _begin_worker, (threads,)) as pool:
+    with ProcessPoolExecutor(min(jobs, len(tasks)), context, begin_worker, (threads,)) as pool:
         while waiting or running:
             # No more than run at once, so that an interruption finds none in a queue.
             for key in [
@@ -310,7 +310,7 @@ def train_all(
                     yield positions[key], future.exception() or future.result()
 
 
-def _begin_worker(threads: int) -> None:
+def begin_worker(threads: int) -> None:
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an idle process has nothing to interrupt
 

@@ -1,4 +1,4 @@
-"""The ``spectral`` command: ``spectral fit|validate|test --config recipe.yaml`` and ``spectral predict``.
+"""The ``spectral`` command: ``spectral fit|validate|test --config recipe.yaml``, ``predict`` and ``compare``.
 
 Every run gets a folder ``<trainer.default_root_dir>/<recipe name>/version_<n>`` of its own with the resolved recipe
 (``config.yaml``), where it came from (``run.json``), the logs, ``last.ckpt`` and ``best.ckpt``; ``validate`` and
@@ -161,7 +161,7 @@ class SpectralCLI(LightningCLI):
             seed_everything_default=0,
             parser_class=_Parser,
             parser_kwargs={
-                "description": "Train and test networks. For predictions see `spectral predict --help`.",
+                "description": "Train and test networks. See also `spectral predict --help` and `spectral compare -h`.",
                 **{name: {"allow_abbrev": False} for name in self.subcommands()},
             },
             auto_configure_optimizers=False,
@@ -409,7 +409,11 @@ def main(args: list[str] | None = None) -> int:
     try:
         if args[:1] == ["predict"]:
             return predict.main(args[1:])
-        commands = [*SpectralCLI.subcommands(), "predict"]
+        if args[:1] == ["compare"]:
+            from common.comparison import command  # it runs this command line itself
+
+            return command.main(args[1:])
+        commands = [*SpectralCLI.subcommands(), "predict", "compare"]
         if args and not args[0].startswith("-") and args[0] not in commands:
             near = difflib.get_close_matches(args[0], commands, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""

@@ -34,7 +34,7 @@ from data.demo._clips import (
     outline,
     paste,
 )
-from data.demo._folder import check_minimum
+from data.demo._folder import DemoError, check_minimum
 
 CLASSES = ("warm_first", "cold_first")
 """The classes, in the order of their labels; the second is the first played backwards."""
@@ -55,6 +55,7 @@ def generate_temporal_order(
     train: int = 150,
     val: int = 20,
     test: int = 60,
+    gap: tuple[int, int] = (0, 0),
     progress: bool = False,
 ) -> Path:
     """Write the clips ``<split>/<class>/<number>.mp4``, ``manifest.csv`` and ``classes.txt`` to the folder ``out``.
@@ -70,6 +71,7 @@ def generate_temporal_order(
         train: training clips per class
         val: validation clips per class
         test: test clips per class
+        gap: smallest and largest distance of the cues in frames, from begin to begin; 0 0 for 5/16 to 7/16 of the clip
         progress: show a progress bar
 
     Returns:
@@ -80,13 +82,21 @@ def generate_temporal_order(
     """
     check_size(size)
     check_minimum(frames=(frames, 16))
+    distances = gaps(frames) if tuple(gap) == (0, 0) else range(gap[0], gap[1] + 1)
+    longest = frames - 2 * (frames // 8) - max(1, frames // 16)
+    if not distances or distances[0] < 1 or distances[-1] > longest or frames / 2 in distances:
+        raise DemoError(
+            f"gap is {gap[0]} {gap[1]}; with {frames} frames the smallest is 1, the largest {longest}, and half of the "
+            "clip, which is the same in both orders, is left out"
+        )
 
     def draw(split: str, number: int) -> Iterator[tuple[str, Frames]]:
-        clip = render(draw_scene(seed, split, number, frames), size)
+        clip = render(draw_scene(seed, split, number, frames, distances), size)
         yield from zip(CLASSES, (clip, clip[::-1]), strict=True)
 
     parameters = {"demo": "temporal_order", "version": VERSION, "seed": seed, "size": size}
     parameters |= {"frames": frames, "fps": fps}
+    parameters |= {} if tuple(gap) == (0, 0) else {"gap": list(gap)}
     counts = {"train": train, "val": val, "test": test}
     return make_clips(out, parameters, counts, CLASSES, draw, frames=frames, fps=fps, progress=progress)
 
@@ -115,13 +125,16 @@ def gaps(frames: int) -> range:
     return range(round(5 / 16 * frames), round(7 / 16 * frames) + 1)
 
 
-def draw_scene(seed: int, split: str, number: int, frames: int) -> OrderScene:
-    """Draw clip ``number`` of a split; all but the colours of the cues is as likely backwards as forwards."""
+def draw_scene(seed: int, split: str, number: int, frames: int, distances: range | None = None) -> OrderScene:
+    """Draw clip ``number`` of a split; all but the colours of the cues is as likely backwards as forwards.
+
+    ``distances`` are the gaps to draw from, those of `gaps` by default.
+    """
     key = (seed, list(IMAGES).index(split), number)
     rng = np.random.default_rng(key)
     names = rng.choice(IMAGES[split], size=3, replace=False)
     duration = max(1, frames // 16)
-    gap, margin = int(rng.choice(gaps(frames))), frames // 8
+    gap, margin = int(rng.choice(gaps(frames) if distances is None else distances)), frames // 8
     first = int(rng.integers(margin, frames - margin - duration - gap + 1))
     diameter = rng.uniform(0.45, 0.65, size=2)
     waves = camera_waves(rng, frames)

@@ -133,7 +133,7 @@ def test_a_logger_made_during_a_training_goes_on_with_the_terminal(tmp_path: Pat
     logger = logging.getLogger("made.meanwhile")
     try:
         for number in (1, 2):
-            with (tmp_path / "log.txt").open("a") as log, runs._output_to(log):
+            with (tmp_path / "log.txt").open("a") as log, runs.output_to(log):
                 if number == 1:
                     logger.addHandler(logging.StreamHandler())
                 logger.warning("training %d", number)

@@ -1,0 +1,139 @@
+"""``spectral compare STUDY.yaml``: compare methods by one protocol, and decide claims.
+
+In Python and in notebooks: :func:`compare`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import torch
+from rich.console import Console
+
+from common.comparison import report
+from common.comparison.rows import Progress, read_rows
+from common.comparison.runs import Place, estimate, run_study
+from common.comparison.statistics import RULE
+from common.comparison.study import Study, StudyError, load
+from common.reporting import tables
+from common.reporting.results import written_whole
+
+_BEGIN, _END = "<!-- claims: begin", "<!-- claims: end -->"
+
+
+def compare(
+    study: str | Path | Study,
+    out: str | Path | None = None,
+    rows: str | Path | None = None,
+    jobs: int = 1,
+    tell: Callable[[str], None] = print,
+) -> Progress:
+    """Run what is left of a study.
+
+    Args:
+        study: YAML file, see :mod:`common.comparison.study`, or what `load` made of it.
+        out: folder of the trainings and of the report; `runs/compare/<folder>_<name>` by default.
+        rows: CSV file that every finished training appends a row to; `rows.csv` in `out` by default.
+        jobs: trainings at once, each in a process with its share of the cores.
+        tell: is called with a line when something has ended.
+
+    Returns:
+        The rows, the chosen rates, and what :mod:`common.comparison.report` makes tables of; see `frame`.
+
+    Raises:
+        StudyError: the study is wrong.
+    """
+    study = study if isinstance(study, Study) else load(study)
+    return run_study(study, _place(study, out, rows), jobs, tell)
+
+
+def frame(progress: Progress) -> pd.DataFrame:
+    """The rows of a study as a table of pandas."""
+    return pd.DataFrame([vars(row) for row in progress.rows])
+
+
+def _place(study: Study, out: str | Path | None, rows: str | Path | None) -> Place:
+    name = f"{study.path.resolve().parent.name}_{study.path.stem}"
+    folder = Path("runs") / "compare" / name if out is None else Path(out)
+    return Place(folder.resolve(), Path("runs/demo").resolve(), Path(rows) if rows else folder / "rows.csv")
+
+
+def main(argv: list[str]) -> int:
+    """The command; returns 0, or 1 if a training failed."""
+    parser = argparse.ArgumentParser(
+        prog="spectral compare",
+        description="Compare methods on the same data, seeds and budget, with a learning rate chosen for each by the "
+        "same rule. A row is written as each training ends; the same command continues an interrupted study.",
+        epilog=RULE,
+        allow_abbrev=False,
+    )
+    parser.add_argument("study", type=Path, help="YAML file; papers/*/claims.yaml are examples")
+    parser.add_argument("--out", type=Path, help="folder of trainings and report (default: runs/compare/<study>)")
+    parser.add_argument("--rows", type=Path, help="CSV file of the rows (default: rows.csv in --out)")
+    parser.add_argument("--size", choices=["quick", "full"], default="quick", help="full takes the study's part `full`")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1 if torch.cuda.is_available() else os.cpu_count() or 1,
+        help="trainings at once (default here: %(default)s)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would run, and about how long; train nothing")
+    parser.add_argument("--show", action="store_true", help="show what is there; train nothing")
+    parser.add_argument("--readme", action="store_true", help="write the tables into README.md beside the study")
+    options = parser.parse_args(argv)
+    if options.jobs < 1:
+        raise StudyError(f"--jobs is {options.jobs}; it must be at least 1")
+    warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated.*")
+    study = load(options.study, options.size)
+    place = _place(study, options.out, options.rows)
+    if options.dry_run:
+        _print_plan(study, place, options.jobs)
+        return 0
+    if options.show:
+        progress = Progress(study, read_rows(place.rows))
+    else:
+        progress = run_study(study, place, options.jobs, lambda line: print(line, flush=True))
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    for table in report.all_tables(progress):
+        console.print(tables.to_terminal(table))
+    page = report.write_page(progress, place)
+    console.print(f"Rows: {place.rows}\nReport: {page}", soft_wrap=True, markup=False, highlight=False)
+    if options.readme:
+        write_readme(progress, study.path.parent / "README.md")
+    return 1 if any(row.error and row.stage == "score" for row in progress.rows) else 0
+
+
+def _print_plan(study: Study, place: Place, jobs: int) -> None:
+    """What would run, and about how long."""
+    progress = Progress(study, read_rows(place.rows))
+    left = progress.trainings_left()
+    print(f"{left} trainings left, {len(progress.rows)} rows are there ({place.rows})")
+    seconds = {}
+    for data, method, each in estimate(study, place, print):
+        seconds[data, method] = each
+        print(f"  {data} {method}: about {each:.0f} s a training")
+    if seconds:
+        mean = sum(seconds.values()) / len(seconds)
+        print(f"about {left * mean / jobs / 60:.0f} minutes with {jobs} at once, without testing")
+
+
+def write_readme(progress: Progress, path: Path) -> None:
+    """Put the tables between the markers `claims: begin` and `claims: end` of a README.
+
+    Raises StudyError if it has none.
+    """
+    text = path.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(_BEGIN)
+    marker, _, rest = rest.partition("\n")
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        raise StudyError(f"{path}: no lines '{_BEGIN} ... -->' and '{_END}'")
+    parts = [tables.to_markdown(table) for table in report.all_tables(progress)]
+    with written_whole(path) as file:
+        file.write(before + begin + marker + "\n\n" + "\n\n".join(parts) + "\n\n" + end + after)

@@ -1,0 +1,263 @@
+"""Tables, plots and the page of a study."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.comparison.rows import Progress
+from common.comparison.runs import Place
+from common.comparison.statistics import RULE, Interval, Verdict, combine, decide, mean_interval, paired_difference
+from common.comparison.study import COSTS, Claim, Comparison, pairs
+from common.reporting import plots
+from common.reporting.ledger import DASH
+from common.reporting.page import Report
+from common.reporting.tables import ColumnHeader, RenderedTable
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One difference of a comparison: of `better` against `than` on `data`."""
+
+    data: str
+    better: str
+    than: str
+    measure: str
+    by: float
+    found: Interval | None
+    verdict: Verdict
+    reason: str = ""
+
+    def text(self, progress: Progress) -> str:
+        """In words, with the interval."""
+        names = {name: method.title or name for name, method in progress.study.methods.items()}
+        where = f" on {self.data}" if len(progress.study.data) > 1 else ""
+        what = f"{names[self.better]} − {names[self.than]}{where}"
+        if self.found is None:
+            return f"{what}: {self.reason}"
+        if self.measure != "score":
+            return f"{COSTS[self.measure]} of {names[self.better]} / {names[self.than]}{where}: {self.found.mean:.2f}"
+        text = f"{what}: {signed(self.found)}"
+        text += f", McNemar p = {self.found.p:.2g}" if self.found.p is not None else ""
+        return f"{text} ({self.reason})" if self.reason else text
+
+
+def signed(found: Interval, scale: float = 100) -> str:
+    """`+3.1 [1.2, 5.0]`, in points."""
+    text = f"{scale * found.mean:+.1f}"
+    return text if found.low != found.low else f"{text} [{scale * found.low:.1f}, {scale * found.high:.1f}]"
+
+
+def outcomes(progress: Progress, comparison: Comparison) -> list[Outcome]:
+    """Every difference of a comparison with the verdict on it."""
+    return [
+        _outcome(progress, comparison, data, better, than) for data, better, than in pairs(progress.study, comparison)
+    ]
+
+
+def _outcome(progress: Progress, comparison: Comparison, data: str, better: str, than: str) -> Outcome:
+    measure, by = comparison.measure, comparison.by
+
+    def undecided(reason: str, found: Interval | None = None) -> Outcome:
+        return Outcome(data, better, than, measure, by, found, "not decided", reason)
+
+    if measure != "score":
+        ours, theirs = (progress.cost(data, method, measure) for method in (better, than))
+        if ours is None or theirs is None:
+            return undecided("not measured")
+        ratio = Interval(ours / theirs, ours / theirs, ours / theirs)
+        verdict: Verdict = "holds" if ratio.mean <= 1 - by else "does not hold"
+        return Outcome(data, better, than, measure, by, ratio, verdict)
+    both = [progress.scores(data, method) for method in (better, than)]
+    seeds = [s for s in progress.study.seeds if all(s in rows and not rows[s].error for rows in both)]
+    if not seeds:
+        return undecided("not run, or failed")
+    hashes = {rows[seed].data_hash for rows in both for seed in seeds}
+    if len(hashes) > 1:
+        return undecided(f"the data of the two differ ({', '.join(sorted(hashes))})")
+    scores = [np.array([rows[seed].test for seed in seeds], dtype=float) for rows in both]
+    found_outcomes = [[rows[seed].outcomes() for seed in seeds] for rows in both]
+    if all(o is not None for group in found_outcomes for o in group):
+        found = paired_difference(*scores, *(np.stack(group) for group in found_outcomes))  # type: ignore[arg-type]
+    else:
+        found = paired_difference(*scores)
+    if untrained := [m for m in (better, than) if not progress.is_trained(data, m)]:
+        names = ", ".join(progress.study.methods[m].title or m for m in untrained)
+        return undecided(f"{names} not trained", found)
+    missing = len(progress.study.seeds) - len(seeds)
+    reason = f"{len(seeds)} of {len(progress.study.seeds)} seeds" if missing else ""
+    return Outcome(data, better, than, measure, by, found, decide(found, by), reason)
+
+
+def verdict_on(progress: Progress, claim: Claim) -> Verdict:
+    """The verdict on a claim."""
+    return combine([o.verdict for comparison in claim.comparisons for o in outcomes(progress, comparison)])
+
+
+def claims_table(progress: Progress) -> RenderedTable:
+    """Every claim with the paper's evidence, ours, and the verdict."""
+    heads = [ColumnHeader("Claim"), ColumnHeader("Paper"), ColumnHeader("Here"), ColumnHeader("Verdict")]
+    cells = []
+    for claim in progress.study.claims:
+        found = [o for comparison in claim.comparisons for o in outcomes(progress, comparison)]
+        ours = "; ".join(o.text(progress) + ("" if o.by == 0 else f" (needs {_needed(o)})") for o in found)
+        cells.append([claim.claim, claim.paper or DASH, ours, f"**{verdict_on(progress, claim)}**"])
+    notes = ["Differences in points of test accuracy, with 95 % intervals."]
+    return RenderedTable("Claims", heads, cells, notes, "claims")
+
+
+def _needed(outcome: Outcome) -> str:
+    return f"> {100 * outcome.by:+g}" if outcome.measure == "score" else f"≤ {1 - outcome.by:g}"
+
+
+def score_table(progress: Progress, data: str) -> RenderedTable:
+    """The methods on some data: scores with intervals, the chosen rate, sizes and times."""
+    study = progress.study
+    heads = [
+        ColumnHeader("Method"),
+        ColumnHeader("test", kind="ours"),
+        ColumnHeader("train", kind="other"),
+        ColumnHeader("seeds", kind="other"),
+        ColumnHeader("rate", kind="other"),
+        ColumnHeader("parameters", kind="other"),
+        ColumnHeader("multiply-adds", kind="other"),
+        ColumnHeader("inference, ms", kind="other"),
+        ColumnHeader("training step, ms", kind="other"),
+        ColumnHeader("memory in training, MB", kind="other"),
+    ]
+    cells, notes = [], []
+    for name in study.methods_on(data):
+        rows = {s: r for s, r in progress.scores(data, name).items() if not r.error}
+        failed = [r.error for r in progress.rows if (r.data, r.method) == (data, name) and r.error]
+        title = study.methods[name].title or name
+        if failed:
+            notes.append(f"{title}: {len(failed)} trainings failed: {failed[-1]}")
+        test = np.array([r.test for r in rows.values()], dtype=float)
+        train = np.array([r.train for r in rows.values()], dtype=float)
+        state = "" if progress.is_trained(data, name) is not False else " not trained"
+        rate, rates = progress.rate(data, name), study.rates_on(data, name)
+        edge = len(rates) > 1 and rate in (min(rates), max(rates))
+        cells.append(
+            [
+                title,
+                f"{plain(mean_interval(test))}{state}" if len(test) else DASH,
+                f"{100 * train.mean():.1f}" if len(train) else DASH,
+                str(len(rows)),
+                DASH if rate is None or rate != rate else f"{rate:g}{' (edge)' if edge else ''}",
+                *(_count(progress.cost(data, name, measure)) for measure in ("params", "macs")),
+                *(_number(progress.cost(data, name, measure)) for measure in ("infer_ms", "train_ms", "train_mb")),
+            ]
+        )
+    if any("(edge)" in line[4] for line in cells):
+        notes.append(
+            "(edge): the best rate is the smallest or the largest that was tried; a better one may lie beyond."
+        )
+    if any("not trained" in line[1] for line in cells):
+        notes.append(f"not trained: below {100 * study.fitted:g} % of what the method can reach on its training data.")
+    title = study.data[data].title or data
+    return RenderedTable(title, heads, cells, [*notes, *provenance(progress, data)], f"scores-{data}")
+
+
+def plain(found: Interval, scale: float = 100) -> str:
+    """`71.2 [68.0, 74.4]`, in per cent."""
+    text = f"{scale * found.mean:.1f}"
+    return text if found.low != found.low else f"{text} [{scale * found.low:.1f}, {scale * found.high:.1f}]"
+
+
+def _count(value: float | None) -> str:
+    return DASH if value is None else f"{value / 1e6:.3g} M" if value >= 1e6 else f"{value:,.0f}"
+
+
+def _number(value: float | None) -> str:
+    return DASH if value is None else f"{value:.3g}"
+
+
+def provenance(progress: Progress, data: str) -> list[str]:
+    """Where the rows of some data come from; what is mixed is said."""
+    rows = [row for row in progress.rows if row.data == data and row.stage != "cost"]
+    files = {row.test_files for row in rows if row.test_files}
+    notes = [f"Tested on {files.pop()} files."] if len(files) == 1 else []
+    for what, values in (
+        ("commit", {row.commit[:10] + (" with changes" if row.dirty == "True" else "") for row in rows}),
+        ("data hash", {row.data_hash for row in rows if row.data_hash}),
+        ("torch", {row.torch for row in rows}),
+    ):
+        if len(values) > 1:
+            notes.append(f"The rows are of several versions of the {what}: {', '.join(sorted(values))}.")
+        else:
+            notes += [f"{what}: {value}." for value in values if value]
+    if progress.left_out:
+        notes.append(
+            f"{len(progress.left_out)} rows of other trainings, before the study or a recipe changed, are left out."
+        )
+    return notes
+
+
+def all_tables(progress: Progress) -> list[RenderedTable]:
+    """The claims, and the methods on each data."""
+    claims = [claims_table(progress)] if progress.study.claims else []
+    return [*claims, *(score_table(progress, data) for data in progress.study.data)]
+
+
+def write_page(progress: Progress, place: Place) -> Path:
+    """Write `report/index.html` with plots below `place.out`; its path."""
+    study = progress.study
+    report = Report(study.title, study.text)
+    report.section("Results")
+    report.text(RULE)
+    for table in all_tables(progress):
+        report.table(table)
+    report.section("Plots")
+    if study.xlabel:
+        _plot_curves(report, progress)
+    for data in study.data:
+        _plot_cost(report, progress, data)
+        _plot_learning(report, progress, place, data)
+    report.section("Do it again")
+    report.code(f"spectral compare {study.path}")
+    return report.write(place.out / "report")
+
+
+def _plot_curves(report: Report, progress: Progress) -> None:
+    """Test score of every method over the data that have a place on the axis."""
+    study = progress.study
+    lines: dict[str, dict[float, Sequence[float]]] = {}
+    for data, own in study.data.items():
+        for name in study.methods_on(data) if own.x is not None else ():
+            values = [r.test for r in progress.scores(data, name).values() if r.test is not None]
+            if values:
+                lines.setdefault(study.methods[name].title or name, {})[float(own.x or 0)] = values
+    if lines:
+        figure = plots.mean_curves(lines, study.title, study.xlabel, "test score (%)")
+        report.picture(figure, "curves", "Test score, mean and deviation over seeds.")
+
+
+def _plot_cost(report: Report, progress: Progress, data: str) -> None:
+    points = []
+    for name in progress.study.methods_on(data):
+        values = [r.test for r in progress.scores(data, name).values() if r.test is not None]
+        macs = progress.cost(data, name, "macs")
+        if values and macs and progress.is_trained(data, name):
+            title = progress.study.methods[name].title or name
+            points.append(plots.Point(title, macs, float(np.mean(values)), size=progress.cost(data, name, "params")))
+    if points:
+        figure = plots.accuracy_against_cost(points, f"{data}: test score against cost", "test score (%)")
+        report.picture(figure, f"{data}-cost", "Methods that are trained; areas are parameters.")
+
+
+def _plot_learning(report: Report, progress: Progress, place: Place, data: str) -> None:
+    curves = {}
+    for name in progress.study.methods_on(data):
+        for row in list(progress.scores(data, name).values())[:1]:
+            file = place.training(progress.study, row) / "fit.json"
+            if file.is_file():
+                points = json.loads(file.read_text(encoding="utf-8"))["curves"].get("train_loss", [])
+                curves[progress.study.methods[name].title or name] = [(epoch, value) for epoch, value in points]
+    curves = {name: points for name, points in curves.items() if points}
+    if curves and len(curves) <= len(plots.COLOURS):
+        figure = plots.learning_curves(curves, f"{data}: training loss", "loss")
+        report.picture(figure, f"{data}-loss", "Mean training loss of every epoch with the chosen rate, first seed.")

@@ -1,0 +1,219 @@
+"""The rows of a study: one for each finished training, appended to a CSV file as it ends."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.comparison.study import Study, StudyError
+
+
+@dataclass(frozen=True)
+class StudyRow:
+    """A finished training.
+
+    Attributes:
+        data, method: of the study.
+        stage: `rate` for a training that a learning rate is chosen by, scored on the validation data; `score` for one
+            that is tested; `cost` for times and memory.
+        seed, rate: of the training.
+        train, val, test: scores; train and test with the last weights, on the data without augmentation.
+        params, macs: of the network; all multiply-adds of one input.
+        infer_ms, train_ms: time of one input, and of a training step with two, with the methods taking turns.
+        infer_mb, train_mb: most memory that they take.
+        seconds: of training and testing.
+        error: why the training failed; empty if it did not.
+        correct: for every test file in the order of their names whether it was right, in hexadecimal.
+        test_files: their number.
+        key: of what the study says of the training, see `Study.key`.
+        data_hash, commit, dirty, torch, created: of the data and the program.
+    """
+
+    data: str
+    method: str
+    stage: str
+    seed: int
+    rate: float
+    key: str
+    train: float | None = None
+    val: float | None = None
+    test: float | None = None
+    params: int | None = None
+    macs: int | None = None
+    infer_ms: float | None = None
+    train_ms: float | None = None
+    infer_mb: float | None = None
+    train_mb: float | None = None
+    seconds: float | None = None
+    test_files: int | None = None
+    data_hash: str = ""
+    commit: str = ""
+    dirty: str = ""
+    torch: str = ""
+    created: str = ""
+    error: str = ""
+    correct: str = ""
+
+    def outcomes(self) -> np.ndarray | None:
+        """Whether each test file was right, (N,) of 0 and 1; None where files have no right or wrong."""
+        if not self.correct or not self.test_files:
+            return None
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(self.correct), dtype=np.uint8))
+        return bits[: self.test_files].astype(float)
+
+
+def pack(correct: Sequence[bool]) -> str:
+    """Outcomes as `StudyRow.correct`."""
+    return np.packbits(np.asarray(correct, dtype=np.uint8)).tobytes().hex()
+
+
+_NAMES = [field.name for field in fields(StudyRow)]
+_KINDS: dict[str, Any] = {field.name: str(field.type).partition(" ")[0] for field in fields(StudyRow)}
+
+
+def read_rows(path: str | Path) -> list[StudyRow]:
+    """Rows of a file, oldest first; none if there is no file. A last line that a kill cut off is left out.
+
+    Raises StudyError for a line that is not a row.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    rows = []
+    for number, values in enumerate(csv.reader(lines[1:]), start=2):
+        try:
+            pairs = dict(zip(lines[0].split(","), values, strict=True))
+            rows.append(
+                StudyRow(**{name: _parse(name, value) for name, value in pairs.items() if value or name in _TEXT})
+            )
+        except (ValueError, TypeError, KeyError) as error:
+            raise StudyError(f"{path}:{number}: not a row of a study ({error})") from error
+    return rows
+
+
+_TEXT = {name for name, kind in _KINDS.items() if kind == "str"}
+
+
+def _parse(name: str, value: str) -> Any:
+    return {"str": str, "int": int, "float": float}[_KINDS[name]](value)
+
+
+def append_row(path: Path, row: StudyRow) -> None:
+    """Append a row, whole: a line that a kill cut off is removed first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", newline="", encoding="utf-8") as file:
+        file.seek(0)
+        text = file.read()
+        if text and not text.endswith("\n"):
+            file.truncate(len(text[: text.rfind("\n") + 1].encode()))
+        writer = csv.writer(file, lineterminator="\n")
+        if not text:
+            writer.writerow(_NAMES)
+        values = asdict(row)
+        writer.writerow(["" if values[name] is None else str(values[name]).replace("\n", " ") for name in _NAMES])
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A training that is still to be done."""
+
+    data: str
+    method: str
+    stage: str
+    seed: int
+    rate: float
+
+
+class Progress:
+    """What the rows of a study say: chosen rates, finished trainings, and what is next."""
+
+    def __init__(self, study: Study, rows: Sequence[StudyRow]) -> None:
+        self.study = study
+        self.rows = [row for row in rows if self._belongs(row)]
+        self.left_out = [row for row in rows if row not in self.rows]
+
+    def _belongs(self, row: StudyRow) -> bool:
+        known = row.data in self.study.data and row.method in self.study.methods_on(row.data)
+        return known and row.key == self.study.key(row.data, row.method, row.rate)
+
+    def tried(self, data: str, method: str) -> dict[float, StudyRow]:
+        """Learning rate -> the row that it was tried in."""
+        data = self.study.data[data].rates_of or data
+        return {r.rate: r for r in self.rows if (r.data, r.method, r.stage) == (data, method, "rate")}
+
+    def rate(self, data: str, method: str) -> float | None:
+        """The learning rate with the best validation score, the smaller of equal ones.
+
+        None if some were not tried; NaN if every training failed.
+        """
+        rates = self.study.rates_on(data, method)
+        if len(rates) == 1:
+            return rates[0]
+        tried = self.tried(data, method)
+        if not set(rates) <= set(tried):
+            return None
+        scored = [(tried[r].val, -r) for r in rates if tried[r].val is not None and not tried[r].error]
+        return -max(scored)[1] if scored else float("nan")
+
+    def scores(self, data: str, method: str) -> dict[int, StudyRow]:
+        """Seed -> the tested training with the chosen rate, of those that did not fail."""
+        rate = self.rate(data, method)
+        found = {r.seed: r for r in self.rows if (r.data, r.method, r.stage, r.rate) == (data, method, "score", rate)}
+        return {seed: found[seed] for seed in self.study.seeds if seed in found}
+
+    def pending(self) -> list[Pending]:
+        """Trainings that can begin now: all rates first, then the seeds of what has a rate."""
+        first, then = [], []
+        for data in self.study.data:
+            for method in self.study.methods_on(data):
+                start = self.study.methods[method].starts_from
+                parents = self.scores(data, start) if start else dict.fromkeys(self.study.seeds)
+                parents = {seed: row for seed, row in parents.items() if row is None or not row.error}
+                rate = self.rate(data, method)
+                if rate is None:
+                    if self.study.data[data].rates_of is None and self.study.seeds[0] in parents:
+                        tried = self.tried(data, method)
+                        missing = [r for r in self.study.rates_on(data, method) if r not in tried]
+                        first += [Pending(data, method, "rate", self.study.seeds[0], r) for r in missing]
+                elif rate == rate:
+                    done = self.scores(data, method)
+                    then += [
+                        Pending(data, method, "score", seed, rate)
+                        for seed in self.study.seeds
+                        if seed not in done and seed in parents
+                    ]
+        return first + then
+
+    def trainings_left(self) -> int:
+        """Upper bound of the trainings still to do."""
+        total = 0
+        for data, own in self.study.data.items():
+            for method in self.study.methods_on(data):
+                rates = self.study.rates_on(data, method)
+                tried = len(self.tried(data, method))
+                total += max(0, len(rates) - tried) if len(rates) > 1 and own.rates_of is None else 0
+                total += len(self.study.seeds) - len(self.scores(data, method))
+        return total
+
+    def is_trained(self, data: str, method: str) -> bool | None:
+        """Whether the method has fitted its training set; None if no training was tested."""
+        rows = [row.train for row in self.scores(data, method).values() if row.train is not None]
+        if not rows:
+            return None
+        return float(np.mean(rows)) >= self.study.fitted * self.study.methods[method].bound_on(data)
+
+    def cost(self, data: str, method: str, measure: str) -> float | None:
+        """Parameters, multiply-adds, milliseconds or megabytes of a method's network."""
+        values = [getattr(r, measure) for r in self.rows if (r.data, r.method) == (data, method)]
+        values = [value for value in values if value is not None]
+        return values[-1] if values else None

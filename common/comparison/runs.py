@@ -1,0 +1,288 @@
+"""The trainings of a study, in processes of their own, each continued where it was killed."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import multiprocessing
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from common.comparison.rows import Pending, Progress, StudyRow, append_row, pack, read_rows
+from common.comparison.study import Study, StudyError
+from common.evaluation.complexity import count
+from common.evaluation.latency import measure_latency, peak_allocated
+from common.reporting.results import written_whole
+from common.reporting.runs import begin_worker, data_arguments, make_demo_data, output_to, read_curves
+from common.training import cli
+from common.training.task import load_module
+
+Told = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a study works: `out` for trainings, `demo` for generated data, `rows` for the file of rows."""
+
+    out: Path
+    demo: Path
+    rows: Path
+
+    def data_options(self, study: Study, data: str) -> list[str]:
+        """Options of `spectral` for generated data; none for data that the study names by its own options."""
+        return data_arguments(self.demo / study.demo_folder(data)) if study.data[data].demo else []
+
+    def training(self, study: Study, item: Pending | StudyRow) -> Path:
+        """The folder of a training. Its fit is shared by the stages `rate` and `score`."""
+        key = study.key(item.data, item.method, item.rate)
+        return self.out / "trainings" / f"{item.data}_{item.method}_rate-{item.rate:g}_seed-{item.seed}_{key}"
+
+
+def make_data(study: Study, place: Place, tell: Told) -> None:
+    """Make the generated data of a study."""
+    for data, own in study.data.items():
+        if own.demo:
+            tell(f"making {data}: python -m data.demo {own.demo}")
+            make_demo_data(own.demo.split(), place.demo / study.demo_folder(data))
+
+
+def run_study(study: Study, place: Place, jobs: int, tell: Told) -> Progress:
+    """Do what is left of a study; a row is appended to `place.rows` as each training ends.
+
+    A training that fails is a row with its error. Times and memory are measured at the end, alone.
+    """
+    make_data(study, place, tell)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    context = multiprocessing.get_context("spawn")
+    running: dict[Future[StudyRow], Pending] = {}
+    with ProcessPoolExecutor(jobs, context, begin_worker, (threads,)) as pool:
+        while True:
+            progress = Progress(study, read_rows(place.rows))
+            waiting = [item for item in progress.pending() if item not in running.values()]
+            for item in waiting[: jobs - len(running)]:
+                running[pool.submit(train, study, place, item, _start_folder(study, place, progress, item))] = item
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                item = running.pop(future)
+                row = future.result()
+                append_row(place.rows, row)
+                score = row.test if row.stage == "score" else row.val
+                result = row.error or f"{study.score} {score:.3f} ({'test' if row.stage == 'score' else 'validation'})"
+                left = progress.trainings_left() - 1
+                tell(
+                    f"{item.data} {item.method}, rate {item.rate:g}, seed {item.seed}: {result}, "
+                    f"{row.seconds:.0f} s; {left} left"
+                )
+    measure_costs(study, place, tell)
+    return Progress(study, read_rows(place.rows))
+
+
+def _start_folder(study: Study, place: Place, progress: Progress, item: Pending) -> str:
+    """The run folder that a method continues from."""
+    before = study.methods[item.method].starts_from
+    if before is None:
+        return ""
+    row = progress.scores(item.data, before)[item.seed]
+    return str(_checkpoint(place.training(study, row)).parent)
+
+
+def _checkpoint(folder: Path) -> Path:
+    """The last checkpoint of a training."""
+    found = sorted(folder.glob("fit/*/last.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    if not found:
+        raise StudyError(f"{folder} has no checkpoint; it was deleted. Delete its rows to train it again")
+    return found[-1]
+
+
+def train(study: Study, place: Place, item: Pending, start: str = "") -> StudyRow:
+    """Train and test once, in this process; what is printed goes to `log.txt` of the training's folder."""
+    folder = place.training(study, item)
+    folder.mkdir(parents=True, exist_ok=True)
+    arguments = study.arguments(item.data, item.method, item.rate, start)
+    arguments += [*place.data_options(study, item.data), "--seed_everything", str(item.seed)]
+    arguments += ["--trainer.default_root_dir", str(folder), "--trainer.enable_progress_bar", "false"]
+    began = time.monotonic()
+    row = StudyRow(
+        item.data, item.method, item.stage, item.seed, item.rate, study.key(item.data, item.method, item.rate)
+    )
+    row = replace(row, **_state())
+    try:
+        with (folder / "log.txt").open("a", encoding="utf-8") as log, output_to(log):
+            facts = _fit(arguments, folder)
+            found = _scores(study, item, arguments, folder, facts)
+    except Exception as error:
+        if isinstance(error, KeyboardInterrupt | AssertionError):
+            raise
+        message = cli.plain_message(error).splitlines()[0] if str(error) else type(error).__name__
+        return replace(row, error=message, seconds=round(time.monotonic() - began, 1))
+    seconds = facts["seconds"] if item.stage == "score" else time.monotonic() - began
+    return replace(row, **found, seconds=round(seconds, 1))
+
+
+def _state() -> dict[str, Any]:
+    """The columns of a row that say with what and when it was made."""
+    state, now = cli.git_state(), datetime.now(UTC).isoformat(timespec="seconds")
+    return {
+        "commit": state["commit"] or "",
+        "dirty": str(state["dirty"]),
+        "torch": torch.__version__,
+        "created": now,
+    }
+
+
+def _fit(arguments: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Train, or go on with a training that was interrupted, or find it finished; its seconds and learning curves."""
+    finished = folder / "fit.json"
+    if not finished.is_file():
+        began = time.monotonic()
+        words = ["fit", *arguments, "--name", "fit"]
+        words += ["--ckpt_path", "last"] if list(folder.glob("fit/*/last.ckpt")) else []
+        try:
+            cli.run(words)
+        except SystemExit as stop:  # Lightning's way of passing an interruption on
+            raise KeyboardInterrupt from stop
+        with written_whole(finished) as file:
+            json.dump({"seconds": time.monotonic() - began, "curves": read_curves(folder / "fit")}, file)
+    facts: dict[str, Any] = json.loads(finished.read_text(encoding="utf-8"))
+    return facts
+
+
+def _scores(
+    study: Study, item: Pending, arguments: Sequence[str], folder: Path, facts: dict[str, Any]
+) -> dict[str, Any]:
+    """The columns of a row that come from testing."""
+    found: dict[str, Any] = {}
+    checkpoint = str(_checkpoint(folder))
+    for split in ("val",) if item.stage == "rate" else ("train", "test"):
+        words = ["test", *arguments, "--name", f"test-{split}", "--ckpt_path", checkpoint]
+        tested = cli.run([*words, "--data.test_split", split])
+        assert tested.result is not None
+        assert tested.run_dir is not None
+        if study.score not in tested.result:
+            raise StudyError(
+                f"{study.path}: {study.score!r} is no metric of {item.method}; there are {list(tested.result)}"
+            )
+        found[split] = round(float(tested.result[study.score]), 6)
+        found["data_hash"] = str(tested.result["manifest_hash"])[:12]
+        if split == "test":
+            outcomes = read_outcomes(tested.run_dir)
+            found |= {"correct": pack(outcomes), "test_files": len(outcomes)} if outcomes else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        complexity = count(tested.model.network, tested.datamodule.spec.input_shape)
+    return found | {"params": complexity.params, "macs": round(complexity.macs_full)}
+
+
+def read_outcomes(run_dir: Path) -> list[bool]:
+    """Whether each file of a test run was right, in the order of their names; none without right and wrong."""
+    with contextlib.suppress(OSError), (run_dir / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: row["path"])
+        if rows and "label" in rows[0] and "top1" in rows[0]:
+            return [row["label"] == row["top1"] for row in rows]
+    return []
+
+
+def measure_costs(study: Study, place: Place, tell: Told) -> None:
+    """Time and memory of the networks of each data, taking turns; a row of the stage `cost` for each.
+
+    They are measured again only if one of them is missing, for ratios hold within one run.
+    """
+    rows = read_rows(place.rows)
+    progress = Progress(study, rows)
+    for data in study.data:
+        first = {m: next(iter(progress.scores(data, m).values()), None) for m in study.methods_on(data)}
+        trained = {m: row for m, row in first.items() if row is not None and not row.error}
+        known = {row.method for row in progress.rows if (row.data, row.stage) == (data, "cost")}
+        if set(trained) <= known:
+            continue
+        tell(f"{data}: measuring time and memory of {len(trained)} networks")
+        networks, inputs = {}, []
+        for method, row in trained.items():
+            module = load_module(_checkpoint(place.training(study, row)))
+            networks[method] = module.network
+            assert module.spec is not None
+            inputs.append(input_shape(module.spec))
+        for method, cost in _costs(networks, inputs).items():
+            row = trained[method]
+            kept = StudyRow(data, method, "cost", row.seed, row.rate, row.key, data_hash=row.data_hash, **cost)
+            append_row(place.rows, replace(kept, **_state()))
+
+
+def input_shape(spec: dict[str, Any]) -> tuple[int, ...]:
+    """Shape of one input from what a checkpoint stores."""
+    if "num_frames" in spec:
+        return (1, 3, spec["num_frames"], spec["crop_size"], spec["crop_size"])
+    return (1, 3, spec["height"], spec["width"])
+
+
+def _costs(networks: dict[str, Any], shapes: Sequence[tuple[int, ...]]) -> dict[str, dict[str, Any]]:
+    """Milliseconds and megabytes by network; those with the same input take turns."""
+    found: dict[str, dict[str, Any]] = {name: {} for name in networks}
+    for shape in dict.fromkeys(shapes):
+        group = {name: network for (name, network), own in zip(networks.items(), shapes, strict=True) if own == shape}
+        one: Tensor = torch.randn(shape)
+        two: Tensor = torch.randn(2, *shape[1:])
+        for network in group.values():
+            network.eval()
+        for name, latency in measure_latency(group, one).items():
+            found[name]["infer_ms"] = round(1e3 * latency.seconds, 3)
+            found[name]["infer_mb"] = round(peak_allocated(group[name], one) / 1e6, 2)
+        for network in group.values():
+            network.train()
+        for name, latency in measure_latency(group, two, backward=True).items():
+            found[name]["train_ms"] = round(1e3 * latency.seconds, 3)
+            found[name]["train_mb"] = round(peak_allocated(group[name], two, backward=True) / 1e6, 2)
+    return found
+
+
+class _StepTimes(L.Callback):
+    """Stops a training after a few steps; how long the last ones took, and how many there would have been."""
+
+    def __init__(self, steps: int = 5) -> None:
+        self.steps, self.times, self.total = steps, list[float](), 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.total = int(trainer.estimated_stepping_batches)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        self.times.append(time.monotonic())
+        if len(self.times) > self.steps:
+            trainer.should_stop = True
+            trainer.limit_val_batches = 0
+
+    def seconds(self) -> float:
+        """Of the whole training, by these steps."""
+        return self.total * (self.times[-1] - self.times[0]) / max(len(self.times) - 1, 1)
+
+
+def estimate(study: Study, place: Place, tell: Told) -> Iterator[tuple[str, str, float]]:
+    """(data, method, seconds) of one training, from a few of its steps. A method that continues another is taken for
+    as long as one from the beginning. The first epoch, which decodes, is left out.
+    """
+    make_data(study, place, tell)
+    for data in study.data:
+        for method in study.methods_on(data):
+            if study.methods[method].starts_from:
+                continue
+            steps = _StepTimes()
+            words = [*study.arguments(data, method, study.rates_on(data, method)[0]), *place.data_options(study, data)]
+            words += ["--trainer.logger", "false", "--trainer.enable_checkpointing", "false"]
+            words += ["--trainer.enable_progress_bar", "false", "--trainer.default_root_dir", str(place.out / "timing")]
+            with open(os.devnull, "w", encoding="utf-8") as log, output_to(log):
+                cli.run(["fit", *words], [steps])
+            shutil.rmtree(place.out / "timing", ignore_errors=True)
+            yield data, method, steps.seconds()
