@@ -69,7 +69,8 @@ def read_recipe(recipe: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, 
     """Arguments of the model, of the data (with those of the dataset's entry) and of the trainer that a recipe and
     its overrides give."""
     content = yaml.safe_load(recipe.read_text())
-    parts = {part: dict(content[part].get("init_args", content[part])) for part in ("model", "data", "trainer")}
+    parts = {part: dict(content[part].get("init_args", {})) for part in ("model", "data")}
+    parts["trainer"] = dict(content["trainer"])
     for option, value in zip(overrides[::2], overrides[1::2], strict=True):
         part, *keys = option.removeprefix("--").split(".")
         if part in parts:

@@ -134,7 +134,7 @@ class Pending:
     rate: float
 
 
-class Progress:
+class StudyProgress:
     """What the rows of a study say: chosen rates, finished trainings, and what is next."""
 
     def __init__(self, study: Study, rows: Sequence[StudyRow]) -> None:

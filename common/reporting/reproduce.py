@@ -34,7 +34,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from common.evaluation.complexity import Complexity
 from common.reporting import tables
 from common.reporting.counting import complexity_records, count_rows
-from common.reporting.ledger import Ledger, LedgerError, load
+from common.reporting.ledger import Ledger, LedgerError, load, package_root
 from common.reporting.page import EXPLANATION, png, run_facts, write_report
 from common.reporting.results import ResultError, append, read, written_whole
 from common.reporting.runs import DemoRuns, Job, ReproduceError, Trained, make_demo_data, train_all, train_row
@@ -55,7 +55,7 @@ def main(folder: Path, figures: Mapping[str, FigureFunction], argv: Sequence[str
     Returns:
         Exit code: 0, 1 if a row failed, 2 for wrong arguments, 130 if interrupted.
     """
-    module = f"papers.{folder.name}.reproduce"
+    module = ".".join([*folder.resolve().relative_to(package_root(folder)).parts, "reproduce"])
     args = _parser(module, folder.name).parse_args(argv)
     errors = Console(file=sys.stderr, highlight=False, soft_wrap=True)
     warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated.*")
