@@ -40,8 +40,8 @@ FAULTS = {
         "ledger.yaml",
         '--model.network.stage, "4"',
         "--model.network.stage",
-        {COMMANDS, COUNTS},
-        "",
+        {LEDGER},
+        "an option has no value",
     ),
     "other_network": ("ledger.yaml", "arguments: {stage: 4}", "arguments: {depth: 50}", {COUNTS}, "mix-res4"),
     "other_weights": (
