@@ -13,7 +13,7 @@ import html
 import io
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -225,14 +225,27 @@ figcaption { color: var(--dim); font-size: .85rem; margin-top: .45rem; max-width
 """
 
 
-def write_report(job: Job, folder: Path, facts: Mapping[str, str], command: str, epochs: int | None = None) -> Path:
-    """The page, the Markdown and the pictures; returns the path of the page."""
+def write_report(
+    job: Job,
+    folder: Path,
+    facts: Mapping[str, str],
+    command: str,
+    epochs: int | None = None,
+    claims: Sequence[RenderedTable] = (),
+) -> Path:
+    """The page, the Markdown and the pictures; returns the path of the page. `claims` are tables of the paper's claims
+    as they were decided before."""
     ledger = job.ledger
     report = Report(ledger.title, f"{ledger.authors}. The paper's numbers beside what this machine found.", facts)
     if job.failures:
         report.section("Failures")
         for failure in job.failures:
             report.text(failure)
+    if claims:
+        report.section("Claims of the paper, tested")
+        report.text(f"Trained before, not in this run; again: `make claims PAPER={ledger.paper}`.")
+        for claims_table in claims:
+            report.table(claims_table)
     for runs in job.demos:
         if runs.all:
             _report_demo(report, ledger, runs, epochs)

@@ -89,6 +89,34 @@ def paper_table(
     return RenderedTable(f"{table.number}. {table.title}", heads, cells, notes, table.id)
 
 
+def summary_table(ledger: Ledger, counts: Mapping[str, Mapping[str, Complexity]]) -> RenderedTable:
+    """One line a table: how many of its parameters and multiply-adds were counted, and how far they lie from the paper.
+
+    A row is compared by its first network.
+    """
+    heads = [
+        ColumnHeader("Table"),
+        *(ColumnHeader(name, kind="ours") for name in ("counted", "compared", "within 1 %")),
+    ]
+    heads.append(ColumnHeader("largest difference"))
+    cells = []
+    for table in ledger.tables:
+        rows = [row for row in table.rows if counts.get(row.id)]
+        differences = []
+        for measure, column in ((m, table.column(m)) for m in ("params", "macs")):
+            for row in rows if column is not None else ():
+                ours = _counted(next(iter(counts[row.id].values())), measure)
+                paper = column.value(row.paper.get(column.key))  # type: ignore[union-attr]
+                if ours is not None and paper:
+                    differences.append((ours / paper - 1, f"{measure} of {row.name}"))
+        if rows:
+            largest, what = max(differences, key=lambda pair: abs(pair[0]), default=(0.0, ""))
+            near = sum(abs(difference) <= 0.01 for difference, _ in differences)
+            said = f"{100 * largest:+.1f} %: {what}" if differences else "nothing printed to compare with"
+            cells.append([f"{table.number}. {table.title}", str(len(rows)), str(len(differences)), str(near), said])
+    return RenderedTable("Counted here, beside the paper", heads, cells)
+
+
 def _columns_of(
     column: Column,
     is_printed: bool,

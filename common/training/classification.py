@@ -48,6 +48,7 @@ class ClassPredictor(Predictor):
 
     def predict(self, path: Path, content: Tensor) -> Sequence[str]:
         probabilities = self.module.predict_views(content).cpu()
+        self.check_finite(path, probabilities)
         names = self.module.output_names
         (row,) = prediction_table(probabilities[None], names, [str(path)], top=self.options.top)
         self.rows.append({**row, "error": ""})

@@ -83,6 +83,7 @@ class PosePredictor(Predictor):
         else:
             boxes = self.boxes.get(path.name, [])
         persons = self.module.predict_persons(content, boxes)
+        self.check_finite(path, persons)
         drawing, names = self._drawing(path), self.module.output_names
         skeleton = self.module.keypoint_spec.skeleton
         draw_persons(content, persons, skeleton, names, self.options.threshold).save(drawing)

@@ -61,7 +61,9 @@ class VolumePredictor(Predictor):
     def predict(self, path: Path, content: tuple[Case, Tensor, Tensor | None]) -> Sequence[str]:
         case, volume, true = content
         out = self.options.out / f"{case.name}.nii.gz"
-        predicted = (self.module.segment(volume[None].to(self.module.device)) > 0)[0].cpu()
+        logits = self.module.segment(volume[None].to(self.module.device))[0].cpu()
+        self.check_finite(path, logits)
+        predicted = logits > 0
         label = regions_to_label(predicted)
         save_label(label, case.images[0], out, self.options.force)
         sizes = label_to_regions(label).flatten(1).sum(dim=1) * voxel_volume(case.images[0])
