@@ -144,6 +144,12 @@ class ClassificationModule(TaskModule):
         self.views_per_video = len(logits) // len(index)
         return {"scores": scores, "first": first}
 
+    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
+        """``path`` of each file of the batch, and ``output``: class probabilities (files, classes) over its views."""
+        logits = self.forward_views(batch[self.kind])
+        scores, _, first = combine_views(logits, batch[f"{self.kind}_index"], self.average)
+        return {"path": [batch["path"][int(i)] for i in first], "output": scores.softmax(dim=1).cpu()}
+
     def compute_result(self) -> VideoResult:
         result = self.scores.compute()
         self.scores.reset()

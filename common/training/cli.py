@@ -413,6 +413,9 @@ def main(args: list[str] | None = None) -> int:
     debug = "--debug" in args or bool(os.environ.get(DEBUG_VARIABLE))
     args = [arg for arg in args if arg != "--debug"]
     try:
+        if args == ["--version"]:
+            print(f"spectral-video {version('spectral-video')}")
+            return 0
         if args[:1] == ["predict"]:
             return predict.main(args[1:])
         if args[:1] == ["compare"]:

@@ -220,6 +220,9 @@ class PoseEstimationModule(TaskModule):
         self.scores.update(keypoints, loss, batch["person_index"])
         return {"heatmaps": heatmaps}
 
+    def predict_batch(self, batch: Mapping[str, Any]) -> Tensor:
+        return self.predict_heatmaps(batch["image"])
+
     def compute_result(self) -> KeypointResult:
         keypoints, *others = self.scores.compute()
         loss, index = (value.flatten() for value in others)  # torchmetrics makes a scalar of a single person's

@@ -53,8 +53,8 @@ class TaskModule(L.LightningModule):
     of the network; ``spec``, how a file becomes the network's input, with ``to_dict()`` and ``input_shape``; and
     ``manifest_hash``.
 
-    A task sets the class attributes and implements ``training_step``, ``evaluate_batch``, ``compute_result`` and
-    ``write_predictions``.
+    A task sets the class attributes and implements ``training_step``, ``evaluate_batch``, ``predict_batch``,
+    ``compute_result`` and ``write_predictions``.
 
     Attributes:
         kind: what is counted: ``video``, ``image``, ``person`` or ``volume``.
@@ -224,6 +224,15 @@ class TaskModule(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self.finish_evaluation("test")
+
+    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
+        """For ``Trainer.predict`` and prediction writers: ``path`` (list), and ``output``, what the task predicts for
+        each: class probabilities (N, classes), heatmaps (N, J, h, w) or logits (N, regions, D, H, W), on the CPU."""
+        return {"path": list(batch["path"]), "output": self.predict_batch(batch).cpu()}
+
+    def predict_batch(self, batch: Mapping[str, Any]) -> Tensor:
+        """The predictions of a batch; see :meth:`predict_step`."""
+        raise NotImplementedError
 
     def result_facts(self) -> dict[str, Any]:
         """Further entries of ``result.json``: how the result was obtained."""

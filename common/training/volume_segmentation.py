@@ -152,6 +152,9 @@ class VolumeSegmentationModule(TaskModule):
         self.scores.update(dice_per_case(predicted, regions), self.loss_per_case(logits, regions), index)
         return {"predicted": predicted}
 
+    def predict_batch(self, batch: Mapping[str, Any]) -> Tensor:
+        return self.segment(batch["volume"])
+
     def compute_result(self) -> VolumeResult:
         result = self.scores.compute()
         self.scores.reset()
