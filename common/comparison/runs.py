@@ -63,7 +63,18 @@ def run_study(study: Study, place: Place, jobs: int, tell: Told) -> StudyProgres
     """Do what is left of a study; a row is appended to `place.rows` as each training ends.
 
     A training that fails is a row with its error. Times and memory are measured at the end, alone.
+
+    Raises:
+        StudyError: an option or the score of a method is wrong; nothing is trained before all options are parsed.
     """
+    first = StudyProgress(study, read_rows(place.rows)).pending()
+    for data, method, rate in {
+        (item.data, item.method): (item.data, item.method, item.rate) for item in first
+    }.values():
+        try:
+            cli.check_arguments(["fit", *study.arguments(data, method, rate)])
+        except cli.UsageError as error:
+            raise StudyError(f"{study.path}:{study.methods[method].line}: {method} on {data}: {error}") from error
     make_data(study, place, tell)
     for row in _here(study, place) if jobs == 1 else _in_processes(study, place, jobs):
         append_row(place.rows, row)
@@ -133,7 +144,7 @@ def train(study: Study, place: Place, item: Pending, start: str = "") -> StudyRo
             facts = _fit(arguments, folder)
             found = _scores(study, item, arguments, folder, facts)
     except Exception as error:
-        if isinstance(error, KeyboardInterrupt | AssertionError):
+        if isinstance(error, cli.UsageError | StudyError | AssertionError):
             raise
         message = cli.plain_message(error).splitlines()[0] if str(error) else type(error).__name__
         return replace(row, error=message, seconds=round(time.monotonic() - began, 1))
@@ -181,9 +192,8 @@ def _scores(
         assert tested.result is not None
         assert tested.run_dir is not None
         if study.score not in tested.result:
-            raise StudyError(
-                f"{study.path}: {study.score!r} is no metric of {item.method}; there are {list(tested.result)}"
-            )
+            known = [name for name, value in tested.result.items() if isinstance(value, float)]
+            raise StudyError(f"{study.path}: {study.score!r} is no metric of {item.method}: {', '.join(known)}")
         found[split] = round(float(tested.result[study.score]), 6)
         found["data_hash"] = str(tested.result["manifest_hash"])[:12]
         if split == "test":

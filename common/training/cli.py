@@ -391,6 +391,21 @@ def run(args: list[str], callbacks: Sequence[Callback] = ()) -> SpectralCLI:
         return SpectralCLI(args, callbacks)
 
 
+class _ParsedOnly(SpectralCLI):
+    def before_instantiate_classes(self) -> None:
+        raise _ParsedError
+
+
+class _ParsedError(Exception):
+    pass
+
+
+def check_arguments(args: list[str]) -> None:
+    """Parse the arguments of a run without running it. Raises UsageError for a wrong key or value."""
+    with contextlib.suppress(_ParsedError):
+        _ParsedOnly(args)
+
+
 def _not_advertising(record: logging.LogRecord) -> bool:
     return "Tip: For seamless cloud" not in record.getMessage()
 

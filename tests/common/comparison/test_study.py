@@ -28,7 +28,7 @@ STUDY: dict[str, Any] = {
 def write(folder: Path, **changes: Any) -> Path:
     (folder / "recipe.yaml").write_text("model: {}\n")
     path = folder / "study.yaml"
-    path.write_text(yaml.safe_dump({**STUDY, **changes}))
+    path.write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False))
     return path
 
 
