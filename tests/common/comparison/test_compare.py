@@ -138,7 +138,7 @@ def test_a_killed_study_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ({"score": "joy"}, "'joy' is no metric of fixed: .*top1"),
         (
             {"methods": {"x": {"recipe": RECIPE, "options": "--model.methd x"}}},
-            r"study\.yaml:\d+: x on digits: .*methd",
+            r"study\.yaml:\d+: x on .*methd",
         ),
         ({"data": {"digits": {"demo": "digits --siz 8"}}}, "unrecognized arguments: --siz"),
     ],
