@@ -37,10 +37,12 @@ class Outcome:
         names = {name: method.title or name for name, method in progress.study.methods.items()}
         where = f" on {self.data}" if len(progress.study.data) > 1 else ""
         what = f"{names[self.better]} − {names[self.than]}{where}"
+        if self.measure != "score":
+            what = f"{COSTS[self.measure]}, {names[self.better]} / {names[self.than]}{where}"
         if self.found is None:
             return f"{what}: {self.reason}"
         if self.measure != "score":
-            return f"{COSTS[self.measure]} of {names[self.better]} / {names[self.than]}{where}: {self.found.mean:.2f}"
+            return f"{what}: {self.found.mean:.2f}"
         text = f"{what}: {signed(self.found)}"
         text += f", McNemar p = {self.found.p:.2g}" if self.found.p is not None else ""
         return f"{text} ({self.reason})" if self.reason else text
@@ -88,9 +90,9 @@ def _outcome(progress: StudyProgress, comparison: Comparison, data: str, better:
     if untrained := [m for m in (better, than) if not progress.is_trained(data, m)]:
         names = ", ".join(progress.study.methods[m].title or m for m in untrained)
         return undecided(f"{names} not trained", found)
-    missing = len(progress.study.seeds) - len(seeds)
-    reason = f"{len(seeds)} of {len(progress.study.seeds)} seeds" if missing else ""
-    return Outcome(data, better, than, measure, by, found, decide(found, by), reason)
+    if len(seeds) < len(progress.study.seeds):
+        return undecided(f"{len(seeds)} of {len(progress.study.seeds)} seeds", found)
+    return Outcome(data, better, than, measure, by, found, decide(found, by))
 
 
 def verdict_on(progress: StudyProgress, claim: Claim) -> Verdict:
@@ -165,7 +167,8 @@ def score_table(progress: StudyProgress, data: str) -> RenderedTable:
 def plain(found: Interval, scale: float = 100) -> str:
     """`71.2 [68.0, 74.4]`, in per cent."""
     text = f"{scale * found.mean:.1f}"
-    return text if found.low != found.low else f"{text} [{scale * found.low:.1f}, {scale * found.high:.1f}]"
+    low, high = scale * max(found.low, 0), scale * min(found.high, 1)
+    return text if found.low != found.low else f"{text} [{low:.1f}, {high:.1f}]"
 
 
 def _count(value: float | None) -> str:

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from common.evaluation.complexity import Complexity
 from common.reporting.ledger import DASH, Column, Curve, Demo, Ledger, Row, Table
 from common.reporting.results import Result
 from common.reporting.runs import DemoRuns, Trained, by_entry
 
+LONG = 50
 STATUS_MARKS = {"computed": "C", "demo": "D", "recipe": "R", "literature": "L", "diagram": "G"}
 
 
@@ -237,9 +239,11 @@ def to_terminal(table: RenderedTable) -> RichTable:
     for head in table.heads:
         name = f"{head.group}\n{head.name}" if head.group else head.name
         justify = "left" if head.kind == "text" else "right"
-        shown.add_column(name, justify=justify, style=styles.get(head.kind, ""), no_wrap=True)  # type: ignore[arg-type]
+        position = len(shown.columns)
+        long = any(len(row[position]) > LONG for row in table.cells)  # sentences wrap, numbers and names do not
+        shown.add_column(name, justify=justify, style=styles.get(head.kind, ""), no_wrap=not long)  # type: ignore[arg-type]
     for row in table.cells:
-        shown.add_row(*row)
+        shown.add_row(*(Text(cell.replace("**", "")) for cell in row))
     return shown
 
 
