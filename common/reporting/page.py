@@ -149,11 +149,13 @@ _PAGE = """<!doctype html>
 <header>
   <h1>{{ report.title }}</h1>
   <p class="subtitle">{{ report.subtitle }}</p>
+  {%- if report.facts %}
   <dl>
   {%- for name, value in report.facts.items() %}
     <div><dt>{{ name }}</dt><dd>{{ value }}</dd></div>
   {%- endfor %}
   </dl>
+  {%- endif %}
 </header>
 {%- for section in report.sections %}
 <section id="{{ section.anchor }}">
@@ -205,6 +207,8 @@ th, td { padding: .36rem .8rem; text-align: right; }
 th { background: var(--soft); font-weight: 600; color: var(--dim); }
 th.group { text-align: center; color: var(--fg); border-left: 1px solid var(--line); }
 th.text, td.text { text-align: left; }
+td.long { white-space: normal; min-width: 15rem; max-width: 28rem; }
+tr:has(td.long) td { vertical-align: top; }
 thead tr:last-child th { border-bottom: 1px solid var(--line); }
 td.paper, th.paper { border-left: 1px solid var(--line); }
 td.ours { color: var(--accent); font-weight: 600; }

@@ -204,7 +204,7 @@ def to_html(table: RenderedTable) -> str:
     first, second = [], []
     for i, head in enumerate(table.heads):
         if not head.group:
-            first.append(f'<th class="text"{" rowspan=2" if grouped else ""}>{html.escape(head.name)}</th>')
+            first.append(f'<th class="{head.kind}"{" rowspan=2" if grouped else ""}>{html.escape(head.name)}</th>')
             continue
         if i == 0 or table.heads[i - 1].group != head.group:
             span = sum(1 for h in table.heads if h.group == head.group)
@@ -214,7 +214,7 @@ def to_html(table: RenderedTable) -> str:
     body = "".join(
         "<tr>"
         + "".join(
-            f'<td class="{h.kind if c != DASH else h.kind + " none"}">{html.escape(c)}</td>'
+            f'<td class="{h.kind}{" none" if c == DASH else " long" if len(c) > LONG else ""}">{inline_html(c)}</td>'
             for h, c in zip(table.heads, row, strict=True)
         )
         + "</tr>"
