@@ -172,7 +172,7 @@ class StudyProgress:
         return {seed: found[seed] for seed in self.study.seeds if seed in found}
 
     def pending(self) -> list[Pending]:
-        """Trainings that can begin now, one data after the other: all rates first, then the seeds of what has a rate."""
+        """Trainings that can begin now, one data after the other: all rates, then the seeds of what has a rate."""
         found: list[Pending] = []
         for data in self.study.data:
             first, then = [], []
