@@ -28,6 +28,7 @@ import torch
 import yaml
 
 from common.comparison import report
+from common.comparison.command import finished_studies
 from common.comparison.rows import StudyProgress, read_rows
 from common.comparison.study import load as read_study
 from common.reporting.ledger import Ledger, LedgerError, Network, Recipe, RowNetwork, load, package_root
@@ -356,6 +357,10 @@ def test_claims_parse_and_the_readme_shows_their_rows(folder: Path) -> None:
             assert to_markdown(table) in (folder / "README.md").read_text(), (
                 f"{table.title}: run spectral compare {path} --rows {path.with_suffix('.csv')} --show --readme"
             )
+
+
+def test_the_readme_shows_the_verdicts_on_all_claims() -> None:
+    assert to_markdown(report.overview(finished_studies(ROOT / "papers"))) in (ROOT / "README.md").read_text()
 
 
 def test_every_figure_draws(figure: tuple[Path, Any]) -> None:
