@@ -142,7 +142,7 @@ def score_table(progress: StudyProgress, data: str) -> RenderedTable:
         train = np.array([r.train for r in rows.values()], dtype=float)
         state = "" if progress.is_trained(data, name) is not False else " not trained"
         rate, rates = progress.rate(data, name), study.rates_on(data, name)
-        edge = len(rates) > 1 and rate in (min(rates), max(rates))
+        edge = len(rates) > 2 and rate in (min(rates), max(rates))
         cells.append(
             [
                 title,
