@@ -140,6 +140,7 @@ def score_table(progress: StudyProgress, data: str) -> RenderedTable:
             notes.append(f"{title}: {len(failed)} trainings failed: {failed[-1]}")
         test = np.array([r.test for r in rows.values()], dtype=float)
         train = np.array([r.train for r in rows.values()], dtype=float)
+        needed = study.fitted * study.methods[name].bound_on(data)
         state = "" if progress.is_trained(data, name) is not False else " not trained"
         rate, rates = progress.rate(data, name), study.rates_on(data, name)
         edge = len(rates) > 2 and rate in (min(rates), max(rates))
@@ -148,7 +149,7 @@ def score_table(progress: StudyProgress, data: str) -> RenderedTable:
                 title,
                 f"{plain(mean_interval(test))}{state}" if len(test) else DASH,
                 f"{100 * train.mean():.1f}" if len(train) else DASH,
-                str(len(rows)),
+                f"{len(rows)} ({sum(value >= needed for value in train)} fitted)" if len(train) else "0",
                 DASH if rate is None or rate != rate else f"{rate:g}{' (edge)' if edge else ''}",
                 *(_count(progress.cost(data, name, measure)) for measure in ("params", "macs")),
                 *(_number(progress.cost(data, name, measure)) for measure in ("infer_ms", "train_ms", "train_mb")),
