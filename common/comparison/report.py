@@ -159,6 +159,10 @@ def score_table(progress: StudyProgress, data: str) -> RenderedTable:
         notes.append(
             "(edge): the best rate is the smallest or the largest that was tried; a better one may lie beyond."
         )
+    if any(progress.cost(data, name, "infer_ms") for name in study.methods_on(data)):
+        notes.append(
+            "Time and memory of one input in inference and of two in a training step; on a CPU with one thread."
+        )
     if any("not trained" in line[1] for line in cells):
         notes.append(f"not trained: below {100 * study.fitted:g} % of what the method can reach on its training data.")
     title = study.data[data].title or data
