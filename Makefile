@@ -1,6 +1,7 @@
 # make reproduce [PAPER=stft3d]   set up, then the paper's tables beside what this machine computes and measures
 # make test                       set up, then the whole test suite
 # make lint | bench | notebooks   checks of style and types | speed and memory ratios | run the notebooks
+# make claims [PAPER=stft3d]      train the paper's claims again: all methods, learning rates and seeds
 # make gpu                        every network on a CUDA GPU against the CPU, and its speed there
 
 PAPER ?= stft3d
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup reproduce test lint bench gpu notebooks clean
+.PHONY: help setup reproduce claims test lint bench gpu notebooks clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -30,6 +31,9 @@ $(READY): pyproject.toml
 
 reproduce: $(READY)
 	$(BIN)/python -m papers.$(PAPER).reproduce
+
+claims: $(READY)
+	$(BIN)/spectral compare papers/$(PAPER)/claims.yaml --out runs/claims/$(PAPER)
 
 # One thread a worker: two workers share the machine without fighting over its cores.
 test: $(READY)

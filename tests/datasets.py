@@ -14,6 +14,7 @@ from data.demo.digits import generate_digits
 from data.demo.figures import generate_figures
 from data.demo.lamps import generate_lamps
 from data.demo.motion import generate_motion
+from data.demo.patches import generate_patches
 from data.demo.temporal_order import generate_temporal_order
 from data.prepare import main as prepare
 from tests.coco import two_persons
@@ -41,6 +42,7 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
     "temporal_order": lambda root: generate_temporal_order(root, size=32, train=4, val=1, test=1),
     "lamps": lambda root: generate_lamps(root, train=1, val=1, test=1),
     "digits": lambda root: generate_digits(root, size=8),
+    "patches": lambda root: generate_patches(root, size=8, train=2, val=1, test=1),
     "figures": lambda root: generate_figures(root, train=3, val=1, test=1),
     "brain": lambda root: generate_brain(root, cases=4, size=(16, 16, 16)),
 }
@@ -69,7 +71,8 @@ def read_recipe(recipe: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, 
     """Arguments of the model, of the data (with those of the dataset's entry) and of the trainer that a recipe and
     its overrides give."""
     content = yaml.safe_load(recipe.read_text())
-    parts = {part: dict(content[part].get("init_args", content[part])) for part in ("model", "data", "trainer")}
+    parts = {part: dict(content[part].get("init_args", {})) for part in ("model", "data")}
+    parts["trainer"] = dict(content["trainer"])
     for option, value in zip(overrides[::2], overrides[1::2], strict=True):
         part, *keys = option.removeprefix("--").split(".")
         if part in parts:

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from common.comparison import report
-from common.comparison.rows import Progress, read_rows
+from common.comparison.rows import StudyProgress, read_rows
 from common.comparison.runs import Place, estimate, run_study
 from common.comparison.statistics import RULE
 from common.comparison.study import Study, StudyError, load
@@ -33,7 +33,7 @@ def compare(
     rows: str | Path | None = None,
     jobs: int = 1,
     tell: Callable[[str], None] = print,
-) -> Progress:
+) -> StudyProgress:
     """Run what is left of a study.
 
     Args:
@@ -53,7 +53,7 @@ def compare(
     return run_study(study, _place(study, out, rows), jobs, tell)
 
 
-def frame(progress: Progress) -> pd.DataFrame:
+def frame(progress: StudyProgress) -> pd.DataFrame:
     """The rows of a study as a table of pandas."""
     return pd.DataFrame([vars(row) for row in progress.rows])
 
@@ -96,7 +96,7 @@ def main(argv: list[str]) -> int:
         _print_plan(study, place, options.jobs)
         return 0
     if options.show:
-        progress = Progress(study, read_rows(place.rows))
+        progress = StudyProgress(study, read_rows(place.rows))
     else:
         progress = run_study(study, place, options.jobs, lambda line: print(line, flush=True))
     console = Console() if sys.stdout.isatty() else Console(width=200)
@@ -111,7 +111,7 @@ def main(argv: list[str]) -> int:
 
 def _print_plan(study: Study, place: Place, jobs: int) -> None:
     """What would run, and about how long."""
-    progress = Progress(study, read_rows(place.rows))
+    progress = StudyProgress(study, read_rows(place.rows))
     left = progress.trainings_left()
     print(f"{left} trainings left, {len(progress.rows)} rows are there ({place.rows})")
     seconds = {}
@@ -123,7 +123,7 @@ def _print_plan(study: Study, place: Place, jobs: int) -> None:
         print(f"about {left * mean / jobs / 60:.0f} minutes with {jobs} at once, without testing")
 
 
-def write_readme(progress: Progress, path: Path) -> None:
+def write_readme(progress: StudyProgress, path: Path) -> None:
     """Put the tables between the markers `claims: begin` and `claims: end` of a README.
 
     Raises StudyError if it has none.

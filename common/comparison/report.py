@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.comparison.rows import Progress
+from common.comparison.rows import StudyProgress
 from common.comparison.runs import Place
 from common.comparison.statistics import RULE, Interval, Verdict, combine, decide, mean_interval, paired_difference
 from common.comparison.study import COSTS, Claim, Comparison, pairs
@@ -32,15 +32,17 @@ class Outcome:
     verdict: Verdict
     reason: str = ""
 
-    def text(self, progress: Progress) -> str:
+    def text(self, progress: StudyProgress) -> str:
         """In words, with the interval."""
         names = {name: method.title or name for name, method in progress.study.methods.items()}
         where = f" on {self.data}" if len(progress.study.data) > 1 else ""
         what = f"{names[self.better]} − {names[self.than]}{where}"
+        if self.measure != "score":
+            what = f"{COSTS[self.measure]}, {names[self.better]} / {names[self.than]}{where}"
         if self.found is None:
             return f"{what}: {self.reason}"
         if self.measure != "score":
-            return f"{COSTS[self.measure]} of {names[self.better]} / {names[self.than]}{where}: {self.found.mean:.2f}"
+            return f"{what}: {self.found.mean:.2f}"
         text = f"{what}: {signed(self.found)}"
         text += f", McNemar p = {self.found.p:.2g}" if self.found.p is not None else ""
         return f"{text} ({self.reason})" if self.reason else text
@@ -52,14 +54,14 @@ def signed(found: Interval, scale: float = 100) -> str:
     return text if found.low != found.low else f"{text} [{scale * found.low:.1f}, {scale * found.high:.1f}]"
 
 
-def outcomes(progress: Progress, comparison: Comparison) -> list[Outcome]:
+def outcomes(progress: StudyProgress, comparison: Comparison) -> list[Outcome]:
     """Every difference of a comparison with the verdict on it."""
     return [
         _outcome(progress, comparison, data, better, than) for data, better, than in pairs(progress.study, comparison)
     ]
 
 
-def _outcome(progress: Progress, comparison: Comparison, data: str, better: str, than: str) -> Outcome:
+def _outcome(progress: StudyProgress, comparison: Comparison, data: str, better: str, than: str) -> Outcome:
     measure, by = comparison.measure, comparison.by
 
     def undecided(reason: str, found: Interval | None = None) -> Outcome:
@@ -88,17 +90,17 @@ def _outcome(progress: Progress, comparison: Comparison, data: str, better: str,
     if untrained := [m for m in (better, than) if not progress.is_trained(data, m)]:
         names = ", ".join(progress.study.methods[m].title or m for m in untrained)
         return undecided(f"{names} not trained", found)
-    missing = len(progress.study.seeds) - len(seeds)
-    reason = f"{len(seeds)} of {len(progress.study.seeds)} seeds" if missing else ""
-    return Outcome(data, better, than, measure, by, found, decide(found, by), reason)
+    if len(seeds) < len(progress.study.seeds):
+        return undecided(f"{len(seeds)} of {len(progress.study.seeds)} seeds", found)
+    return Outcome(data, better, than, measure, by, found, decide(found, by))
 
 
-def verdict_on(progress: Progress, claim: Claim) -> Verdict:
+def verdict_on(progress: StudyProgress, claim: Claim) -> Verdict:
     """The verdict on a claim."""
     return combine([o.verdict for comparison in claim.comparisons for o in outcomes(progress, comparison)])
 
 
-def claims_table(progress: Progress) -> RenderedTable:
+def claims_table(progress: StudyProgress) -> RenderedTable:
     """Every claim with the paper's evidence, ours, and the verdict."""
     heads = [ColumnHeader("Claim"), ColumnHeader("Paper"), ColumnHeader("Here"), ColumnHeader("Verdict")]
     cells = []
@@ -114,7 +116,7 @@ def _needed(outcome: Outcome) -> str:
     return f"> {100 * outcome.by:+g}" if outcome.measure == "score" else f"≤ {1 - outcome.by:g}"
 
 
-def score_table(progress: Progress, data: str) -> RenderedTable:
+def score_table(progress: StudyProgress, data: str) -> RenderedTable:
     """The methods on some data: scores with intervals, the chosen rate, sizes and times."""
     study = progress.study
     heads = [
@@ -165,7 +167,8 @@ def score_table(progress: Progress, data: str) -> RenderedTable:
 def plain(found: Interval, scale: float = 100) -> str:
     """`71.2 [68.0, 74.4]`, in per cent."""
     text = f"{scale * found.mean:.1f}"
-    return text if found.low != found.low else f"{text} [{scale * found.low:.1f}, {scale * found.high:.1f}]"
+    low, high = scale * max(found.low, 0), scale * min(found.high, 1)
+    return text if found.low != found.low else f"{text} [{low:.1f}, {high:.1f}]"
 
 
 def _count(value: float | None) -> str:
@@ -176,7 +179,7 @@ def _number(value: float | None) -> str:
     return DASH if value is None else f"{value:.3g}"
 
 
-def provenance(progress: Progress, data: str) -> list[str]:
+def provenance(progress: StudyProgress, data: str) -> list[str]:
     """Where the rows of some data come from; what is mixed is said."""
     rows = [row for row in progress.rows if row.data == data and row.stage != "cost"]
     files = {row.test_files for row in rows if row.test_files}
@@ -197,13 +200,13 @@ def provenance(progress: Progress, data: str) -> list[str]:
     return notes
 
 
-def all_tables(progress: Progress) -> list[RenderedTable]:
+def all_tables(progress: StudyProgress) -> list[RenderedTable]:
     """The claims, and the methods on each data."""
     claims = [claims_table(progress)] if progress.study.claims else []
     return [*claims, *(score_table(progress, data) for data in progress.study.data)]
 
 
-def write_page(progress: Progress, place: Place) -> Path:
+def write_page(progress: StudyProgress, place: Place) -> Path:
     """Write `report/index.html` with plots below `place.out`; its path."""
     study = progress.study
     report = Report(study.title, study.text)
@@ -222,7 +225,7 @@ def write_page(progress: Progress, place: Place) -> Path:
     return report.write(place.out / "report")
 
 
-def _plot_curves(report: Report, progress: Progress) -> None:
+def _plot_curves(report: Report, progress: StudyProgress) -> None:
     """Test score of every method over the data that have a place on the axis."""
     study = progress.study
     lines: dict[str, dict[float, Sequence[float]]] = {}
@@ -236,7 +239,7 @@ def _plot_curves(report: Report, progress: Progress) -> None:
         report.picture(figure, "curves", "Test score, mean and deviation over seeds.")
 
 
-def _plot_cost(report: Report, progress: Progress, data: str) -> None:
+def _plot_cost(report: Report, progress: StudyProgress, data: str) -> None:
     points = []
     for name in progress.study.methods_on(data):
         values = [r.test for r in progress.scores(data, name).values() if r.test is not None]
@@ -249,7 +252,7 @@ def _plot_cost(report: Report, progress: Progress, data: str) -> None:
         report.picture(figure, f"{data}-cost", "Methods that are trained; areas are parameters.")
 
 
-def _plot_learning(report: Report, progress: Progress, place: Place, data: str) -> None:
+def _plot_learning(report: Report, progress: StudyProgress, place: Place, data: str) -> None:
     curves = {}
     for name in progress.study.methods_on(data):
         for row in list(progress.scores(data, name).values())[:1]:

@@ -134,7 +134,7 @@ class Pending:
     rate: float
 
 
-class Progress:
+class StudyProgress:
     """What the rows of a study say: chosen rates, finished trainings, and what is next."""
 
     def __init__(self, study: Study, rows: Sequence[StudyRow]) -> None:
@@ -172,9 +172,10 @@ class Progress:
         return {seed: found[seed] for seed in self.study.seeds if seed in found}
 
     def pending(self) -> list[Pending]:
-        """Trainings that can begin now: all rates first, then the seeds of what has a rate."""
-        first, then = [], []
+        """Trainings that can begin now, one data after the other: all rates, then the seeds of what has a rate."""
+        found: list[Pending] = []
         for data in self.study.data:
+            first, then = [], []
             for method in self.study.methods_on(data):
                 start = self.study.methods[method].starts_from
                 parents = self.scores(data, start) if start else dict.fromkeys(self.study.seeds)
@@ -192,7 +193,8 @@ class Progress:
                         for seed in self.study.seeds
                         if seed not in done and seed in parents
                     ]
-        return first + then
+            found += first + then
+        return found
 
     def trainings_left(self) -> int:
         """Upper bound of the trainings still to do."""

@@ -21,7 +21,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from common.comparison.rows import Pending, Progress, StudyRow, append_row, pack, read_rows
+from common.comparison.rows import Pending, StudyProgress, StudyRow, append_row, pack, read_rows
 from common.comparison.study import Study, StudyError
 from common.evaluation.complexity import count
 from common.evaluation.latency import measure_latency, peak_allocated
@@ -59,39 +59,58 @@ def make_data(study: Study, place: Place, tell: Told) -> None:
             make_demo_data(own.demo.split(), place.demo / study.demo_folder(data))
 
 
-def run_study(study: Study, place: Place, jobs: int, tell: Told) -> Progress:
+def run_study(study: Study, place: Place, jobs: int, tell: Told) -> StudyProgress:
     """Do what is left of a study; a row is appended to `place.rows` as each training ends.
 
     A training that fails is a row with its error. Times and memory are measured at the end, alone.
+
+    Raises:
+        StudyError: an option or the score of a method is wrong; nothing is trained before all options are parsed.
     """
+    first = StudyProgress(study, read_rows(place.rows)).pending()
+    for data, method, rate in {
+        (item.data, item.method): (item.data, item.method, item.rate) for item in first
+    }.values():
+        try:
+            cli.check_arguments(["fit", *study.arguments(data, method, rate)])
+        except cli.UsageError as error:
+            raise StudyError(f"{study.path}:{study.methods[method].line}: {method} on {data}: {error}") from error
     make_data(study, place, tell)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    context = multiprocessing.get_context("spawn")
+    for row in _here(study, place) if jobs == 1 else _in_processes(study, place, jobs):
+        append_row(place.rows, row)
+        score = row.test if row.stage == "score" else row.val
+        result = row.error or f"{study.score} {score:.3f} ({'test' if row.stage == 'score' else 'validation'})"
+        left = StudyProgress(study, read_rows(place.rows)).trainings_left()
+        what = f"{row.data} {row.method}, rate {row.rate:g}, seed {row.seed}"
+        tell(f"{what}: {result}, {row.seconds:.0f} s; {left} left")
+    measure_costs(study, place, tell)
+    return StudyProgress(study, read_rows(place.rows))
+
+
+def _here(study: Study, place: Place) -> Iterator[StudyRow]:
+    """Train one after the other in this process. Each row must be in the file before the next is asked for."""
+    while items := (progress := StudyProgress(study, read_rows(place.rows))).pending():
+        yield train(study, place, items[0], _start_folder(study, place, progress, items[0]))
+
+
+def _in_processes(study: Study, place: Place, jobs: int) -> Iterator[StudyRow]:
+    """Train in several processes, each with its share of the cores; rows in the order in which they end."""
     running: dict[Future[StudyRow], Pending] = {}
-    with ProcessPoolExecutor(jobs, context, begin_worker, (threads,)) as pool:
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), begin_worker, (threads,)) as pool:
         while True:
-            progress = Progress(study, read_rows(place.rows))
+            progress = StudyProgress(study, read_rows(place.rows))
             waiting = [item for item in progress.pending() if item not in running.values()]
             for item in waiting[: jobs - len(running)]:
                 running[pool.submit(train, study, place, item, _start_folder(study, place, progress, item))] = item
             if not running:
-                break
+                return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                item = running.pop(future)
-                row = future.result()
-                append_row(place.rows, row)
-                score = row.test if row.stage == "score" else row.val
-                result = row.error or f"{study.score} {score:.3f} ({'test' if row.stage == 'score' else 'validation'})"
-                left = progress.trainings_left() - 1
-                tell(
-                    f"{item.data} {item.method}, rate {item.rate:g}, seed {item.seed}: {result}, "
-                    f"{row.seconds:.0f} s; {left} left"
-                )
-    measure_costs(study, place, tell)
-    return Progress(study, read_rows(place.rows))
+                running.pop(future)
+                yield future.result()
 
 
-def _start_folder(study: Study, place: Place, progress: Progress, item: Pending) -> str:
+def _start_folder(study: Study, place: Place, progress: StudyProgress, item: Pending) -> str:
     """The run folder that a method continues from."""
     before = study.methods[item.method].starts_from
     if before is None:
@@ -125,7 +144,7 @@ def train(study: Study, place: Place, item: Pending, start: str = "") -> StudyRo
             facts = _fit(arguments, folder)
             found = _scores(study, item, arguments, folder, facts)
     except Exception as error:
-        if isinstance(error, KeyboardInterrupt | AssertionError):
+        if isinstance(error, cli.UsageError | StudyError | AssertionError):
             raise
         message = cli.plain_message(error).splitlines()[0] if str(error) else type(error).__name__
         return replace(row, error=message, seconds=round(time.monotonic() - began, 1))
@@ -173,9 +192,8 @@ def _scores(
         assert tested.result is not None
         assert tested.run_dir is not None
         if study.score not in tested.result:
-            raise StudyError(
-                f"{study.path}: {study.score!r} is no metric of {item.method}; there are {list(tested.result)}"
-            )
+            known = [name for name, value in tested.result.items() if isinstance(value, float)]
+            raise StudyError(f"{study.path}: {study.score!r} is no metric of {item.method}: {', '.join(known)}")
         found[split] = round(float(tested.result[study.score]), 6)
         found["data_hash"] = str(tested.result["manifest_hash"])[:12]
         if split == "test":
@@ -202,7 +220,7 @@ def measure_costs(study: Study, place: Place, tell: Told) -> None:
     They are measured again only if one of them is missing, for ratios hold within one run.
     """
     rows = read_rows(place.rows)
-    progress = Progress(study, rows)
+    progress = StudyProgress(study, rows)
     for data in study.data:
         first = {m: next(iter(progress.scores(data, m).values()), None) for m in study.methods_on(data)}
         trained = {m: row for m, row in first.items() if row is not None and not row.error}

@@ -60,7 +60,7 @@ class StudyData:
 
 
 @dataclass
-class Method:
+class StudyMethod:
     """What is compared: a recipe with options.
 
     Attributes:
@@ -140,7 +140,7 @@ class Study:
     seeds: list[int]
     rates: list[float]
     data: dict[str, StudyData]
-    methods: dict[str, Method]
+    methods: dict[str, StudyMethod]
     epochs: int | None = None
     steps: int | None = None
     score: str = "top1"

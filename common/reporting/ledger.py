@@ -44,6 +44,7 @@ import re
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -319,8 +320,7 @@ class Ledger:
 
     def start(self, recipe: Recipe, run: Sequence[str] = ()) -> tuple[str, Recipe] | None:
         """The option of a recipe that names another recipe's run folder, and that recipe with what is passed on."""
-        content = yaml.safe_load((self.folder / "recipes" / recipe.file).read_text(encoding="utf-8"))
-        model = content["model"].get("init_args", {})
+        model = _read_model(self.folder / "recipes" / recipe.file)
         places = {
             "--model.pretrained": model.get("pretrained"),
             "--model.compression.start": (model.get("compression") or {}).get("start"),
@@ -355,6 +355,21 @@ class Ledger:
             return found
         base = self.complexity(dataclasses.replace(spec, network=spec.baseline, baseline=None))
         return found.over(base)
+
+
+@cache
+def _read_model(recipe: Path) -> dict[str, Any]:
+    """Arguments of the model in a recipe."""
+    arguments: dict[str, Any] = yaml.safe_load(recipe.read_text(encoding="utf-8"))["model"].get("init_args") or {}
+    return arguments
+
+
+def package_root(folder: Path) -> Path:
+    """The folder that a paper's package is imported from: the first one above it that is no package itself."""
+    root = folder.resolve().parent
+    while (root / "__init__.py").is_file():
+        root = root.parent
+    return root if root != folder.resolve().parent else root.parent
 
 
 # Reading
@@ -418,6 +433,7 @@ def _with_shared(row: dict[str, Any], shared: dict[str, Any]) -> None:
     for label, spec in networks.items():
         spec = {"network": spec} if isinstance(spec, str) else spec
         template = shared.get("networks", {}).get(label, {})
+        template = {"network": template} if isinstance(template, str) else template
         merged = {"input": shape, **template, **spec}
         merged["arguments"] = {**template.get("arguments", {}), **arguments, **spec.get("arguments", {})}
         row.setdefault("networks", {})[label] = {k: v for k, v in merged.items() if v is not None}
@@ -463,13 +479,27 @@ def _check(ledger: Ledger) -> None:
         for dataset, recipe in row.recipes.items():
             if dataset not in datasets:
                 fail(row, f"no column shows {dataset}; there are {', '.join(sorted(datasets)) or 'none'}")
-            if not (ledger.folder / "recipes" / recipe.file).is_file():
-                fail(row, f"no recipe {recipe.file} in {ledger.folder / 'recipes'}")
+            _check_recipe(ledger, row, recipe, fail)
     for figure in ledger.figures:
         if "computed" in figure.statuses and figure.function is None:
             fail(figure, "status computed needs a function")
     for demo in ledger.demos:
         _check_demo(ledger, demo, fail)
+
+
+def _check_recipe(ledger: Ledger, row: Row, recipe: Recipe, fail: Callable[[Any, str], typing.NoReturn]) -> None:
+    folder = ledger.folder / "recipes"
+    if not (folder / recipe.file).is_file():
+        fail(row, f"no recipe {recipe.file} in {folder}")
+    for options in ([*recipe.overrides, *run] for run in recipe.runs or [[]]):
+        if len(options) % 2:
+            fail(row, f"an option has no value in {' '.join(options)}; options and values take turns")
+        try:
+            start = ledger.start(recipe, options[len(recipe.overrides) :])
+        except (yaml.YAMLError, KeyError, AttributeError, TypeError) as error:
+            fail(row, f"recipe {recipe.file} has no usable model: {error}")
+        if start is not None and not (folder / start[1].file).is_file():
+            fail(row, f"{recipe.file} starts from the run of a recipe, but there is no recipe {start[1].file}")
 
 
 def _check_demo(ledger: Ledger, demo: Demo, fail: Callable[[Any, str], typing.NoReturn]) -> None:

@@ -13,7 +13,7 @@ import html
 import io
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -149,11 +149,13 @@ _PAGE = """<!doctype html>
 <header>
   <h1>{{ report.title }}</h1>
   <p class="subtitle">{{ report.subtitle }}</p>
+  {%- if report.facts %}
   <dl>
   {%- for name, value in report.facts.items() %}
     <div><dt>{{ name }}</dt><dd>{{ value }}</dd></div>
   {%- endfor %}
   </dl>
+  {%- endif %}
 </header>
 {%- for section in report.sections %}
 <section id="{{ section.anchor }}">
@@ -205,6 +207,8 @@ th, td { padding: .36rem .8rem; text-align: right; }
 th { background: var(--soft); font-weight: 600; color: var(--dim); }
 th.group { text-align: center; color: var(--fg); border-left: 1px solid var(--line); }
 th.text, td.text { text-align: left; }
+td.long { white-space: normal; min-width: 15rem; max-width: 28rem; }
+tr:has(td.long) td { vertical-align: top; }
 thead tr:last-child th { border-bottom: 1px solid var(--line); }
 td.paper, th.paper { border-left: 1px solid var(--line); }
 td.ours { color: var(--accent); font-weight: 600; }
@@ -225,14 +229,27 @@ figcaption { color: var(--dim); font-size: .85rem; margin-top: .45rem; max-width
 """
 
 
-def write_report(job: Job, folder: Path, facts: Mapping[str, str], command: str, epochs: int | None = None) -> Path:
-    """The page, the Markdown and the pictures; returns the path of the page."""
+def write_report(
+    job: Job,
+    folder: Path,
+    facts: Mapping[str, str],
+    command: str,
+    epochs: int | None = None,
+    claims: Sequence[RenderedTable] = (),
+) -> Path:
+    """The page, the Markdown and the pictures; returns the path of the page. `claims` are tables of the paper's claims
+    as they were decided before."""
     ledger = job.ledger
     report = Report(ledger.title, f"{ledger.authors}. The paper's numbers beside what this machine found.", facts)
     if job.failures:
         report.section("Failures")
         for failure in job.failures:
             report.text(failure)
+    if claims:
+        report.section("Claims of the paper, tested")
+        report.text(f"Trained before, not in this run; again: `make claims PAPER={ledger.paper}`.")
+        for claims_table in claims:
+            report.table(claims_table)
     for runs in job.demos:
         if runs.all:
             _report_demo(report, ledger, runs, epochs)

@@ -34,7 +34,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from common.evaluation.complexity import Complexity
 from common.reporting import tables
 from common.reporting.counting import complexity_records, count_rows
-from common.reporting.ledger import Ledger, LedgerError, load
+from common.reporting.ledger import Ledger, LedgerError, load, package_root
 from common.reporting.page import EXPLANATION, png, run_facts, write_report
 from common.reporting.results import ResultError, append, read, written_whole
 from common.reporting.runs import DemoRuns, Job, ReproduceError, Trained, make_demo_data, train_all, train_row
@@ -55,7 +55,7 @@ def main(folder: Path, figures: Mapping[str, FigureFunction], argv: Sequence[str
     Returns:
         Exit code: 0, 1 if a row failed, 2 for wrong arguments, 130 if interrupted.
     """
-    module = f"papers.{folder.name}.reproduce"
+    module = ".".join([*folder.resolve().relative_to(package_root(folder)).parts, "reproduce"])
     args = _parser(module, folder.name).parse_args(argv)
     errors = Console(file=sys.stderr, highlight=False, soft_wrap=True)
     warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated.*")
@@ -150,6 +150,7 @@ def _parser(module: str, paper: str) -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="print every entry with its status and command")
     parser.add_argument("--complexity", action="store_true", help="only count parameters and multiply-adds")
     parser.add_argument("--json", action="store_true", help="with --list or --complexity: print JSON and nothing else")
+    parser.add_argument("--tables", action="store_true", help="print the paper's tables too, which the report holds")
     parser.add_argument("--demo", action="store_true", help="also train the demo networks of the named rows")
     parser.add_argument(
         "--data",
@@ -357,12 +358,18 @@ def _finish(job: Job, ids: Sequence[str], args: argparse.Namespace, module: str)
     """Print what was found; write the report of a whole run, the figures of a part."""
     console = _wide_console()
     ledger = job.ledger
-    for table in ledger.tables:
-        if rows := [row for row in table.rows if row.id in ids]:
-            console.print(tables.to_terminal(tables.paper_table(ledger, table, job.counts, job.results, rows)))
+    if args.rows or args.tables:
+        for table in ledger.tables:
+            if rows := [row for row in table.rows if row.id in ids]:
+                console.print(tables.to_terminal(tables.paper_table(ledger, table, job.counts, job.results, rows)))
+    else:
+        console.print(tables.to_terminal(tables.summary_table(ledger, job.counts)))
     for runs in job.demos:
         for shown in demo_tables(ledger, runs):
             console.print(tables.to_terminal(shown))
+    claims = [] if args.rows else _claims(ledger.folder)
+    for shown in claims[:1]:
+        console.print(tables.to_terminal(shown))
     if trained := job.trained():
         append(args.out / "results.csv", [run.result for run in trained])
     if args.rows:
@@ -378,13 +385,24 @@ def _finish(job: Job, ids: Sequence[str], args: argparse.Namespace, module: str)
             console.print(f"Written: {path}", soft_wrap=True)
     else:
         facts = run_facts(job, time.monotonic() - _STARTED)
-        page = write_report(job, args.out / "report", facts, f"python -m {module}", args.epochs)
-        console.print(f"Report: {page.resolve()}", soft_wrap=True)
+        page = write_report(job, args.out / "report", facts, f"python -m {module}", args.epochs, claims)
+        console.print(f"All tables: --tables. Report: {page.resolve()}", soft_wrap=True)
     if args.readme:
         write_readme(job)
     for failure in job.failures:
         Console(stderr=True, highlight=False).print(f"failed: {escape(failure)}", soft_wrap=True)
     return 1 if job.failures else 0
+
+
+def _claims(folder: Path) -> list[tables.RenderedTable]:
+    """The paper's claims as they were decided, and the scores behind them; nothing without `claims.csv`."""
+    from common.comparison.report import all_tables
+    from common.comparison.rows import StudyProgress, read_rows
+    from common.comparison.study import load as load_study
+
+    if not (folder / "claims.csv").is_file():
+        return []
+    return all_tables(StudyProgress(load_study(folder / "claims.yaml"), read_rows(folder / "claims.csv")))
 
 
 _STARTED = time.monotonic()

@@ -36,6 +36,7 @@ from common.evaluation.complexity import Complexity, count
 from common.reporting.counting import ROOT, source_hash
 from common.reporting.ledger import Demo, DemoRow, Ledger, Recipe, Row
 from common.reporting.results import Result, from_json, written_whole
+from common.training.predict import cell
 
 
 class ReproduceError(Exception):
@@ -88,7 +89,7 @@ class Trained:
 
     def confusion(self) -> np.ndarray:
         """Counts (true class, predicted class) in the order of `class_names`; none without classes."""
-        place = {name: i for i, name in enumerate(self.class_names() or [])}
+        place = {cell(name): i for i, name in enumerate(self.class_names() or [])}
         matrix = np.zeros((len(place), len(place)), dtype=int)
         with (self.folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from common.evaluation.complexity import Complexity
 from common.reporting.ledger import DASH, Column, Curve, Demo, Ledger, Row, Table
 from common.reporting.results import Result
 from common.reporting.runs import DemoRuns, Trained, by_entry
 
+LONG = 50
 STATUS_MARKS = {"computed": "C", "demo": "D", "recipe": "R", "literature": "L", "diagram": "G"}
 
 
@@ -87,6 +89,34 @@ def paper_table(
     used = dict.fromkeys(label for names in labels for label in names)
     notes += [f"`{label}`: {ledger.labels[label]}" for label in used if label in ledger.labels]
     return RenderedTable(f"{table.number}. {table.title}", heads, cells, notes, table.id)
+
+
+def summary_table(ledger: Ledger, counts: Mapping[str, Mapping[str, Complexity]]) -> RenderedTable:
+    """One line a table: how many of its parameters and multiply-adds were counted, and how far they lie from the paper.
+
+    A row is compared by its first network.
+    """
+    heads = [
+        ColumnHeader("Table"),
+        *(ColumnHeader(name, kind="ours") for name in ("counted", "compared", "within 1 %")),
+    ]
+    heads.append(ColumnHeader("largest difference"))
+    cells = []
+    for table in ledger.tables:
+        rows = [row for row in table.rows if counts.get(row.id)]
+        differences = []
+        for measure, column in ((m, table.column(m)) for m in ("params", "macs")):
+            for row in rows if column is not None else ():
+                ours = _counted(next(iter(counts[row.id].values())), measure)
+                paper = column.value(row.paper.get(column.key))  # type: ignore[union-attr]
+                if ours is not None and paper:
+                    differences.append((ours / paper - 1, f"{measure} of {row.name}"))
+        if rows:
+            largest, what = max(differences, key=lambda pair: abs(pair[0]), default=(0.0, ""))
+            near = sum(abs(difference) <= 0.01 for difference, _ in differences)
+            said = f"{100 * largest:+.1f} %: {what}" if differences else "nothing printed to compare with"
+            cells.append([f"{table.number}. {table.title}", str(len(rows)), str(len(differences)), str(near), said])
+    return RenderedTable("Counted here, beside the paper", heads, cells)
 
 
 def _columns_of(
@@ -174,7 +204,7 @@ def to_html(table: RenderedTable) -> str:
     first, second = [], []
     for i, head in enumerate(table.heads):
         if not head.group:
-            first.append(f'<th class="text"{" rowspan=2" if grouped else ""}>{html.escape(head.name)}</th>')
+            first.append(f'<th class="{head.kind}"{" rowspan=2" if grouped else ""}>{html.escape(head.name)}</th>')
             continue
         if i == 0 or table.heads[i - 1].group != head.group:
             span = sum(1 for h in table.heads if h.group == head.group)
@@ -184,7 +214,7 @@ def to_html(table: RenderedTable) -> str:
     body = "".join(
         "<tr>"
         + "".join(
-            f'<td class="{h.kind if c != DASH else h.kind + " none"}">{html.escape(c)}</td>'
+            f'<td class="{h.kind}{" none" if c == DASH else " long" if len(c) > LONG else ""}">{inline_html(c)}</td>'
             for h, c in zip(table.heads, row, strict=True)
         )
         + "</tr>"
@@ -209,9 +239,11 @@ def to_terminal(table: RenderedTable) -> RichTable:
     for head in table.heads:
         name = f"{head.group}\n{head.name}" if head.group else head.name
         justify = "left" if head.kind == "text" else "right"
-        shown.add_column(name, justify=justify, style=styles.get(head.kind, ""), no_wrap=True)  # type: ignore[arg-type]
+        position = len(shown.columns)
+        long = any(len(row[position]) > LONG for row in table.cells)  # sentences wrap, numbers and names do not
+        shown.add_column(name, justify=justify, style=styles.get(head.kind, ""), no_wrap=not long)  # type: ignore[arg-type]
     for row in table.cells:
-        shown.add_row(*row)
+        shown.add_row(*(Text(cell.replace("**", "")) for cell in row))
     return shown
 
 

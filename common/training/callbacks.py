@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from matplotlib.figure import Figure
 
 from common.evaluation.figures import kernel_figure
@@ -17,13 +18,46 @@ from common.training.task import TaskModule
 
 
 def checkpoint_callbacks(folder: Path, score: str, every_n_steps: int | None = None) -> list[Callback]:
-    """``last.ckpt`` after every epoch (and every n steps), and ``best.ckpt`` by a metric of the validation."""
+    """``last.ckpt`` after every epoch, every n steps, and when SIGTERM stops the training; ``best.ckpt`` by a metric of
+    the validation."""
     common: dict[str, Any] = {"dirpath": folder, "auto_insert_metric_name": False, "enable_version_counter": False}
     last = ModelCheckpoint(**common, filename="last", save_on_train_epoch_end=True)
     best = _BestCheckpoint(**common, filename="best", monitor=f"val_{score}", mode="max", save_on_train_epoch_end=False)
+    stopped = SaveWhenStopped(folder / "last.ckpt")
     if every_n_steps is None:
-        return [last, best]
-    return [ModelCheckpoint(**common, filename="last", every_n_train_steps=every_n_steps), last, best]
+        return [last, best, stopped]
+    return [_StepCheckpoint(**common, filename="last", every_n_train_steps=every_n_steps), last, best, stopped]
+
+
+class _StepCheckpoint(ModelCheckpoint):
+    """Writes no checkpoint between accumulated batches, whose gradients it would lose, and leaves the last step of an
+    epoch to the checkpoint that ends the epoch: Lightning stores of such a step that the epoch is not over, and a run
+    that resumed there would train it again.
+    """
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not trainer.is_last_batch and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+
+class SaveWhenStopped(Callback):
+    """Writes a checkpoint when SIGTERM stops a training in an epoch, so that it resumes at that step.
+
+    At the end of an epoch, in validation and between accumulated batches the checkpoint before is the one to resume.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if not isinstance(exception, SIGTERMException) or not trainer.training:
+            return
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        whole_step = progress.current.completed % trainer.accumulate_grad_batches == 0
+        if progress.current.completed and whole_step and not progress.is_last_batch:
+            trainer.save_checkpoint(self.path)
 
 
 class _BestCheckpoint(ModelCheckpoint):

@@ -10,6 +10,8 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 
+LAST, PREVIOUS = "last.ckpt", "last-previous.ckpt"
+
 
 class CheckpointError(ValueError):
     """A checkpoint is unreadable, or belongs to another network or another list of classes."""
@@ -18,7 +20,8 @@ class CheckpointError(ValueError):
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes to a temporary file in the same folder, flushes it to the disk, and renames it over the old checkpoint.
 
-    A full disk or a killed process leaves the old checkpoint as it was. Reading never unpickles objects.
+    A full disk or a killed process leaves the old checkpoint as it was, and the ``last.ckpt`` before the newest is kept
+    as ``last-previous.ckpt``. Reading never unpickles objects.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
@@ -39,6 +42,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             temporary.chmod(0o666 & ~_umask())  # temporary files are private, checkpoints are not
+            if path.name == LAST and path.is_file():
+                path.replace(path.with_name(PREVIOUS))
             temporary.replace(path)
         except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
             if temporary is not None:
@@ -105,6 +110,31 @@ def find_checkpoint(path: str | Path, name: str = "best.ckpt") -> Path:
         what = f"has no {name}, nor do its version_* folders" if path.is_dir() else "does not exist"
         raise CheckpointError(f"no checkpoint: {path} {what}")
     return found[-1]
+
+
+def find_last(runs: str | Path) -> tuple[Path, list[str]]:
+    """The newest ``last.ckpt`` of a folder of runs that can be read; the one before it where that is damaged.
+
+    Returns:
+        The file, and what is wrong with newer ones.
+
+    Raises:
+        CheckpointError: there is none that can be read.
+    """
+    runs = Path(runs)
+    names = (f"version_*/{LAST}", f"version_*/{PREVIOUS}", LAST, PREVIOUS)
+    found = [path for name in names for path in runs.glob(name)]
+    damaged = []
+    for path in sorted(found, key=lambda p: (p.stat().st_mtime_ns, str(p)), reverse=True):
+        try:
+            read_checkpoint(path)
+        except CheckpointError as error:
+            damaged.append(str(error))
+        else:
+            return path, damaged
+    if damaged:
+        raise CheckpointError("\n".join(damaged))
+    return find_checkpoint(runs, LAST), []  # says what is missing
 
 
 def _umask() -> int:

@@ -48,6 +48,7 @@ class ClassPredictor(Predictor):
 
     def predict(self, path: Path, content: Tensor) -> Sequence[str]:
         probabilities = self.module.predict_views(content).cpu()
+        self.check_finite(path, probabilities)
         names = self.module.output_names
         (row,) = prediction_table(probabilities[None], names, [str(path)], top=self.options.top)
         self.rows.append({**row, "error": ""})
@@ -142,6 +143,12 @@ class ClassificationModule(TaskModule):
         self.scores.update(scores, batch["label"][first], index, repeated)
         self.views_per_video = len(logits) // len(index)
         return {"scores": scores, "first": first}
+
+    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
+        """``path`` of each file of the batch, and ``output``: class probabilities (files, classes) over its views."""
+        logits = self.forward_views(batch[self.kind])
+        scores, _, first = combine_views(logits, batch[f"{self.kind}_index"], self.average)
+        return {"path": [batch["path"][int(i)] for i in first], "output": scores.softmax(dim=1).cpu()}
 
     def compute_result(self) -> VideoResult:
         result = self.scores.compute()

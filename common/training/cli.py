@@ -13,6 +13,7 @@ import logging
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import warnings
@@ -28,7 +29,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 from rich.console import Console
 from rich.table import Table
@@ -36,7 +37,7 @@ from rich.table import Table
 from common.datamodules.datasets import read_datasets
 from common.datamodules.errors import ReadError
 from common.training import callbacks, predict
-from common.training.checkpoints import AtomicCheckpointIO, find_checkpoint
+from common.training.checkpoints import AtomicCheckpointIO, find_checkpoint, find_last
 from common.training.task import TaskModule
 
 DEBUG_VARIABLE = "SPECTRAL_DEBUG"
@@ -201,8 +202,12 @@ class SpectralCLI(LightningCLI):
         runs = Path(config.trainer.default_root_dir) / name
         checkpoint = config.get("ckpt_path")
         if checkpoint:
-            last_or_best = checkpoint in ("last", "best")
-            found = find_checkpoint(runs, f"{checkpoint}.ckpt") if last_or_best else find_checkpoint(checkpoint)
+            if checkpoint == "last":
+                found, damaged = find_last(runs)
+                for message in damaged:
+                    rank_zero_warn(f"{message}. Going on with {found}.")
+            else:
+                found = find_checkpoint(runs, "best.ckpt") if checkpoint == "best" else find_checkpoint(checkpoint)
             config.ckpt_path = str(found)
         elif self.subcommand != "fit":
             rank_zero_warn(f"{self.subcommand} without --ckpt_path: the network has its initial, untrained weights")
@@ -386,6 +391,21 @@ def run(args: list[str], callbacks: Sequence[Callback] = ()) -> SpectralCLI:
         return SpectralCLI(args, callbacks)
 
 
+class _ParsedOnly(SpectralCLI):
+    def before_instantiate_classes(self) -> None:
+        raise _ParsedError
+
+
+class _ParsedError(Exception):
+    pass
+
+
+def check_arguments(args: list[str]) -> None:
+    """Parse the arguments of a run without running it. Raises UsageError for a wrong key or value."""
+    with contextlib.suppress(_ParsedError):
+        _ParsedOnly(args)
+
+
 def _not_advertising(record: logging.LogRecord) -> bool:
     return "Tip: For seamless cloud" not in record.getMessage()
 
@@ -399,7 +419,8 @@ def plain_message(error: BaseException) -> str:
 
 
 def main(args: list[str] | None = None) -> int:
-    """The command line; returns the exit code: 0, 1 for a failed run, 2 for wrong arguments.
+    """The command line; returns the exit code: 0, 1 for a failed run, 2 for wrong arguments, 143 and 130 for one that
+    SIGTERM and SIGINT (Ctrl-C) ended.
 
     ``--debug``, or the environment variable SPECTRAL_DEBUG, shows tracebacks.
     """
@@ -407,6 +428,9 @@ def main(args: list[str] | None = None) -> int:
     debug = "--debug" in args or bool(os.environ.get(DEBUG_VARIABLE))
     args = [arg for arg in args if arg != "--debug"]
     try:
+        if args == ["--version"]:
+            print(f"spectral-video {version('spectral-video')}")
+            return 0
         if args[:1] == ["predict"]:
             return predict.main(args[1:])
         if args[:1] == ["compare"]:
@@ -419,8 +443,15 @@ def main(args: list[str] | None = None) -> int:
             hint = f" Did you mean {near[0]}?" if near else ""
             raise UsageError(f"unknown command {args[0]!r}; the commands are {', '.join(commands)}.{hint}")
         run(args)
-    except SystemExit as stop:  # --help, and argparse's own errors
+    except SIGTERMException:  # before SystemExit, which it is
+        print("stopped by SIGTERM; --ckpt_path last resumes the training", file=sys.stderr)
+        return 128 + signal.SIGTERM
+    except SystemExit as stop:  # --help, argparse's own errors, and Lightning's answer to Ctrl-C
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            return 128 + signal.SIGINT
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except USER_ERRORS as error:
         if debug:
             raise

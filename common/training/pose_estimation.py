@@ -83,6 +83,7 @@ class PosePredictor(Predictor):
         else:
             boxes = self.boxes.get(path.name, [])
         persons = self.module.predict_persons(content, boxes)
+        self.check_finite(path, persons)
         drawing, names = self._drawing(path), self.module.output_names
         skeleton = self.module.keypoint_spec.skeleton
         draw_persons(content, persons, skeleton, names, self.options.threshold).save(drawing)
@@ -218,6 +219,9 @@ class PoseEstimationModule(TaskModule):
             loss = self.losses(heatmaps, batch["heatmap"], batch["weight"])
         self.scores.update(keypoints, loss, batch["person_index"])
         return {"heatmaps": heatmaps}
+
+    def predict_batch(self, batch: Mapping[str, Any]) -> Tensor:
+        return self.predict_heatmaps(batch["image"])
 
     def compute_result(self) -> KeypointResult:
         keypoints, *others = self.scores.compute()

@@ -8,14 +8,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
+from torch import Tensor
 
 from common.datamodules.errors import ReadError
 from common.training.checkpoints import CheckpointError
-from common.training.task import TaskModule, load_module
+from common.training.task import NonFiniteError, TaskModule, load_module
 
 
 class Predictor:
@@ -53,6 +55,11 @@ class Predictor:
     def predict(self, path: Path, content: Any) -> Sequence[str]:
         """Predict what :meth:`load` returned; the cells of its row in the table, after the path."""
         raise NotImplementedError
+
+    def check_finite(self, path: Path, output: Tensor | np.ndarray) -> None:
+        """Raise NonFiniteError if the network's output for a file holds NaN or infinite values."""
+        if not torch.as_tensor(output).isfinite().all():
+            raise NonFiniteError(f"{path}: the network's output is NaN or infinite; the weights are damaged")
 
     def fail(self, path: str, reason: str) -> None:
         """Note that a file cannot be read."""
@@ -111,7 +118,12 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]], overwrite: bool = Fal
     with path.open("w" if overwrite else "x", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({key: cell(value) for key, value in row.items()} for row in rows)
+
+
+def cell(value: Any) -> Any:
+    """A value for a CSV file: text that a spreadsheet would take for a formula gets an apostrophe in front."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value
 
 
 def main(args: list[str]) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from common.training.checkpoints import CheckpointError, compare_state_dicts, re
 if TYPE_CHECKING:
     from common.training.predict import Predictor
 
+MAX_CLAIMED = 100  # times the weights that a checkpoint holds may its network have before it is compressed
 STORED = "spectral"  # entry of a checkpoint with what TaskModule needs besides weights and arguments
 
 
@@ -51,8 +53,8 @@ class TaskModule(L.LightningModule):
     of the network; ``spec``, how a file becomes the network's input, with ``to_dict()`` and ``input_shape``; and
     ``manifest_hash``.
 
-    A task sets the class attributes and implements ``training_step``, ``evaluate_batch``, ``compute_result`` and
-    ``write_predictions``.
+    A task sets the class attributes and implements ``training_step``, ``evaluate_batch``, ``predict_batch``,
+    ``compute_result`` and ``write_predictions``.
 
     Attributes:
         kind: what is counted: ``video``, ``image``, ``person`` or ``volume``.
@@ -223,6 +225,15 @@ class TaskModule(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         self.finish_evaluation("test")
 
+    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
+        """For ``Trainer.predict`` and prediction writers: ``path`` (list), and ``output``, what the task predicts for
+        each: class probabilities (N, classes), heatmaps (N, J, h, w) or logits (N, regions, D, H, W), on the CPU."""
+        return {"path": list(batch["path"]), "output": self.predict_batch(batch).cpu()}
+
+    def predict_batch(self, batch: Mapping[str, Any]) -> Tensor:
+        """The predictions of a batch; see :meth:`predict_step`."""
+        raise NotImplementedError
+
     def result_facts(self) -> dict[str, Any]:
         """Further entries of ``result.json``: how the result was obtained."""
         return {}
@@ -265,6 +276,8 @@ class TaskModule(L.LightningModule):
                 "with, or, to start from its weights with another number of outputs, --model.init_args.pretrained "
                 "instead of --ckpt_path."
             )
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self._check_resumed_options(checkpoint.get("hyper_parameters", {}))
         names = stored.get("output_names")
         if self.output_names is None:
             self.output_names, self.spec = names, stored.get("spec")
@@ -276,6 +289,17 @@ class TaskModule(L.LightningModule):
                 f"{self.output} {k} is {theirs!r} in the checkpoint and {ours!r} in the data; "
                 f"use the {self.output} list that the network was trained with ({self.names_source})"
             )
+
+    def _check_resumed_options(self, before: Mapping[str, Any]) -> None:
+        """Refuse options that a training which resumes would not follow."""
+        free = {"pretrained", "imagenet", "compile", "views_per_forward", "average"}
+        for name in sorted(set(before) & set(self.hparams) - free):
+            if before[name] != self.hparams[name]:
+                raise CheckpointError(
+                    f"{name} is {before[name]} in the checkpoint and {self.hparams[name]} now. A training that resumes "
+                    f"keeps its own: leave --model.{name} out, or begin another training from these weights with "
+                    "--model.pretrained in place of --ckpt_path."
+                )
 
 
 def load_pretrained(network: nn.Module, path: str | Path) -> str:
@@ -348,7 +372,16 @@ def load_module(path: str | Path, trusted_packages: tuple[str, ...] = ("papers",
         raise CheckpointError(f"{path}: {class_path} is not a module of this project")
     arguments = {**checkpoint.get("hyper_parameters", {}), "compile": False}
     try:
+        with torch.device("meta"):  # nothing is allocated for what the arguments claim
+            claimed = sum(tensor.numel() for tensor in module_class(**arguments).state_dict().values())
+        held = sum(tensor.numel() for tensor in checkpoint["state_dict"].values() if isinstance(tensor, Tensor))
+        if claimed > MAX_CLAIMED * held:  # a compressed network is some times smaller than the one that it is made of
+            raise CheckpointError(
+                f"{path}: claims {claimed:,} weights in its arguments, but holds {held:,}; it is damaged"
+            )
         module = module_class(**arguments)
+    except CheckpointError:
+        raise
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {class_path} takes other arguments now ({error})") from error
     module.on_load_checkpoint(checkpoint)

@@ -61,7 +61,9 @@ class VolumePredictor(Predictor):
     def predict(self, path: Path, content: tuple[Case, Tensor, Tensor | None]) -> Sequence[str]:
         case, volume, true = content
         out = self.options.out / f"{case.name}.nii.gz"
-        predicted = (self.module.segment(volume[None].to(self.module.device)) > 0)[0].cpu()
+        logits = self.module.segment(volume[None].to(self.module.device))[0].cpu()
+        self.check_finite(path, logits)
+        predicted = logits > 0
         label = regions_to_label(predicted)
         save_label(label, case.images[0], out, self.options.force)
         sizes = label_to_regions(label).flatten(1).sum(dim=1) * voxel_volume(case.images[0])
@@ -149,6 +151,9 @@ class VolumeSegmentationModule(TaskModule):
         index = batch["volume_index"]
         self.scores.update(dice_per_case(predicted, regions), self.loss_per_case(logits, regions), index)
         return {"predicted": predicted}
+
+    def predict_batch(self, batch: Mapping[str, Any]) -> Tensor:
+        return self.segment(batch["volume"])
 
     def compute_result(self) -> VolumeResult:
         result = self.scores.compute()

@@ -27,7 +27,8 @@ def main(argv: list[str] | None = None) -> int:
         module = importlib.import_module(f"data.demo.{name}")
         summary = (module.__doc__ or "").splitlines()[0]
         generators[name] = getattr(module, f"generate_{name}")
-        add_options(commands.add_parser(name, help=summary, description=summary), generators[name])
+        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        add_options(command, generators[name])
     options = vars(parser.parse_args(argv))
     try:
         print(generators[options.pop("name")](**options, progress=True))

@@ -118,3 +118,23 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().out == f"{tmp_path / 'clips' / 'manifest.csv'}\n"
     assert main(["temporal_order", "--out", str(tmp_path / "clips"), *options, "--seed", "1"]) == 2
     assert "other parameters (seed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("gap", [(1, 3), (9, 11), (5, 5)])
+def test_the_distance_of_the_cues_is_that_of_the_option(tmp_path: Path, gap: tuple[int, int]) -> None:
+    distances = range(gap[0], gap[1] + 1)
+    seen = set()
+    for number in range(40):
+        begin = draw_scene(0, "train", number, 16, distances).begin
+        seen.add(begin[1] - begin[0])
+        assert min(begin) >= 2
+        assert max(begin) < 14
+    assert seen == set(distances)
+    manifest = generate_temporal_order(tmp_path / "x", size=16, train=1, val=1, test=1, gap=gap)
+    assert manifest.is_file()
+
+
+@pytest.mark.parametrize("gap", [(0, 3), (3, 2), (7, 9), (8, 8), (9, 12)])
+def test_a_distance_that_cannot_be_is_refused(tmp_path: Path, gap: tuple[int, int]) -> None:
+    with pytest.raises(DemoError, match="gap is"):
+        generate_temporal_order(tmp_path / "x", size=16, gap=gap)

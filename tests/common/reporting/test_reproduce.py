@@ -169,7 +169,7 @@ def test_a_row_without_data_says_how_to_run_it(
 def test_list_and_complexity(paper: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(paper, FIGURES, ["--list"]) == 0
     listing = capsys.readouterr().out
-    assert "python -m papers.tiny.reproduce demo/one" in listing
+    assert ".tiny.reproduce demo/one" in listing
     assert "quoted; nothing to run" in listing
     assert main(paper, FIGURES, ["--list", "--json", "table1"]) == 0
     assert [r["id"] for r in json.loads(capsys.readouterr().out)] == ["table1/a", "table1/b"]

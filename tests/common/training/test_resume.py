@@ -4,12 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from common.training.cli import run
-
-pytestmark = pytest.mark.slow
+from common.training.checkpoints import CheckpointError
+from common.training.cli import main, run
+from tests.common.training.tiny import CutAt, PowerCutError
 
 
 def kill_at(recipe: str, step: int, *args: str) -> None:
@@ -39,6 +40,7 @@ def best_score(folder: Path) -> float:
     return float(best["best_model_score"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kill", "every", "num_workers"),
     [
@@ -63,6 +65,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(recipe, kill, every, num
     assert Path("runs/killed/version_0/last.ckpt").exists()
 
 
+@pytest.mark.slow
 def test_accumulated_steps_survive_a_kill(recipe):
     path = recipe(max_epochs=3, data={"batch_size": 2}, accumulate_grad_batches=2)  # 5 batches, 3 steps an epoch
     often = ["--checkpoint_every_n_steps", "1"]
@@ -71,3 +74,101 @@ def test_accumulated_steps_survive_a_kill(recipe):
     resumed = run(["fit", "--config", path, "--name", "killed", "--ckpt_path", "last", *often])
     expected, got = state(whole.run_dir), state(resumed.run_dir)
     assert [key for key in expected if not torch.equal(expected[key], got[key])] == []
+
+
+def assert_equal_end(whole: Path, resumed: Path) -> None:
+    expected, got = state(whole), state(resumed)
+    assert [key for key in expected if not torch.equal(expected[key], got[key])] == []
+    assert best_score(whole) == best_score(resumed)
+
+
+def cut_and_resume(path: str, name: str, cuts: list[CutAt], *options: str) -> Path:
+    """Train with a power cut at each of the places, resuming after each; the folder of the run that ended."""
+    while True:
+        found = list(Path(f"runs/{name}").glob("version_*/last.ckpt"))
+        words = ["fit", "--config", path, "--name", name, *options, *(["--ckpt_path", "last"] if found else [])]
+        cut = cuts.pop(0) if cuts else CutAt()
+        try:
+            ended = run(words, [cut])
+        except PowerCutError:
+            continue
+        assert ended.run_dir is not None  # a cut before the place where the run resumed is not reached
+        return ended.run_dir
+
+
+def test_a_cut_between_the_last_step_and_the_end_of_an_epoch(recipe):
+    """The checkpoint of an epoch's last step would say that the epoch is not over."""
+    path = recipe(max_epochs=3, data={"batch_size": 2})  # 5 steps an epoch
+    often = ["--checkpoint_every_n_steps", "1"]
+    whole = run(["fit", "--config", path, "--name", "whole", *often])
+    ended = cut_and_resume(path, "cut", [CutAt(epoch=0), CutAt(step=8), CutAt(epoch=1), CutAt(step=11)], *often)
+    assert state(whole.run_dir)["step"] == 15
+    assert_equal_end(whole.run_dir, ended)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chain", range(10))
+def test_chains_of_random_cuts(recipe, chain):
+    rng = np.random.default_rng(chain)
+    accumulate = int(rng.choice([1, 1, 2]))
+    sizes = {"2": 1} if rng.random() < 0.3 else None
+    data = {"batch_size": 2, "num_workers": int(rng.choice([0, 2])), "batch_size_by_epoch": sizes}
+    path = recipe(max_epochs=4, data=data, accumulate_grad_batches=accumulate)
+    often = [[], ["--checkpoint_every_n_steps", str(rng.integers(1, 5))]][chain % 2]
+    whole = run(["fit", "--config", path, "--name", "whole", *often])
+    steps = int(state(whole.run_dir)["step"])
+    places = sorted(rng.choice(np.arange(1, steps), size=3, replace=False).tolist())
+    cuts = [CutAt(step=place) for place in places]
+    if rng.random() < 0.7:
+        cuts.insert(0, CutAt(epoch=0))
+    assert_equal_end(whole.run_dir, cut_and_resume(path, "cut", cuts, *often))
+
+
+def signalled(recipe: str, step: int, number: int, *args: str) -> "subprocess.CompletedProcess[str]":
+    callback = ["--trainer.callbacks+", "tests.common.training.tiny.TerminateAt"]
+    callback += ["--trainer.callbacks.step", str(step), "--trainer.callbacks.number", str(number)]
+    command = [sys.executable, "-m", "common.training.cli", "fit", "--config", recipe, *args, *callback]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_says_that_the_training_has_not_ended(recipe):
+    path = recipe(max_epochs=3, data={"batch_size": 2})
+    whole = run(["fit", "--config", path, "--name", "whole"])
+    done = signalled(path, 7, signal.SIGTERM, "--name", "stopped")
+    assert done.returncode == 143, done.stderr
+    assert "--ckpt_path last" in done.stderr
+    assert torch.load("runs/stopped/version_0/last.ckpt", weights_only=True)["global_step"] == 7
+    resumed = run(["fit", "--config", path, "--name", "stopped", "--ckpt_path", "last"])
+    assert_equal_end(whole.run_dir, resumed.run_dir)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_with_130(recipe):
+    done = signalled(recipe(max_epochs=3, data={"batch_size": 2}), 7, signal.SIGINT, "--name", "stopped")
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(recipe, capsys):
+    path = recipe(max_epochs=3, data={"batch_size": 2})
+    whole = run(["fit", "--config", path, "--name", "whole"])
+    with pytest.raises(PowerCutError):
+        run(["fit", "--config", path, "--name", "cut"], [CutAt(step=13)])
+    last = Path("runs/cut/version_0/last.ckpt")
+    assert torch.load(last.with_name("last-previous.ckpt"), weights_only=True)["global_step"] == 5
+    last.write_bytes(last.read_bytes()[:-1000])
+    with pytest.warns(UserWarning, match="last-previous"):
+        resumed = run(["fit", "--config", path, "--name", "cut", "--ckpt_path", "last"])
+    assert_equal_end(whole.run_dir, resumed.run_dir)
+
+
+def test_only_damaged_checkpoints_are_an_error_that_names_them(recipe):
+    path = recipe()
+    run(["fit", "--config", path, "--name", "x"])
+    for file in Path("runs/x/version_0").glob("last*.ckpt"):
+        file.write_bytes(b"PK not a checkpoint")
+    with pytest.raises(CheckpointError, match=r"version_0/last\.ckpt: not a checkpoint"):
+        run(["fit", "--config", path, "--name", "x", "--ckpt_path", "last"])
+    assert main(["fit", "--config", path, "--name", "none", "--ckpt_path", "last"]) == 1

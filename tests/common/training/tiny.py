@@ -49,6 +49,36 @@ class KillAt(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class PowerCutError(BaseException):
+    """Ends a training at once, with what is on the disk, in the process of the test."""
+
+
+class CutAt(Callback):
+    """Cuts the power after a training step, or at the end of an epoch before its checkpoint is written."""
+
+    def __init__(self, step: int | None = None, epoch: int | None = None) -> None:
+        self.step, self.epoch = step, epoch
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            raise PowerCutError
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.current_epoch == self.epoch:
+            raise PowerCutError
+
+
+class TerminateAt(Callback):
+    """Sends SIGTERM or SIGINT to its own process after a training step."""
+
+    def __init__(self, step: int, number: int = int(signal.SIGTERM)) -> None:
+        self.step, self.number = step, number
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
 class SpectralModule(TinyModule):
     """With a layer of fixed filters."""
 

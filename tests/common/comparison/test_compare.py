@@ -1,0 +1,153 @@
+"""`spectral compare` on real recipes and generated data: rows, resumption, failures, tables."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from common.comparison import command, report
+from common.comparison.rows import StudyProgress, read_rows
+from common.comparison.study import StudyError, load
+from common.reporting.runs import ReproduceError
+from common.training import cli
+
+ROOT = Path(__file__).resolve().parents[3]
+RECIPE = str(ROOT / "papers/stft2d/recipes/demo.yaml")
+
+
+def study_file(folder: Path, **changes: Any) -> Path:
+    content = {
+        "title": "Two small networks",
+        "seeds": [0, 1],
+        "rates": [0.001, 0.01],
+        "steps": 3,
+        "fitted": 0.01,
+        "data": {"digits": {"demo": "digits --size 8"}},
+        "methods": {
+            "fixed": {"recipe": RECIPE, "title": "Fixed <b>"},
+            "trainable": {"recipe": RECIPE, "options": "--model.method depthwise-separable"},
+        },
+        "claims": [
+            {
+                "id": "fewer",
+                "claim": "Fixed filters need fewer parameters, and more multiply-adds.",
+                "paper": "none",
+                "comparisons": [
+                    {"better": "trainable", "than": ["fixed"], "measure": "params"},
+                    {"better": "fixed", "than": ["trainable"], "measure": "macs"},
+                ],
+            },
+            {"id": "better", "claim": "x", "comparisons": [{"better": "fixed", "than": ["trainable"]}]},
+        ],
+    }
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(content | changes, sort_keys=False))
+    return path
+
+
+def test_a_study_from_plan_to_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = study_file(tmp_path, seeds=[0])
+    assert cli.main(["compare", str(path), "--dry-run"]) == 0
+    planned = capsys.readouterr().out
+    assert "6 trainings left" in planned
+    assert "about" in planned
+    assert not list(tmp_path.glob("runs/compare/*/rows.csv"))
+
+    assert cli.main(["compare", str(path), "--jobs", "1"]) == 0
+    place = next(tmp_path.glob("runs/compare/*"))
+    rows = read_rows(place / "rows.csv")
+    assert [row.stage for row in rows] == ["rate"] * 4 + ["score"] * 2 + ["cost"] * 2
+    fitted = sorted((place / "trainings").iterdir())
+    assert len(fitted) == 4, "the first seed is not trained twice"
+
+    path = study_file(tmp_path)  # a second seed
+    (tmp_path / "README.md").write_text("a\n<!-- claims: begin (by hand: no) -->\nold\n<!-- claims: end -->\nb\n")
+    assert cli.main(["compare", str(path), "--jobs", "2", "--readme"]) == 0
+    more = read_rows(place / "rows.csv")
+    assert more[: len(rows)] == rows
+    assert [(row.stage, row.seed) for row in more[len(rows) :]] == [("score", 1)] * 2
+    progress = StudyProgress(load(path), more)
+    for row in more:
+        if row.stage == "score":
+            assert row.outcomes() is not None
+            assert row.outcomes().mean() == pytest.approx(row.test, abs=1e-6)  # type: ignore[union-attr]
+    (outcome,) = report.outcomes(progress, progress.study.claims[0].comparisons[1])
+    assert outcome.found is not None
+    assert outcome.found.mean > 1
+    assert report.verdict_on(progress, progress.study.claims[0]) == "holds in part"
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith("a\n<!-- claims: begin (by hand: no) -->\n")
+    assert text.endswith("<!-- claims: end -->\nb\n")
+    assert "| **holds in part** |" in text
+    page = (place / "report" / "index.html").read_text()
+    assert "Fixed &lt;b&gt;" in page
+    assert "Fixed <b>" not in page
+    frame = command.frame(progress)
+    assert len(frame) == len(more)
+
+
+def test_a_training_that_fails_is_a_row_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = study_file(tmp_path, seeds=[0], rates=[1e30], claims=[])
+    told: list[str] = []
+    progress = command.compare(path, jobs=1, tell=told.append)
+    assert all(row.error for row in progress.rows)
+    assert any("NaN or infinite" in line or "loss is" in line for line in told), told
+    assert command.main([str(path), "--show"]) == 1
+    assert [r[1] for r in csv.reader(Path("runs/compare").glob("*/rows.csv").__next__().open())][1:] == [
+        "fixed",
+        "trainable",
+    ]
+
+
+@pytest.mark.slow
+def test_a_killed_study_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = study_file(tmp_path, seeds=[0], steps=20, rates=[0.003], claims=[])
+    words = [sys.executable, "-m", "common.training.cli", "compare", str(path), "--jobs", "1"]
+    process = subprocess.Popen(words, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True)
+    rows = tmp_path / "runs" / "compare" / f"{tmp_path.name}_study" / "rows.csv"
+    until = time.monotonic() + 300
+    while not rows.exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = read_rows(rows)
+    assert len(before) == 1
+    progress = command.compare(path, jobs=1, tell=lambda line: None)
+    assert progress.rows[0] == before[0]
+    assert [row.stage for row in progress.rows] == ["score", "score", "cost", "cost"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"score": "joy"}, "'joy' is no metric of fixed: .*top1"),
+        (
+            {"methods": {"x": {"recipe": RECIPE, "options": "--model.methd x"}}},
+            r"study\.yaml:\d+: x on .*methd",
+        ),
+        ({"data": {"digits": {"demo": "digits --siz 8"}}}, "unrecognized arguments: --siz"),
+    ],
+)
+def test_a_mistake_ends_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = study_file(tmp_path, claims=[], **{"seeds": [0], "rates": [0.01], **changes})
+    with pytest.raises((StudyError, ReproduceError), match=re.compile(message, re.S)):
+        command.compare(path, tell=lambda line: None)
+    assert not list(tmp_path.glob("runs/compare/*/rows.csv"))

@@ -1,0 +1,86 @@
+"""What a damaged or hostile checkpoint, or a changed option, may do: nothing but end the command with its name."""
+
+from __future__ import annotations
+
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.training.checkpoints import CheckpointError
+from common.training.cli import main, run
+from common.training.library_network import LibraryNetworkModule
+from common.training.predict import write_rows
+from common.training.task import load_module
+
+
+@pytest.fixture
+def trained(recipe: Any) -> tuple[str, Path]:
+    path = recipe(max_epochs=2)
+    folder = run(["fit", "--config", path, "--name", "run"]).run_dir
+    assert folder is not None
+    return path, folder / "last.ckpt"
+
+
+def changed(checkpoint: Path, change: Any) -> Path:
+    content = torch.load(checkpoint, weights_only=True)
+    change(content)
+    out = checkpoint.with_name("changed.ckpt")
+    torch.save(content, out)
+    return out
+
+
+LIBRARY = "common.training.library_network.LibraryNetworkModule"
+
+
+def test_weights_that_are_nan_predict_nothing(trained, motion, capsys, monkeypatch) -> None:
+    def spoil(content: dict[str, Any]) -> None:
+        content["spectral"]["class_path"] = LIBRARY
+        content["hyper_parameters"] = {"num_classes": 2, "network": "torchvision.models.video.r3d_18"}
+        weights = LibraryNetworkModule(**content["hyper_parameters"]).network.state_dict()
+        spoiled = {key: value * torch.nan if value.is_floating_point() else value for key, value in weights.items()}
+        content["state_dict"] = {f"network.{key}": value for key, value in spoiled.items()}
+
+    bad = changed(trained[1], spoil)
+    video = next(motion.parent.rglob("*.mp4"))
+    assert main(["predict", "--checkpoint", str(bad), str(video), "--csv", "out.csv"]) == 1
+    assert f"{video}: the network's output is NaN" in capsys.readouterr().err
+    assert not Path("out.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"network": "torchvision.models.video.s3d", "network_options": {"weights": "DEFAULT"}}, "download"),
+        ({"network": "os.system"}, "is not below"),
+        ({"network": "pytorchvideo.models.resnet.create_resnet", "network_options": {"stem_dim_out": 10**5}}, "claims"),
+    ],
+)
+def test_what_a_checkpoint_says_builds_a_network_and_nothing_else(trained, arguments, message) -> None:
+    def claim(content: dict[str, Any]) -> None:
+        content["spectral"]["class_path"] = LIBRARY
+        content["hyper_parameters"] = {"num_classes": 2, **arguments}
+
+    began = time.monotonic()
+    with pytest.raises(CheckpointError, match=message):
+        load_module(changed(trained[1], claim))
+    assert time.monotonic() - began < 60
+
+
+def test_a_training_that_resumes_follows_the_options_it_began_with(trained) -> None:
+    path, checkpoint = trained
+    with pytest.raises(CheckpointError, match=r"lr is 0\.1 in the checkpoint and 0\.001 now.*--model\.pretrained"):
+        run(["fit", "--config", path, "--name", "run", "--ckpt_path", "last", "--model.lr", "0.001"])
+    tested = run(["test", "--config", path, "--ckpt_path", str(checkpoint), "--model.lr", "0.001"])  # no training
+    assert tested.result is not None
+
+
+def test_cells_that_a_spreadsheet_would_run_are_text(tmp_path: Path) -> None:
+    names = ["=cmd|' /C calc'!A0", "@SUM(1)", "+1", "-1", "plain", "a=b"]
+    write_rows(tmp_path / "x.csv", [{"path": name, "p1": -0.5} for name in names])
+    rows = list(csv.DictReader((tmp_path / "x.csv").open()))
+    assert [row["path"] for row in rows] == [f"'{name}" for name in names[:4]] + names[4:]
+    assert {row["p1"] for row in rows} == {"-0.5"}
