@@ -1,5 +1,5 @@
 # make reproduce [PAPER=stft3d]   set up, then the paper's tables beside what this machine computes and measures
-# make test                       set up, then the whole test suite
+# make test | test-all            set up, then the tests; with the slow ones too
 # make lint | bench | notebooks   checks of style and types | speed and memory ratios | run the notebooks
 # make claims [PAPER=stft3d]      train the paper's claims again: all methods, learning rates and seeds
 # make gpu                        every network on a CUDA GPU against the CPU, and its speed there
@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup reproduce claims test lint bench gpu notebooks clean
+.PHONY: help setup reproduce claims test test-all lint bench gpu notebooks clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -37,6 +37,9 @@ claims: $(READY)
 
 # One thread a worker: two workers share the machine without fighting over its cores.
 test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist worksteal $(PYTEST_ARGS)
+
+test-all: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(PYTEST_ARGS)
 
 lint: $(READY)

@@ -22,9 +22,8 @@ from common.comparison.runs import Place, estimate, run_study
 from common.comparison.statistics import RULE
 from common.comparison.study import Study, StudyError, load
 from common.reporting import tables
+from common.reporting.counting import ROOT
 from common.reporting.results import written_whole
-
-_BEGIN, _END = "<!-- claims: begin", "<!-- claims: end -->"
 
 
 def compare(
@@ -106,6 +105,8 @@ def main(argv: list[str]) -> int:
     console.print(f"Rows: {place.rows}\nReport: {page}", soft_wrap=True, markup=False, highlight=False)
     if options.readme:
         write_readme(progress, study.path.parent / "README.md")
+        if study.path.resolve().parents[2] == ROOT:
+            write_overview(ROOT / "README.md", ROOT / "papers")
     return 1 if any(row.error and row.stage == "score" for row in progress.rows) else 0
 
 
@@ -128,12 +129,26 @@ def write_readme(progress: StudyProgress, path: Path) -> None:
 
     Raises StudyError if it has none.
     """
+    _write_between(path, "claims", "\n\n".join(tables.to_markdown(table) for table in report.all_tables(progress)))
+
+
+def write_overview(readme: Path, papers: Path) -> None:
+    """Put the verdicts on the claims of all folders below `papers` between the markers `evidence` of a README."""
+    _write_between(readme, "evidence", tables.to_markdown(report.overview(finished_studies(papers))))
+
+
+def finished_studies(papers: Path) -> dict[str, StudyProgress]:
+    """Folder name -> study, of the folders below `papers` that have a `claims.csv`."""
+    files = sorted(papers.glob("*/claims.csv"))
+    return {path.parent.name: StudyProgress(load(path.with_suffix(".yaml")), read_rows(path)) for path in files}
+
+
+def _write_between(path: Path, name: str, content: str) -> None:
     text = path.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(_BEGIN)
+    before, begin, rest = text.partition(f"<!-- {name}: begin")
     marker, _, rest = rest.partition("\n")
-    _, end, after = rest.partition(_END)
+    _, end, after = rest.partition(f"<!-- {name}: end -->")
     if not begin or not end:
-        raise StudyError(f"{path}: no lines '{_BEGIN} ... -->' and '{_END}'")
-    parts = [tables.to_markdown(table) for table in report.all_tables(progress)]
+        raise StudyError(f"{path}: no lines '<!-- {name}: begin ... -->' and '<!-- {name}: end -->'")
     with written_whole(path) as file:
-        file.write(before + begin + marker + "\n\n" + "\n\n".join(parts) + "\n\n" + end + after)
+        file.write(f"{before}{begin}{marker}\n\n{content}\n\n{end}{after}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,7 +142,7 @@ def score_table(progress: StudyProgress, data: str) -> RenderedTable:
         train = np.array([r.train for r in rows.values()], dtype=float)
         state = "" if progress.is_trained(data, name) is not False else " not trained"
         rate, rates = progress.rate(data, name), study.rates_on(data, name)
-        edge = len(rates) > 1 and rate in (min(rates), max(rates))
+        edge = len(rates) > 2 and rate in (min(rates), max(rates))
         cells.append(
             [
                 title,
@@ -198,6 +198,17 @@ def provenance(progress: StudyProgress, data: str) -> list[str]:
             f"{len(progress.left_out)} rows of other trainings, before the study or a recipe changed, are left out."
         )
     return notes
+
+
+def overview(studies: Mapping[str, StudyProgress]) -> RenderedTable:
+    """The claims of several studies with their verdicts, one line each."""
+    heads = [ColumnHeader("Paper"), ColumnHeader("Claim"), ColumnHeader("Verdict")]
+    cells = [
+        [name, claim.claim, f"**{verdict_on(progress, claim)}**"]
+        for name, progress in studies.items()
+        for claim in progress.study.claims
+    ]
+    return RenderedTable("Claims of the papers, tested", heads, cells)
 
 
 def all_tables(progress: StudyProgress) -> list[RenderedTable]:

@@ -232,19 +232,11 @@ def measure_costs(study: Study, place: Place, tell: Told) -> None:
         for method, row in trained.items():
             module = load_module(_checkpoint(place.training(study, row)))
             networks[method] = module.network
-            assert module.spec is not None
-            inputs.append(input_shape(module.spec))
+            inputs.append(module.input_shape)
         for method, cost in _costs(networks, inputs).items():
             row = trained[method]
             kept = StudyRow(data, method, "cost", row.seed, row.rate, row.key, data_hash=row.data_hash, **cost)
             append_row(place.rows, replace(kept, **_state()))
-
-
-def input_shape(spec: dict[str, Any]) -> tuple[int, ...]:
-    """Shape of one input from what a checkpoint stores."""
-    if "num_frames" in spec:
-        return (1, 3, spec["num_frames"], spec["crop_size"], spec["crop_size"])
-    return (1, 3, spec["height"], spec["width"])
 
 
 def _costs(networks: dict[str, Any], shapes: Sequence[tuple[int, ...]]) -> dict[str, dict[str, Any]]:

@@ -396,13 +396,11 @@ def _finish(job: Job, ids: Sequence[str], args: argparse.Namespace, module: str)
 
 def _claims(folder: Path) -> list[tables.RenderedTable]:
     """The paper's claims as they were decided, and the scores behind them; nothing without `claims.csv`."""
+    from common.comparison.command import finished_studies  # it imports this package
     from common.comparison.report import all_tables
-    from common.comparison.rows import StudyProgress, read_rows
-    from common.comparison.study import load as load_study
 
-    if not (folder / "claims.csv").is_file():
-        return []
-    return all_tables(StudyProgress(load_study(folder / "claims.yaml"), read_rows(folder / "claims.csv")))
+    study = finished_studies(folder.parent).get(folder.name)
+    return [] if study is None else all_tables(study)
 
 
 _STARTED = time.monotonic()

@@ -1,4 +1,4 @@
-"""The ``spectral`` command: ``spectral fit|validate|test --config recipe.yaml``, ``predict`` and ``compare``.
+"""The ``spectral`` command: ``spectral fit|validate|test --config recipe.yaml``, ``predict``, ``export``, ``compare``.
 
 Every run gets a folder ``<trainer.default_root_dir>/<recipe name>/version_<n>`` of its own with the resolved recipe
 (``config.yaml``), where it came from (``run.json``), the logs, ``last.ckpt`` and ``best.ckpt``; ``validate`` and
@@ -36,7 +36,7 @@ from rich.table import Table
 
 from common.datamodules.datasets import read_datasets
 from common.datamodules.errors import ReadError
-from common.training import callbacks, predict
+from common.training import callbacks, export, predict
 from common.training.checkpoints import AtomicCheckpointIO, find_checkpoint, find_last
 from common.training.task import TaskModule
 
@@ -162,7 +162,7 @@ class SpectralCLI(LightningCLI):
             seed_everything_default=0,
             parser_class=_Parser,
             parser_kwargs={
-                "description": "Train and test networks. See also `spectral predict --help` and `spectral compare -h`.",
+                "description": "Train and test networks. Other commands, with --help each: predict, export, compare.",
                 **{name: {"allow_abbrev": False} for name in self.subcommands()},
             },
             auto_configure_optimizers=False,
@@ -437,7 +437,9 @@ def main(args: list[str] | None = None) -> int:
             from common.comparison import command  # it runs this command line itself
 
             return command.main(args[1:])
-        commands = [*SpectralCLI.subcommands(), "predict", "compare"]
+        if args[:1] == ["export"]:
+            return export.main(args[1:])
+        commands = [*SpectralCLI.subcommands(), "predict", "export", "compare"]
         if args and not args[0].startswith("-") and args[0] not in commands:
             near = difflib.get_close_matches(args[0], commands, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""

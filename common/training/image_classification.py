@@ -16,6 +16,7 @@ class ImageClassificationModule(ClassificationModule):
     """
 
     kind = "image"
+    spec_class = ImageSpec
 
     def load_views(self, path: str | Path) -> Tensor:
         return load_image(path, ImageSpec.from_dict(self.spec or {}))[None]

@@ -122,6 +122,7 @@ class PoseEstimationModule(TaskModule):
     """
 
     kind = "person"
+    spec_class = KeypointSpec
     output = "joint"
     names_source = "the keypoints of the category in the annotation file"
     score = "ap"

@@ -137,7 +137,7 @@ def main(args: list[str]) -> int:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--checkpoint")
     checkpoint = first.parse_known_args(args)[0].checkpoint
-    module = None if checkpoint is None else load_module(checkpoint)
+    module = None if checkpoint is None else _load(checkpoint)
     options = _parser(module).parse_args(args)
     assert module is not None  # the parser requires a checkpoint
     if module.spec is None or module.output_names is None:
@@ -153,6 +153,14 @@ def main(args: list[str]) -> int:
         return module.predictor(module, options).run()
 
 
+def _load(checkpoint: str) -> TaskModule:
+    if checkpoint.endswith(".onnx"):
+        from common.training.export import load_onnx
+
+        return load_onnx(checkpoint)
+    return load_module(checkpoint)
+
+
 def _parser(module: TaskModule | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="spectral predict",
@@ -161,7 +169,7 @@ def _parser(module: TaskModule | None) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="file, folder of files, .txt list; also frame folders")
-    parser.add_argument("--checkpoint", required=True, help="checkpoint file, or the folder of a run (its best.ckpt)")
+    parser.add_argument("--checkpoint", required=True, help="checkpoint or ONNX file, or a run's folder (best.ckpt)")
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, mps"
     )

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from common.backbones.imagenet import load_imagenet
+from common.datamodules.spec import InputSpec
 from common.training.checkpoints import CheckpointError, compare_state_dicts, read_checkpoint
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class TaskModule(L.LightningModule):
         score: the metric that selects the best checkpoint; larger is better.
         plain_metrics: metrics that are not fractions and not shown in per cent.
         predictor: what ``spectral predict`` does for this task.
+        spec_class: the class of ``spec``.
         output_names: names of the outputs; None until the data or a checkpoint gives them.
         spec: how a file becomes the network's input, as plain values; None likewise.
 
@@ -81,6 +83,7 @@ class TaskModule(L.LightningModule):
     score: ClassVar[str]
     plain_metrics: ClassVar[frozenset[str]] = frozenset({"loss"})
     predictor: ClassVar["type[Predictor]"]
+    spec_class: ClassVar[type[InputSpec]]
 
     def __init__(self, *, pretrained: str | None = None, imagenet: str | None = None, compile: bool = False) -> None:
         super().__init__()
@@ -108,6 +111,11 @@ class TaskModule(L.LightningModule):
     def forward(self, batch: Tensor) -> Tensor:
         """(B, ...) -> the network's output."""
         return self.network(batch)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input with its batch axis; ValueError before ``spec`` is known."""
+        return self.spec_class.from_dict(self.spec or {}).input_shape
 
     # -- data ----------------------------------------------------------------------------------------------------
 
@@ -346,6 +354,22 @@ def _stored(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     return stored if isinstance(stored, dict) else {}
 
 
+def module_class_of(
+    class_path: str, path: str | Path, trusted_packages: tuple[str, ...] = ("papers", "common")
+) -> type[TaskModule]:
+    """The class that a file names. Raises CheckpointError if it is no module below ``trusted_packages``."""
+    module_name, _, class_name = class_path.rpartition(".")
+    if module_name.split(".")[0] not in trusted_packages:
+        raise CheckpointError(f"{path}: names {class_path}, which lies outside of {', '.join(trusted_packages)}")
+    try:
+        module_class = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise CheckpointError(f"{path}: {class_path} does not exist here ({error})") from error
+    if not (isinstance(module_class, type) and issubclass(module_class, TaskModule)):
+        raise CheckpointError(f"{path}: {class_path} is not a module of this project")
+    return module_class
+
+
 def load_module(path: str | Path, trusted_packages: tuple[str, ...] = ("papers", "common")) -> TaskModule:
     """Rebuild a module from its checkpoint alone, on the CPU, in evaluation mode.
 
@@ -361,15 +385,7 @@ def load_module(path: str | Path, trusted_packages: tuple[str, ...] = ("papers",
     class_path = _stored(checkpoint).get("class_path")
     if not isinstance(class_path, str) or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path}: not a checkpoint written by this project")
-    module_name, _, class_name = class_path.rpartition(".")
-    if module_name.split(".")[0] not in trusted_packages:
-        raise CheckpointError(f"{path}: names {class_path}, which lies outside of {', '.join(trusted_packages)}")
-    try:
-        module_class = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise CheckpointError(f"{path}: {class_path} does not exist here ({error})") from error
-    if not (isinstance(module_class, type) and issubclass(module_class, TaskModule)):
-        raise CheckpointError(f"{path}: {class_path} is not a module of this project")
+    module_class = module_class_of(class_path, path, trusted_packages)
     arguments = {**checkpoint.get("hyper_parameters", {}), "compile": False}
     try:
         with torch.device("meta"):  # nothing is allocated for what the arguments claim

@@ -16,6 +16,7 @@ class VideoClassificationModule(ClassificationModule):
     """
 
     kind = "video"
+    spec_class = ClipSpec
 
     def load_views(self, path: str | Path) -> Tensor:
         return load_views(path, ClipSpec.from_dict(self.spec or {}))

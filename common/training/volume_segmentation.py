@@ -86,6 +86,7 @@ class VolumeSegmentationModule(TaskModule):
     """
 
     kind = "volume"
+    spec_class = VolumeSpec
     output = "region"
     names_source = "common/datamodules/brats.py"
     score = "dice"

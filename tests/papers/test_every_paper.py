@@ -1,4 +1,4 @@
-"""What every paper's folder is held to, found by listing: networks, recipes, commands, figures, documents.
+"""What every paper's folder is held to, found by listing: networks, recipes, commands, figures, claims, documents.
 
 `pytest tests/papers/test_every_paper.py --papers PATH` holds a folder outside of this repository to the same, or every
 paper's folder below PATH. Its parent must be a package folder that can be imported, for example `mine/papers2/mypaper`
@@ -27,10 +27,15 @@ import pytest
 import torch
 import yaml
 
+from common.comparison import report
+from common.comparison.command import finished_studies
+from common.comparison.rows import StudyProgress, read_rows
+from common.comparison.study import load as read_study
 from common.reporting.ledger import Ledger, LedgerError, Network, Recipe, RowNetwork, load, package_root
 from common.reporting.page import png
 from common.reporting.reproduce import list_records
 from common.reporting.runs import ReproduceError
+from common.reporting.tables import to_markdown
 from common.training import cli, predict
 from common.training.image_classification import ImageClassificationModule
 from common.training.pose_estimation import PoseEstimationModule
@@ -333,6 +338,29 @@ def test_every_printed_command_parses_and_its_weights_are_written_by_another(
                 assert str(path).removeprefix("runs/") in writers, (
                     f"{command}\nstarts from {path}, which no command writes"
                 )
+
+
+def test_claims_parse_and_the_readme_shows_their_rows(folder: Path) -> None:
+    """Every method of `claims.yaml` on every data; a README that shows no table, or another, is an error."""
+    path = folder / "claims.yaml"
+    if not path.is_file():
+        assert not (folder / "claims.csv").exists()
+        return
+    study = read_study(path)
+    for data in study.data:
+        for method in study.methods_on(data):
+            parser().parse_args(["fit", *study.arguments(data, method, study.rates_on(data, method)[0])])
+    if (folder / "claims.csv").is_file():
+        progress = StudyProgress(study, read_rows(folder / "claims.csv"))
+        assert progress.rows, "claims.csv has no row of the study as it is now"
+        for table in report.all_tables(progress):
+            assert to_markdown(table) in (folder / "README.md").read_text(), (
+                f"{table.title}: run spectral compare {path} --rows {path.with_suffix('.csv')} --show --readme"
+            )
+
+
+def test_the_readme_shows_the_verdicts_on_all_claims() -> None:
+    assert to_markdown(report.overview(finished_studies(ROOT / "papers"))) in (ROOT / "README.md").read_text()
 
 
 def test_every_figure_draws(figure: tuple[Path, Any]) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -113,22 +113,46 @@ def test_a_training_that_fails_is_a_row_and_the_rest_goes_on(tmp_path: Path, mon
     ]
 
 
+def children(pid: int) -> list[int]:
+    """Processes whose parent is this one, that have not ended."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[1]) == pid and fields[0] != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
+def ended(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
 @pytest.mark.slow
-def test_a_killed_study_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_study_continues_and_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = study_file(tmp_path, seeds=[0], steps=20, rates=[0.003], claims=[])
-    words = [sys.executable, "-m", "common.training.cli", "compare", str(path), "--jobs", "1"]
-    process = subprocess.Popen(words, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True)
+    words = [sys.executable, "-m", "common.training.cli", "compare", str(path), "--jobs", "2"]
+    process = subprocess.Popen(words, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
     rows = tmp_path / "runs" / "compare" / f"{tmp_path.name}_study" / "rows.csv"
     until = time.monotonic() + 300
     while not rows.exists() and process.poll() is None and time.monotonic() < until:
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
+    workers = children(process.pid)
+    process.kill()
     process.wait()
+    assert len(workers) >= 2
+    until = time.monotonic() + 20
+    while not all(map(ended, workers)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert all(map(ended, workers))
     before = read_rows(rows)
-    assert len(before) == 1
+    assert before
     progress = command.compare(path, jobs=1, tell=lambda line: None)
-    assert progress.rows[0] == before[0]
+    assert progress.rows[: len(before)] == before
     assert [row.stage for row in progress.rows] == ["score", "score", "cost", "cost"]
 
 

@@ -1,0 +1,223 @@
+"""``spectral export CHECKPOINT --format onnx|torch-export|safetensors``: a trained network for other programs.
+
+The file appears only after it has been read back and agrees with the network. Class names, how a file becomes the
+network's input, the module with its arguments and the hash of the data go with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.training.checkpoints import CheckpointError
+from common.training.task import MAX_CLAIMED, TaskModule, load_module, module_class_of
+
+SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ".safetensors"}
+ENTRY = "spectral"  # of the metadata
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2}  # of the largest output
+
+
+class ExportError(ValueError):
+    """The network cannot be exported, or the exported one computes something else."""
+
+
+def main(argv: list[str]) -> int:
+    """The command; returns 0.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+        ExportError: the export failed or differs from the network; no file is left.
+        FileExistsError: the file exists, and there is no ``--force``.
+    """
+    parser = argparse.ArgumentParser(
+        prog="spectral export",
+        description="Write the network of a checkpoint for other programs. The file is compared with the network "
+        "before it is left in place. `spectral predict` takes ONNX files too.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("checkpoint", type=Path, help="checkpoint file, or the folder of a run (its best.ckpt)")
+    parser.add_argument("--format", choices=list(SUFFIXES), default="onnx", help="default: %(default)s")
+    parser.add_argument(
+        "--out", type=Path, help="file to write (default: beside the checkpoint, with another extension)"
+    )
+    parser.add_argument("--half", action="store_true", help="half precision")
+    parser.add_argument("--input", type=Path, help="file to compare on (default: random numbers); not for persons")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing file")
+    options = parser.parse_args(argv)
+    module = load_module(options.checkpoint)
+    name = options.checkpoint.name if options.checkpoint.is_dir() else options.checkpoint.stem
+    out = options.out or options.checkpoint.parent / f"{name}{SUFFIXES[options.format]}"
+    if out.exists() and not options.force:
+        raise FileExistsError(f"{out} exists; give another name, or --force to overwrite it")
+    difference = export(module, out, options.format, options.half, options.input)
+    print(f"Written: {out} ({out.stat().st_size:,} bytes); largest difference from the network {difference:.1e}")
+    return 0
+
+
+def export(
+    module: TaskModule, out: Path, kind: str = "onnx", half: bool = False, example: str | Path | None = None
+) -> float:
+    """Write a module's network to a file, whole or not at all.
+
+    Args:
+        module: from a checkpoint, see :func:`~common.training.task.load_module`.
+        out: the file; what is there is replaced.
+        kind: ``onnx`` and ``torch-export`` hold the network, for any batch size; ``safetensors`` its weights.
+        half: in half precision.
+        example: a file that ``spectral predict`` would take; None: random numbers.
+
+    Returns:
+        The largest difference of the outputs as a fraction of the largest output; of weights: 0.
+
+    Raises:
+        ExportError: the export fails, or differs from the network by more than 1e-4 (in half precision 2e-2).
+    """
+    if module.spec is None:
+        raise CheckpointError("the checkpoint lacks how a file becomes the network's input; it cannot be exported")
+    dtype = torch.float16 if half else torch.float32
+    network = module.network.eval().to(dtype)
+    x = _example(module, example).to(dtype)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        temporary = Path(folder) / f"network{SUFFIXES[kind]}"
+        try:
+            with warnings.catch_warnings(), torch.inference_mode():
+                warnings.simplefilter("ignore")
+                run = _FORMATS[kind](network, x, temporary, metadata(module))
+        except Exception as error:  # exporters raise many types
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ExportError(f"{type(module).__name__} cannot be written as {kind}: {first}") from error
+        difference = max(_difference(network, run, batch) for batch in (x, x[:1], torch.cat([x, x[:1]])))
+        if not difference <= TOLERANCE[dtype]:
+            hint = "; half precision overflows here" if half and difference != difference else ""
+            raise ExportError(
+                f"the {kind} file differs from the network by {difference:.1e} of its largest output{hint}"
+            )
+        temporary.replace(out)
+    return difference
+
+
+def metadata(module: TaskModule) -> dict[str, Any]:
+    """What goes with an exported network, as plain values."""
+    arguments = {name: value for name, value in module.hparams.items() if name not in ("pretrained", "imagenet")}
+    return {
+        "class_path": f"{type(module).__module__}.{type(module).__qualname__}",
+        "arguments": arguments,
+        "output_names": module.output_names,
+        "spec": module.spec,
+        "manifest_hash": module.manifest_hash,
+    }
+
+
+def _example(module: TaskModule, path: str | Path | None) -> Tensor:
+    """A batch of at least two inputs."""
+    if path is None:
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn((2, *module.input_shape[1:]), generator=generator)
+    load_views: Any = getattr(module, "load_views", None)
+    if load_views is None:
+        raise ExportError(f"--input is for videos and images; {type(module).__name__} is compared on random numbers")
+    views: Tensor = load_views(path)
+    return torch.cat([views, views.flip(-1)]) if len(views) < 2 else views
+
+
+def _difference(network: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor) -> float:
+    with torch.inference_mode():
+        expected, found = network(x).float(), run(x).float()
+    if found.shape != expected.shape:
+        raise ExportError(f"the exported network makes {tuple(found.shape)} of {tuple(x.shape)}, not {expected.shape}")
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+
+
+def _write_onnx(network: nn.Module, x: Tensor, path: Path, about: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+    import onnx
+
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    options: dict[str, Any] = {"input_names": ["input"], "output_names": ["output"], "verbose": False}
+    program: Any = torch.onnx.export(
+        network, (x,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), **options
+    )
+    program.save(str(path), external_data=False)
+    model = onnx.load(str(path))
+    model.metadata_props.add(key=ENTRY, value=json.dumps(about))
+    onnx.save(model, str(path))
+    return OnnxNetwork(path)
+
+
+def _write_program(network: nn.Module, x: Tensor, path: Path, about: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+    with torch.no_grad():
+        program = torch.export.export(network, (x.clone(),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, path, extra_files={f"{ENTRY}.json": json.dumps(about)})
+    read: Any = torch.export.load(path).module()
+    return lambda batch: read(batch)
+
+
+def _write_weights(network: nn.Module, x: Tensor, path: Path, about: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+    from safetensors.torch import load_file, save_file
+
+    state = {key: value.contiguous() for key, value in network.state_dict().items()}
+    save_file(state, path, metadata={ENTRY: json.dumps(about)})
+    read = load_file(path)
+    if wrong := [key for key, value in state.items() if not torch.equal(read[key], value)]:
+        raise ExportError(f"{wrong[0]} is not as it was written")
+    return network
+
+
+_FORMATS: dict[str, Any] = {"onnx": _write_onnx, "torch-export": _write_program, "safetensors": _write_weights}
+
+
+class OnnxNetwork(nn.Module):
+    """A network in an ONNX file, run by onnxruntime on the CPU: (B, ...) -> its output.
+
+    Raises:
+        CheckpointError: the file cannot be read, or onnxruntime is not installed.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        try:
+            import onnxruntime
+
+            onnxruntime.set_default_logger_severity(3)
+            self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        except ImportError as error:
+            raise CheckpointError(f"{path}: onnxruntime is needed: pip install onnx onnxruntime") from error
+        except Exception as error:
+            raise CheckpointError(f"{path}: not an ONNX file that can be run ({error})") from error
+        self.about = self.session.get_modelmeta().custom_metadata_map.get(ENTRY)
+
+    def forward(self, x: Tensor) -> Tensor:
+        (output,) = self.session.run(None, {self.session.get_inputs()[0].name: x.detach().cpu().numpy()})
+        return torch.from_numpy(output)
+
+
+def load_onnx(path: str | Path) -> TaskModule:
+    """The module of an ONNX file that ``spectral export`` wrote; its network is run by onnxruntime.
+
+    Raises:
+        CheckpointError: the file cannot be read, or lacks what ``spectral export`` writes into it.
+    """
+    network = OnnxNetwork(path)
+    try:
+        about = json.loads(network.about or "")
+        module_class = module_class_of(about["class_path"], path)
+        with torch.device("meta"):  # nothing is allocated for what the arguments claim
+            claimed = sum(tensor.numel() for tensor in module_class(**about["arguments"]).state_dict().values())
+        if claimed > MAX_CLAIMED * Path(path).stat().st_size:
+            raise CheckpointError(f"{path}: its arguments claim {claimed:,} weights; it is damaged")
+        module = module_class(**about["arguments"])
+        module.output_names, module.spec = about["output_names"], about["spec"]
+    except (ValueError, TypeError, KeyError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path}: not an ONNX file of `spectral export` ({error})") from error
+    module.network = network
+    return module.eval()
