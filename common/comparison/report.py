@@ -140,6 +140,7 @@ def score_table(progress: StudyProgress, data: str) -> RenderedTable:
             notes.append(f"{title}: {len(failed)} trainings failed: {failed[-1]}")
         test = np.array([r.test for r in rows.values()], dtype=float)
         train = np.array([r.train for r in rows.values()], dtype=float)
+        needed = study.fitted * study.methods[name].bound_on(data)
         state = "" if progress.is_trained(data, name) is not False else " not trained"
         rate, rates = progress.rate(data, name), study.rates_on(data, name)
         edge = len(rates) > 2 and rate in (min(rates), max(rates))
@@ -148,7 +149,7 @@ def score_table(progress: StudyProgress, data: str) -> RenderedTable:
                 title,
                 f"{plain(mean_interval(test))}{state}" if len(test) else DASH,
                 f"{100 * train.mean():.1f}" if len(train) else DASH,
-                str(len(rows)),
+                f"{len(rows)} ({sum(value >= needed for value in train)} fitted)" if len(train) else "0",
                 DASH if rate is None or rate != rate else f"{rate:g}{' (edge)' if edge else ''}",
                 *(_count(progress.cost(data, name, measure)) for measure in ("params", "macs")),
                 *(_number(progress.cost(data, name, measure)) for measure in ("infer_ms", "train_ms", "train_mb")),
@@ -157,6 +158,10 @@ def score_table(progress: StudyProgress, data: str) -> RenderedTable:
     if any("(edge)" in line[4] for line in cells):
         notes.append(
             "(edge): the best rate is the smallest or the largest that was tried; a better one may lie beyond."
+        )
+    if any(progress.cost(data, name, "infer_ms") for name in study.methods_on(data)):
+        notes.append(
+            "Time and memory of one input in inference and of two in a training step; on a CPU with one thread."
         )
     if any("not trained" in line[1] for line in cells):
         notes.append(f"not trained: below {100 * study.fitted:g} % of what the method can reach on its training data.")

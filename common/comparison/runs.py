@@ -240,7 +240,16 @@ def measure_costs(study: Study, place: Place, tell: Told) -> None:
 
 
 def _costs(networks: dict[str, Any], shapes: Sequence[tuple[int, ...]]) -> dict[str, dict[str, Any]]:
-    """Milliseconds and megabytes by network; those with the same input take turns."""
+    """Milliseconds and megabytes by network; those with the same input take turns, on a CPU with one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # small networks wait for the other threads for longer than they compute
+    try:
+        return _measure(networks, shapes)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measure(networks: dict[str, Any], shapes: Sequence[tuple[int, ...]]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {name: {} for name in networks}
     for shape in dict.fromkeys(shapes):
         group = {name: network for (name, network), own in zip(networks.items(), shapes, strict=True) if own == shape}

@@ -63,6 +63,7 @@ class TaskModule(L.LightningModule):
         names_source: where the user finds the names of the outputs, for messages.
         score: the metric that selects the best checkpoint; larger is better.
         plain_metrics: metrics that are not fractions and not shown in per cent.
+        free_to_change: arguments that may change when a training resumes.
         predictor: what ``spectral predict`` does for this task.
         spec_class: the class of ``spec``.
         output_names: names of the outputs; None until the data or a checkpoint gives them.
@@ -82,6 +83,9 @@ class TaskModule(L.LightningModule):
     names_source: ClassVar[str]
     score: ClassVar[str]
     plain_metrics: ClassVar[frozenset[str]] = frozenset({"loss"})
+    free_to_change: ClassVar[frozenset[str]] = frozenset(
+        {"pretrained", "imagenet", "compile", "views_per_forward", "average"}
+    )
     predictor: ClassVar["type[Predictor]"]
     spec_class: ClassVar[type[InputSpec]]
 
@@ -300,14 +304,25 @@ class TaskModule(L.LightningModule):
 
     def _check_resumed_options(self, before: Mapping[str, Any]) -> None:
         """Refuse options that a training which resumes would not follow."""
-        free = {"pretrained", "imagenet", "compile", "views_per_forward", "average"}
-        for name in sorted(set(before) & set(self.hparams) - free):
-            if before[name] != self.hparams[name]:
+        then, now = _flat(before), _flat(self.hparams)
+        for name in sorted(set(then) & set(now) - self.free_to_change):
+            if then[name] != now[name]:
                 raise CheckpointError(
-                    f"{name} is {before[name]} in the checkpoint and {self.hparams[name]} now. A training that resumes "
+                    f"{name} is {then[name]} in the checkpoint and {now[name]} now. A training that resumes "
                     f"keeps its own: leave --model.{name} out, or begin another training from these weights with "
                     "--model.pretrained in place of --ckpt_path."
                 )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one with dotted keys; lists and tuples are equal."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+    return flat
 
 
 def load_pretrained(network: nn.Module, path: str | Path) -> str:

@@ -58,6 +58,7 @@ class CompressedModule(TaskModule):
     `weight_decay` and `patience`.
     """
 
+    free_to_change = TaskModule.free_to_change | {"compression.start"}
     scores: Any
 
     def source(self) -> tuple[str, dict[str, Any]]:

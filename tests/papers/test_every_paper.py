@@ -17,7 +17,7 @@ import re
 import runpy
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -219,6 +219,9 @@ def parser() -> Any:
 
 def parse_spectral(words: list[str]) -> None:
     """Parse the arguments behind `spectral`; a wrong key or value is an error."""
+    if words[0] in ("compare", "export"):
+        _stop_when_parsed(lambda: cli.main(words), pytest.MonkeyPatch())
+        return
     if words[0] != "predict":
         parser().parse_args(words)
         return
@@ -233,7 +236,12 @@ def parse_spectral(words: list[str]) -> None:
 
 def parse_module(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Run `python -m MODULE ...` up to the point where its arguments are parsed."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", words)
+        _stop_when_parsed(lambda: runpy.run_module(words[0], run_name="__main__", alter_sys=False), monkeypatch)
 
+
+def _stop_when_parsed(run: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def stopping(original: Any) -> Any:
         def stop(*args: Any, **kwargs: Any) -> Any:
             original(*args, **kwargs)
@@ -244,9 +252,8 @@ def parse_module(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         for parser_class in (argparse.ArgumentParser, jsonargparse.ArgumentParser):
             patch.setattr(parser_class, "parse_args", stopping(parser_class.parse_args))
-        patch.setattr(sys, "argv", words)
         with pytest.raises(_ParsedError):
-            runpy.run_module(words[0], run_name="__main__", alter_sys=False)
+            run()
 
 
 def parse_command(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
