@@ -143,7 +143,7 @@ def score_table(progress: StudyProgress, data: str) -> RenderedTable:
         needed = study.fitted * study.methods[name].bound_on(data)
         state = "" if progress.is_trained(data, name) is not False else " not trained"
         rate, rates = progress.rate(data, name), study.rates_on(data, name)
-        edge = len(rates) > 2 and rate in (min(rates), max(rates))
+        edge = len(rates) > 1 and rate in (min(rates), max(rates))
         cells.append(
             [
                 title,
