@@ -23,7 +23,7 @@ from common.comparison.statistics import RULE
 from common.comparison.study import Study, StudyError, load
 from common.reporting import tables
 from common.reporting.counting import ROOT
-from common.reporting.results import written_whole
+from common.reporting.results import replace_section
 
 
 def compare(
@@ -127,28 +127,17 @@ def _print_plan(study: Study, place: Place, jobs: int) -> None:
 def write_readme(progress: StudyProgress, path: Path) -> None:
     """Put the tables between the markers `claims: begin` and `claims: end` of a README.
 
-    Raises StudyError if it has none.
+    Raises ResultError if it has none.
     """
-    _write_between(path, "claims", "\n\n".join(tables.to_markdown(table) for table in report.all_tables(progress)))
+    replace_section(path, "claims", "\n\n".join(tables.to_markdown(table) for table in report.all_tables(progress)))
 
 
 def write_overview(readme: Path, papers: Path) -> None:
     """Put the verdicts on the claims of all folders below `papers` between the markers `evidence` of a README."""
-    _write_between(readme, "evidence", tables.to_markdown(report.overview(finished_studies(papers))))
+    replace_section(readme, "evidence", tables.to_markdown(report.overview(finished_studies(papers))))
 
 
 def finished_studies(papers: Path) -> dict[str, StudyProgress]:
     """Folder name -> study, of the folders below `papers` that have a `claims.csv`."""
     files = sorted(papers.glob("*/claims.csv"))
     return {path.parent.name: StudyProgress(load(path.with_suffix(".yaml")), read_rows(path)) for path in files}
-
-
-def _write_between(path: Path, name: str, content: str) -> None:
-    text = path.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(f"<!-- {name}: begin")
-    marker, _, rest = rest.partition("\n")
-    _, end, after = rest.partition(f"<!-- {name}: end -->")
-    if not begin or not end:
-        raise StudyError(f"{path}: no lines '<!-- {name}: begin ... -->' and '<!-- {name}: end -->'")
-    with written_whole(path) as file:
-        file.write(f"{before}{begin}{marker}\n\n{content}\n\n{end}{after}")

@@ -139,8 +139,9 @@ class StudyProgress:
 
     def __init__(self, study: Study, rows: Sequence[StudyRow]) -> None:
         self.study = study
-        self.rows = [row for row in rows if self._belongs(row)]
-        self.left_out = [row for row in rows if row not in self.rows]
+        belongs = [self._belongs(row) for row in rows]
+        self.rows = [row for row, own in zip(rows, belongs, strict=True) if own]
+        self.left_out = [row for row, own in zip(rows, belongs, strict=True) if not own]
 
     def _belongs(self, row: StudyRow) -> bool:
         known = row.data in self.study.data and row.method in self.study.methods_on(row.data)

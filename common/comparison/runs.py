@@ -7,6 +7,7 @@ import csv
 import json
 import multiprocessing
 import os
+import shlex
 import shutil
 import time
 import warnings
@@ -56,7 +57,7 @@ def make_data(study: Study, place: Place, tell: Told) -> None:
     for data, own in study.data.items():
         if own.demo:
             tell(f"making {data}: python -m data.demo {own.demo}")
-            make_demo_data(own.demo.split(), place.demo / study.demo_folder(data))
+            make_demo_data(shlex.split(own.demo), place.demo / study.demo_folder(data))
 
 
 def run_study(study: Study, place: Place, jobs: int, tell: Told) -> StudyProgress:
@@ -68,9 +69,7 @@ def run_study(study: Study, place: Place, jobs: int, tell: Told) -> StudyProgres
         StudyError: an option or the score of a method is wrong; nothing is trained before all options are parsed.
     """
     first = StudyProgress(study, read_rows(place.rows)).pending()
-    for data, method, rate in {
-        (item.data, item.method): (item.data, item.method, item.rate) for item in first
-    }.values():
+    for (data, method), rate in {(item.data, item.method): item.rate for item in first}.items():
         try:
             cli.check_arguments(["fit", *study.arguments(data, method, rate)])
         except cli.UsageError as error:
@@ -142,7 +141,7 @@ def train(study: Study, place: Place, item: Pending, start: str = "") -> StudyRo
     try:
         with (folder / "log.txt").open("a", encoding="utf-8") as log, output_to(log):
             facts = _fit(arguments, folder)
-            found = _scores(study, item, arguments, folder, facts)
+            found = _scores(study, item, arguments, folder)
     except Exception as error:
         if isinstance(error, cli.UsageError | StudyError | AssertionError):
             raise
@@ -180,9 +179,7 @@ def _fit(arguments: Sequence[str], folder: Path) -> dict[str, Any]:
     return facts
 
 
-def _scores(
-    study: Study, item: Pending, arguments: Sequence[str], folder: Path, facts: dict[str, Any]
-) -> dict[str, Any]:
+def _scores(study: Study, item: Pending, arguments: Sequence[str], folder: Path) -> dict[str, Any]:
     """The columns of a row that come from testing."""
     found: dict[str, Any] = {}
     checkpoint = str(_checkpoint(folder))

@@ -36,7 +36,7 @@ from common.reporting import tables
 from common.reporting.counting import complexity_records, count_rows
 from common.reporting.ledger import Ledger, LedgerError, load, package_root
 from common.reporting.page import EXPLANATION, png, run_facts, write_report
-from common.reporting.results import ResultError, append, read, written_whole
+from common.reporting.results import ResultError, append, read, replace_section, written_whole
 from common.reporting.runs import DemoRuns, Job, ReproduceError, Trained, make_demo_data, train_all, train_row
 from common.reporting.tables import demo_tables
 
@@ -404,25 +404,17 @@ def _claims(folder: Path) -> list[tables.RenderedTable]:
 
 
 _STARTED = time.monotonic()
-_BEGIN, _END = "<!-- tables: begin", "<!-- tables: end -->"
 
 
 def write_readme(job: Job) -> None:
     """Put the tables between the markers of the paper's README, and the demo's results into `results.csv`.
 
-    Raises ReproduceError if the README has no markers.
+    Raises ResultError if the README has no markers.
     """
-    path = job.ledger.folder / "README.md"
-    text = path.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(_BEGIN)
-    marker, _, rest = rest.partition("\n")
-    _, end, after = rest.partition(_END)
-    if not begin or not end:
-        raise ReproduceError(f"{path}: no lines '{_BEGIN} ... -->' and '{_END}'")
     shown = [tables.paper_table(job.ledger, table, job.counts, job.results) for table in job.ledger.tables]
     parts = [EXPLANATION, *(tables.to_markdown(table) for table in shown)]
     if trained := job.trained():
         parts[:0] = [tables.to_markdown(table) for runs in job.demos for table in demo_tables(job.ledger, runs)]
+    replace_section(job.ledger.folder / "README.md", "tables", "\n\n".join(parts))
+    if trained:
         append(job.ledger.folder / "results.csv", [run.result for run in trained])
-    with written_whole(path) as file:
-        file.write(before + begin + marker + "\n\n" + "\n\n".join(parts) + "\n\n" + end + after)

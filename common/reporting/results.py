@@ -107,6 +107,21 @@ def append(path: str | Path, results: Iterable[Result]) -> list[Result]:
     return list(rows.values())
 
 
+def replace_section(path: Path, name: str, content: str) -> None:
+    """Put text between the lines `<!-- name: begin ... -->` and `<!-- name: end -->` of a Markdown file.
+
+    Raises ResultError if it has no such lines.
+    """
+    text = path.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(f"<!-- {name}: begin")
+    marker, _, rest = rest.partition("\n")
+    _, end, after = rest.partition(f"<!-- {name}: end -->")
+    if not begin or not end:
+        raise ResultError(f"{path}: no lines '<!-- {name}: begin ... -->' and '<!-- {name}: end -->'")
+    with written_whole(path) as file:
+        file.write(f"{before}{begin}{marker}\n\n{content}\n\n{end}{after}")
+
+
 @contextlib.contextmanager
 def written_whole(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file for writing that appears under `path`, replacing it, only when all is written."""

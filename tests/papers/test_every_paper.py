@@ -354,9 +354,10 @@ def test_claims_parse_and_the_readme_shows_their_rows(folder: Path) -> None:
         assert not (folder / "claims.csv").exists()
         return
     study = read_study(path)
-    for data in study.data:
-        for method in study.methods_on(data):
-            parser().parse_args(["fit", *study.arguments(data, method, study.rates_on(data, method)[0])])
+    for sized in [study, read_study(path, "full")] if study.full else [study]:
+        for data in sized.data:
+            for method in sized.methods_on(data):
+                parser().parse_args(["fit", *sized.arguments(data, method, sized.rates_on(data, method)[0])])
     if (folder / "claims.csv").is_file():
         progress = StudyProgress(study, read_rows(folder / "claims.csv"))
         assert progress.rows, "claims.csv has no row of the study as it is now"

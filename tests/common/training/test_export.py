@@ -117,6 +117,12 @@ def test_from_training_to_predictions(
     assert len(about["manifest_hash"]) == 64
 
 
+def test_persons_are_compared_on_random_numbers(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="--input is for videos and images"):
+        export(module_of("srl"), tmp_path / "x.onnx", example="image.png")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_onnx_file_of_another_program(tmp_path: Path) -> None:
     import onnx
 
@@ -132,6 +138,11 @@ def test_an_onnx_file_of_another_program(tmp_path: Path) -> None:
         onnx.save(model, tmp_path / "y.onnx")
         with pytest.raises(CheckpointError, match=message):
             load_onnx(tmp_path / "y.onnx")
+    large = {"num_classes": 3, "network": {"b": 2, "f": 10**5}}
+    model.metadata_props[0].value = json.dumps({"class_path": "papers.stft2d.STFT2DModule", "arguments": large})
+    onnx.save(model, tmp_path / "y.onnx")
+    with pytest.raises(CheckpointError, match="its arguments claim"):
+        load_onnx(tmp_path / "y.onnx")
     (tmp_path / "z.onnx").write_bytes(b"not one")
     with pytest.raises(CheckpointError, match=r"z\.onnx: not an ONNX file"):
         load_onnx(tmp_path / "z.onnx")
