@@ -1,15 +1,17 @@
-"""Networks of torchvision and pytorchvideo through the same harness, as baselines for the papers' networks."""
+"""Any network function of the papers, torchvision or pytorchvideo under one training, for comparisons."""
 
 import importlib
 import inspect
 from typing import Any
 
-import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
+from common.training.schedules import cosine_over_training, sgd
 from common.training.video_classification import VideoClassificationModule
 
-PACKAGES = ("torchvision.models.video", "pytorchvideo.models")
+PACKAGES = ("torchvision.models.video", "pytorchvideo.models", "papers")
+FACTS = ("num_frames", "input_size")  # of the clips, for networks that are built for them
 
 
 class TwoPathways(nn.Module):
@@ -28,16 +30,16 @@ class TwoPathways(nn.Module):
 
 
 def build_library_network(name: str, num_classes: int, **options: Any) -> nn.Module:
-    """Call a network function of torchvision or pytorchvideo.
+    """Call a network function of a paper, torchvision or pytorchvideo.
 
     Args:
-        name: dotted path below ``torchvision.models.video`` or ``pytorchvideo.models``,
-            e.g. ``torchvision.models.video.r2plus1d_18`` or ``pytorchvideo.models.csn.create_csn``.
+        name: dotted path below ``papers``, ``torchvision.models.video`` or ``pytorchvideo.models``, e.g.
+            ``papers.dtf.dtf_net``, ``torchvision.models.video.r2plus1d_18``, ``pytorchvideo.models.csn.create_csn``.
         num_classes: number of classes, passed on under the name the function has for it.
-        options: further arguments of the function.
+        options: further arguments of the function. ``num_frames`` and ``input_size`` are left out where it has none.
 
     Raises:
-        ValueError: the name lies outside of the two packages or does not exist, or an option is unknown.
+        ValueError: the name lies outside of these packages or does not exist, or an option is unknown.
     """
     module_name, _, function_name = name.rpartition(".")
     if not any(module_name == package or module_name.startswith(package + ".") for package in PACKAGES):
@@ -48,9 +50,12 @@ def build_library_network(name: str, num_classes: int, **options: Any) -> nn.Mod
     except (ImportError, AttributeError, TypeError) as error:
         raise ValueError(f"network {name!r} does not exist: {error}") from error
     key = "model_num_class" if module_name.startswith("pytorchvideo.") else "num_classes"
+    if key not in parameters and module_name.startswith("papers."):
+        raise ValueError(f"{name} is no network function: it takes no {key}")
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     if weights := {"weights", "weights_backbone", "pretrained"} & options.keys():
         raise ValueError(f"{name}: {weights.pop()} would download weights; start from a file with model.pretrained")
+    options = {k: v for k, v in options.items() if k not in FACTS or k in parameters}
     unknown = [option for option in options if option not in parameters and not open_ended]
     if unknown:
         raise ValueError(f"{name} takes no {unknown[0]!r}; it takes {', '.join(parameters)}")
@@ -62,16 +67,16 @@ def build_library_network(name: str, num_classes: int, **options: Any) -> nn.Mod
 
 
 class LibraryNetworkModule(VideoClassificationModule):
-    """A stock network trained with SGD and step decay.
+    """Any network, trained by SGD with a cosine schedule.
 
     Args:
-        num_classes: number of classes.
+        num_classes: number of classes; taken from the data by ``spectral``, as are ``num_frames`` and ``input_size``.
         network: dotted path of the network function, see :func:`build_library_network`.
         network_options: further arguments of that function.
-        lr: learning rate at the start.
-        momentum, dampening, weight_decay: of SGD.
-        lr_step: the learning rate is multiplied by ``lr_gamma`` every ``lr_step`` epochs.
-        lr_gamma: that factor.
+        num_frames, input_size: of the clips, for functions that take them.
+        learning_rate: peak of the schedule.
+        warmup_epochs: epochs in which the learning rate rises to it, from a hundredth.
+        momentum, weight_decay: of SGD.
         kwargs: arguments of the base class.
     """
 
@@ -80,27 +85,20 @@ class LibraryNetworkModule(VideoClassificationModule):
         num_classes: int | None = None,
         network: str = "torchvision.models.video.r2plus1d_18",
         network_options: dict[str, Any] | None = None,
-        lr: float = 0.1,
+        num_frames: int | None = None,
+        input_size: int | None = None,
+        learning_rate: float = 0.02,
+        warmup_epochs: float = 1.0,
         momentum: float = 0.9,
-        dampening: float = 0.0,
-        weight_decay: float = 1e-3,
-        lr_step: int = 40,
-        lr_gamma: float = 0.1,
+        weight_decay: float = 1e-4,
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, **kwargs)
 
     def build_network(self) -> nn.Module:
-        h = self.hparams
-        return build_library_network(h["network"], h["num_classes"], **(h["network_options"] or {}))
+        facts = {name: self.hparams[name] for name in FACTS if self.hparams[name] is not None}
+        options = facts | (self.hparams["network_options"] or {})
+        return build_library_network(self.hparams["network"], self.hparams["num_classes"], **options)
 
-    def configure_optimizers(self) -> Any:
-        h = self.hparams
-        optimizer = torch.optim.SGD(
-            self.parameters(),
-            lr=h["lr"],
-            momentum=h["momentum"],
-            dampening=h["dampening"],
-            weight_decay=h["weight_decay"],
-        )
-        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, h["lr_step"], h["lr_gamma"])]
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        return cosine_over_training(self, sgd(self), self.hparams["warmup_epochs"])

@@ -81,11 +81,13 @@ class DTFNetOptions(BackboneOptions):
         depth: 18, 34 (basic blocks), 50, 101 or 152 (bottlenecks).
         width: multiplies the number of channels.
         layers: residual blocks of the four stages; None: those of `depth`.
+        strides: of the four stages.
     """
 
     depth: int = 50
     width: float = 1.0
     layers: Sequence[int] | None = None
+    strides: Sequence[int] = (1, 2, 2, 2)
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,7 @@ def dtf_net(
         options.dropout,
         width=options.width,
         layers=options.layers,
+        strides=options.strides,
         stem_stride=options.stem_stride,
         first_conv=first_conv,
         mid_block=mid_block,

@@ -123,12 +123,14 @@ class VideoOptions(NetworkOptions):
         positions: of the blocks: `every`, after every residual block of res3 and res4 (4 blocks in ResNet-18, Table 8);
             `stages`, after the last one of each of the two; `res4`, after the last one of res4 (Table 9: 4, 2 and 1).
         strides: of the four stages.
+        temporal_pool: a max-pool of two frames, stride two, behind res2 (pool2 of Table 7).
         dropout: probability before the classifier; 0.5 in the paper.
     """
 
     depth: int = 18
     positions: Positions = "every"
     strides: Sequence[int] = (1, 2, 2, 2)
+    temporal_pool: bool = True
     dropout: float = 0.5
 
 
@@ -200,7 +202,7 @@ def srl_c2d(
     if options.positions not in get_args(Positions):
         raise ValueError(f"positions is one of {', '.join(get_args(Positions))}, not {options.positions!r}")
     sizes = stage_sizes((input_size, input_size) if isinstance(input_size, int) else input_size, options.strides)
-    frames = -(-num_frames // 2)  # pool2 of Table 7, behind res2
+    frames = -(-num_frames // 2) if options.temporal_pool else num_frames
     stages = (4,) if options.positions == "res4" else (3, 4)
 
     def after(channels: int, stage: int, index: int) -> nn.Module | None:
@@ -216,7 +218,7 @@ def srl_c2d(
         layers=options.layers,
         strides=options.strides,
         dilations=options.dilations,
-        temporal_pool_after_stage=(2,),
+        temporal_pool_after_stage=(2,) if options.temporal_pool else (),
         after_block=after,
     )
 

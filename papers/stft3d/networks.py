@@ -8,14 +8,21 @@ Widths, and what cannot be matched to the published counts, are explained in thi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 from torch import nn
 
-from common.backbones import BNInception3d, ConvUnit3d, activation_factory, initialize_orthogonal, scale_width
+from common.backbones import (
+    BNInception3d,
+    C2DResNet,
+    ConvUnit3d,
+    activation_factory,
+    initialize_orthogonal,
+    scale_width,
+)
 from common.backbones.bn_inception import I3D_POOLS, SPATIAL_POOLS
 from common.backbones.options import changed
 from papers.stft3d import layers
@@ -181,3 +188,46 @@ def s3d_g(num_classes: int = 174, options: STFT3DOptions = STFT3DOptions(), **ch
     return _inception(
         layers.SeparableConvBlock, layers.SeparableStem, num_classes, options, gate=layers.FeatureGate, norm=S3D_NORM
     )
+
+
+#: blocks that `stft_c2d` takes, by name
+_C2D_BLOCKS: dict[str, Callable[[int, int, int], nn.Module]] = {
+    "st-stft": layers.STSTFTBlock,
+    "s-stft": layers.SSTFTBlock,
+    "t-stft": layers.TSTFTBlock,
+    "fact-dw": layers.FactorizedDepthwiseBlock,
+}
+
+
+def stft_c2d(
+    num_classes: int = 400,
+    block: Literal["st-stft", "s-stft", "t-stft", "fact-dw"] = "t-stft",
+    depth: int = 18,
+    width: float = 1.0,
+    layers: Sequence[int] | None = None,
+    strides: Sequence[int] = (1, 2, 2, 2),
+    stages: Sequence[int] = (3, 4),
+    dropout: float = 0.5,
+) -> C2DResNet:
+    """A ResNet over frames with a block of this paper after the 3x3 convolutions of some stages.
+
+    It is not in the paper: it sets the blocks beside the operators of other papers on one backbone. Their bottleneck is
+    a quarter of the channels.
+
+    Args:
+        num_classes: number of classes.
+        block: which one.
+        depth, width, layers, strides: of `common.backbones.C2DBody`.
+        stages: stages with blocks, 2 to 5; one in every residual block.
+        dropout: probability before the classifier.
+
+    Raises:
+        ValueError: an unknown block, or an option out of range.
+    """
+    if block not in _C2D_BLOCKS:
+        raise ValueError(f"block {block!r} is not known; choose one of {', '.join(_C2D_BLOCKS)}")
+
+    def mid_block(channels: int, stage: int, index: int) -> nn.Module | None:
+        return _C2D_BLOCKS[block](channels, _even(channels / 4), channels) if stage in stages else None
+
+    return C2DResNet(depth, num_classes, dropout, width=width, layers=layers, strides=strides, mid_block=mid_block)

@@ -11,7 +11,7 @@ from common.training.cli import main, run
 
 STOCK = {
     "class_path": "common.training.library_network.LibraryNetworkModule",
-    "init_args": {"num_classes": 2, "network": "torchvision.models.video.mc3_18", "lr": 0.01},
+    "init_args": {"num_classes": 2, "network": "torchvision.models.video.mc3_18", "learning_rate": 0.01},
 }
 
 
