@@ -134,7 +134,7 @@ class TaskModule(L.LightningModule):
             return
         for name, value in data.facts().items():
             given = self.hparams.get(name, value)
-            if (tuple(given) if isinstance(given, list) else given) != value:
+            if given is not None and (tuple(given) if isinstance(given, list) else given) != value:
                 raise ValueError(
                     f"{name} is {value} in the data and {given} in the network; leave model.init_args.{name} out of "
                     "the recipe, so that it follows the data"
