@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import json
 import multiprocessing
 import os
 import shlex
@@ -26,8 +25,14 @@ from common.comparison.rows import Pending, StudyProgress, StudyRow, append_row,
 from common.comparison.study import Study, StudyError
 from common.evaluation.complexity import count
 from common.evaluation.latency import measure_latency, peak_allocated
-from common.reporting.results import written_whole
-from common.reporting.runs import begin_worker, data_arguments, make_demo_data, output_to, read_curves
+from common.reporting.runs import (
+    begin_worker,
+    data_arguments,
+    fit,
+    last_checkpoint,
+    make_demo_data,
+    output_to,
+)
 from common.training import cli
 from common.training.task import load_module
 
@@ -115,15 +120,7 @@ def _start_folder(study: Study, place: Place, progress: StudyProgress, item: Pen
     if before is None:
         return ""
     row = progress.scores(item.data, before)[item.seed]
-    return str(_checkpoint(place.training(study, row)).parent)
-
-
-def _checkpoint(folder: Path) -> Path:
-    """The last checkpoint of a training."""
-    found = sorted(folder.glob("fit/*/last.ckpt"), key=lambda path: path.stat().st_mtime_ns)
-    if not found:
-        raise StudyError(f"{folder} has no checkpoint; it was deleted. Delete its rows to train it again")
-    return found[-1]
+    return str(last_checkpoint(place.training(study, row)).parent)
 
 
 def train(study: Study, place: Place, item: Pending, start: str = "") -> StudyRow:
@@ -140,7 +137,7 @@ def train(study: Study, place: Place, item: Pending, start: str = "") -> StudyRo
     row = replace(row, **_state())
     try:
         with (folder / "log.txt").open("a", encoding="utf-8") as log, output_to(log):
-            facts = _fit(arguments, folder)
+            facts = fit(arguments, folder)
             found = _scores(study, item, arguments, folder)
     except Exception as error:
         if isinstance(error, cli.UsageError | StudyError | AssertionError):
@@ -162,27 +159,10 @@ def _state() -> dict[str, Any]:
     }
 
 
-def _fit(arguments: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Train, or go on with a training that was interrupted, or find it finished; its seconds and learning curves."""
-    finished = folder / "fit.json"
-    if not finished.is_file():
-        began = time.monotonic()
-        words = ["fit", *arguments, "--name", "fit"]
-        words += ["--ckpt_path", "last"] if list(folder.glob("fit/*/last.ckpt")) else []
-        try:
-            cli.run(words)
-        except SystemExit as stop:  # Lightning's way of passing an interruption on
-            raise KeyboardInterrupt from stop
-        with written_whole(finished) as file:
-            json.dump({"seconds": time.monotonic() - began, "curves": read_curves(folder / "fit")}, file)
-    facts: dict[str, Any] = json.loads(finished.read_text(encoding="utf-8"))
-    return facts
-
-
 def _scores(study: Study, item: Pending, arguments: Sequence[str], folder: Path) -> dict[str, Any]:
     """The columns of a row that come from testing."""
     found: dict[str, Any] = {}
-    checkpoint = str(_checkpoint(folder))
+    checkpoint = str(last_checkpoint(folder))
     for split in ("val",) if item.stage == "rate" else ("train", "test"):
         words = ["test", *arguments, "--name", f"test-{split}", "--ckpt_path", checkpoint]
         tested = cli.run([*words, "--data.test_split", split])
@@ -227,7 +207,7 @@ def measure_costs(study: Study, place: Place, tell: Told) -> None:
         tell(f"{data}: measuring time and memory of {len(trained)} networks")
         networks, inputs = {}, []
         for method, row in trained.items():
-            module = load_module(_checkpoint(place.training(study, row)))
+            module = load_module(last_checkpoint(place.training(study, row)))
             networks[method] = module.network
             inputs.append(module.input_shape)
         for method, cost in _costs(networks, inputs).items():

@@ -21,18 +21,16 @@
   `{file, overrides, runs}`, or lists some of the shared ones; `runs` lists the overrides of runs whose results are
   averaged; `overrides` are those of all recipes of the row;
 - `figures`: `{id, title, statuses, function, location}`, `function` being one of the paper's `reproduce.py`;
-- `demos`: `{id, title, text, data, folder, recipe, seeds, score, paper_column, columns, rows, curves}`: `data` are the
-  arguments of `python -m data.demo`, `folder` the name of the folder that they are written to (their first word
-  by default). Every training runs with `seeds` seeds (1 by default), of which mean and deviation are shown. `score` is
-  the key of `result.json` that networks are compared by (`top1` by default), `columns` are what the table shows of
-  `result.json` (as the columns of a paper's table; all metrics by default), `paper_column` the key of a column of the
-  paper's table that is shown as well. A row is `{id, name, table_row, overrides, starts_from}`: the id begins with that
+- `demos`: `{id, title, text, data, folder, recipe, score, columns, rows}`: `data` are the arguments of
+  `python -m data.demo`, `folder` the name of the folder that they are written to (their first word by default). `score`
+  is the key of `result.json` that is plotted against cost (`top1` by default), `columns` are what the table shows of
+  `result.json` (as the columns of a paper's table; all metrics by default). A row is `{id, name, table_row, overrides,
+  starts_from}`: the id begins with that
   of the demo, `table_row` is the row that it stands for, and `starts_from` a row of the same demo that is trained
-  before, whose run folder replaces `{starts_from}` in the overrides. A curve is `{id, title, x, option, values, rows}`:
-  the rows (ids, all by default) are trained once more for every value of the command-line option, `x` being the name of
-  the axis, such as `training images per class` for `--data.train_per_class`.
+  before, whose run folder replaces `{starts_from}` in the overrides.
 
-Statuses: `computed`, `demo`, `recipe`, `literature`, and for figures `diagram`.
+Statuses: `computed`, `recipe`, `literature`, and for figures `demo` and `diagram`. A table row that a demo row stands
+for has the status `demo` by that.
 """
 
 from __future__ import annotations
@@ -216,25 +214,6 @@ class DemoRow:
 
 
 @dataclass
-class Curve:
-    """Demo rows trained for several values of an option."""
-
-    id: str
-    title: str
-    x: str
-    option: str
-    values: list[str]
-    rows: list[str] = field(default_factory=list)
-    line: int = 0
-
-    def row(self, of: DemoRow, value: str) -> DemoRow:
-        """The training of a row with one of the values."""
-        name = f"{of.name}, {value} {self.x}"
-        row_id = f"{self.id}/{of.id.rpartition('/')[2]}/{value}"
-        return DemoRow(row_id, name, of.table_row, [*of.overrides, self.option, value], of.starts_from, of.line)
-
-
-@dataclass
 class Demo:
     """What is trained and tested here, now."""
 
@@ -245,11 +224,8 @@ class Demo:
     recipe: str
     rows: list[DemoRow]
     folder: str | None = None
-    seeds: int = 1
     score: str = "top1"
-    paper_column: str | None = None
     columns: list[Column] = field(default_factory=list)
-    curves: list[Curve] = field(default_factory=list)
     line: int = 0
 
     @property
@@ -260,10 +236,6 @@ class Demo:
     def row(self, row_id: str) -> DemoRow:
         """The row of that id."""
         return next(row for row in self.rows if row.id == row_id)
-
-    def rows_of(self, curve: Curve) -> list[DemoRow]:
-        """The rows that a curve shows."""
-        return [row for row in self.rows if not curve.rows or row.id in curve.rows]
 
 
 @dataclass
@@ -296,9 +268,7 @@ class Ledger:
         Raises LedgerError for a name that selects nothing, with the nearest one that does.
         """
         ids = [row.id for _, row in self.rows()] + [figure.id for figure in self.figures]
-        ids += [
-            i for demo in self.demos for i in [*(row.id for row in demo.rows), *(curve.id for curve in demo.curves)]
-        ]
+        ids += [row.id for demo in self.demos for row in demo.rows]
         chosen: dict[str, None] = {}
         for name in names or ids:
             found = [i for i in ids if i == name or i.startswith(f"{name}/")]
@@ -394,6 +364,10 @@ def load(path: str | Path) -> Ledger:
         raise LedgerError(str(error)) from error
     ledger.path = path
     _check(ledger)
+    shown_by_demo = {row.table_row for demo in ledger.demos for row in demo.rows}
+    for _, row in ledger.rows():
+        if row.id in shown_by_demo:
+            row.statuses.insert(row.statuses.index("computed") + 1 if "computed" in row.statuses else 0, "demo")
     return ledger
 
 
@@ -450,9 +424,8 @@ def _check(ledger: Ledger) -> None:
     def fail(entry: Any, message: str) -> typing.NoReturn:
         raise LedgerError(f"{ledger.path}:{entry.line}: {entry.id}: {message}")
 
-    shown_by_demo = {row.table_row for demo in ledger.demos for row in demo.rows}
     entries: list[Any] = [*ledger.tables, *(row for _, row in ledger.rows()), *ledger.figures, *ledger.demos]
-    entries += [entry for demo in ledger.demos for entry in (*demo.rows, *demo.curves)]
+    entries += [row for demo in ledger.demos for row in demo.rows]
     for entry in entries:
         if entry.id in seen:
             fail(entry, f"the id is taken by line {seen[entry.id]}")
@@ -463,14 +436,11 @@ def _check(ledger: Ledger) -> None:
     for table, row in ledger.rows():
         if not row.statuses:
             fail(row, "no status")
-        needs = {
-            "computed": bool(row.networks),
-            "recipe": bool(row.recipes),
-            "demo": row.id in shown_by_demo,
-        }
-        for status, given in needs.items():
-            if (status in row.statuses) != given:
-                fail(row, f"status {status} and what it needs must go together (networks, recipes, or a demo row)")
+        if "demo" in row.statuses:
+            fail(row, "leave the status demo out; it follows from the rows of the demos")
+        for status, given in (("computed", row.networks), ("recipe", row.recipes)):
+            if (status in row.statuses) != bool(given):
+                fail(row, f"status {status} and what it needs (networks, or recipes) must go together")
         for name in (name for spec in row.networks.values() for name in (spec.network, spec.baseline or spec.network)):
             if name not in ledger.networks:
                 near = difflib.get_close_matches(name, ledger.networks, n=1)
@@ -503,29 +473,17 @@ def _check_recipe(ledger: Ledger, row: Row, recipe: Recipe, fail: Callable[[Any,
 
 
 def _check_demo(ledger: Ledger, demo: Demo, fail: Callable[[Any, str], typing.NoReturn]) -> None:
-    of = {row.id: table for table, row in ledger.rows()} | dict.fromkeys(figure.id for figure in ledger.figures)
+    known = {row.id for _, row in ledger.rows()} | {figure.id for figure in ledger.figures}
     before: list[str] = []
-    entries: list[DemoRow | Curve] = [*demo.rows, *demo.curves]
-    for entry in entries:
-        if not entry.id.startswith(f"{demo.id}/"):
-            fail(entry, f"the id must begin with {demo.id}/")
     for row in demo.rows:
-        if row.table_row not in of:
+        if not row.id.startswith(f"{demo.id}/"):
+            fail(row, f"the id must begin with {demo.id}/")
+        if row.table_row not in known:
             fail(row, f"there is no row {row.table_row}")
         if row.starts_from is not None and row.starts_from not in before:
             fail(row, f"there is no demo row {row.starts_from} before this one")
         if (row.starts_from is not None) != any("{starts_from}" in word for word in row.overrides):
             fail(row, "`starts_from` and {starts_from} in the overrides must go together")
         before.append(row.id)
-    tables = {table.id: table for row in demo.rows if (table := of[row.table_row]) is not None}
-    if demo.paper_column and not any(c.key == demo.paper_column for table in tables.values() for c in table.columns):
-        fail(demo, f"no table of its rows has a column {demo.paper_column}")
-    for curve in demo.curves:
-        if unknown := [row for row in curve.rows if row not in before]:
-            fail(curve, f"there is no demo row {unknown[0]}")
-        if wrong := [value for value in curve.values if not re.fullmatch(r"\d+(\.\d+)?", value)]:
-            fail(curve, f"values are numbers; {wrong[0]!r} is none")
-    if demo.seeds < 1:
-        fail(demo, f"seeds is {demo.seeds}; it must be at least 1")
     if not (ledger.folder / "recipes" / demo.recipe).is_file():
         fail(demo, f"no recipe {demo.recipe} in {ledger.folder / 'recipes'}")

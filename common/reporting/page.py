@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 import torch
 from jinja2 import Environment
 from matplotlib.figure import Figure
@@ -26,11 +25,10 @@ from matplotlib.figure import Figure
 from common.reporting import plots
 from common.reporting.ledger import DASH, Ledger
 from common.reporting.results import written_whole
-from common.reporting.runs import DemoRuns, Job, by_entry
+from common.reporting.runs import DemoRuns, Job
 from common.reporting.tables import (
     RenderedTable,
-    curve_points,
-    demo_tables,
+    demo_table,
     inline_html,
     paper_table,
     score_name,
@@ -251,7 +249,7 @@ def write_report(
         for claims_table in claims:
             report.table(claims_table)
     for runs in job.demos:
-        if runs.all:
+        if runs.rows:
             _report_demo(report, ledger, runs, epochs)
     report.section("Tables of the paper")
     report.text(EXPLANATION)
@@ -284,50 +282,31 @@ def write_report(
 
 
 def _report_demo(report: Report, ledger: Ledger, runs: DemoRuns, epochs: int | None) -> None:
-    """Tables, curves, cost and confusion of one demo."""
+    """Table, learning curves, cost and confusion of one demo."""
     demo = runs.demo
     report.section("Demo, measured here" if len(ledger.demos) == 1 else f"Demo, measured here: {demo.title}")
     report.text(demo.text)
     if epochs is not None:
         report.text(f"**Trained for {epochs} epochs instead of the recipe's, to try things out.**")
-    for shown_table in demo_tables(ledger, runs):
-        report.table(shown_table)
-    for curve in demo.curves:
-        if lines := curve_points(curve, demo, runs.curves):
-            name = "top-1 accuracy (%)" if demo.score == "top1" else f"{score_name(demo)} (%)"
-            report.picture(
-                plots.mean_curves(lines, curve.title, curve.x, name),
-                curve.id.replace("/", "-"),
-                f"{curve.title}. Mean and standard deviation of {demo.seeds} seeds.",
-            )
     if not runs.rows:
         return
-    groups = by_entry(runs.rows)
-    first = [group[0] for group in groups.values()]
-    several, seed = len(runs.rows) > len(first), first[0].result.facts["seed"]
-    # Of many networks the trainings that go on from another are in the table and the cost plot alone.
-    shown_in_full = (
-        first if len(first) <= len(plots.COLOURS) else [r for r in first if demo.row(r.entry).starts_from is None]
-    )
-    curves = {run.name: run.curve("train_loss") for run in shown_in_full}
+    report.table(demo_table(demo, runs.rows))
+    curves = {run.name: run.curve("train_loss") for run in runs.rows}
     if any(len(points) > 1 for points in curves.values()):
-        shown = {name: points for name, points in curves.items() if points}
         report.picture(
-            plots.learning_curves(shown, "Training loss on the demo", "loss"),
+            plots.learning_curves({k: v for k, v in curves.items() if v}, "Training loss on the demo", "loss"),
             f"{demo.id}-curves",
-            "Mean training loss of every epoch on the demo data" + (f", seed {seed}." if several else "."),
+            "Mean training loss of every epoch on the demo data.",
         )
     points = [
         plots.Point(
-            # `Method, 2x` is a point of the series `Method`, where there are many.
-            group[0].name.partition(", ")[0] if len(groups) > len(plots.COLOURS) else group[0].name,
-            group[0].complexity().macs_paper,
-            float(np.mean([r.result.metrics[demo.score] for r in group])),
-            group[0].name.partition(", ")[2] if len(groups) > len(plots.COLOURS) else "",
-            group[0].complexity().params,
+            run.name,
+            run.complexity().macs_paper,
+            run.result.metrics[demo.score],
+            size=run.complexity().params,
         )
-        for group in groups.values()
-        if all(demo.score in r.result.metrics for r in group)
+        for run in runs.rows
+        if demo.score in run.result.metrics
     ]
     if points:
         name = "top-1 accuracy (%)" if demo.score == "top1" else f"{score_name(demo)} (%)"
@@ -336,12 +315,11 @@ def _report_demo(report: Report, ledger: Ledger, runs: DemoRuns, epochs: int | N
             f"{demo.id}-cost",
             f"Measured here, on the demo data: {score_name(demo)} against multiply-adds; areas are parameters.",
         )
-    if names := first[0].class_names():
+    if names := runs.rows[0].class_names():
         report.picture(
-            plots.confusion_matrices({run.name: run.confusion() for run in shown_in_full}, names),
+            plots.confusion_matrices({run.name: run.confusion() for run in runs.rows}, names),
             f"{demo.id}-confusion",
-            "Measured here: what the networks take the test data for "
-            f"({first[0].result.videos}{f', seed {seed}' if several else ''}).",
+            f"Measured here: what the networks take the test data for ({runs.rows[0].result.videos}).",
         )
 
 

@@ -38,7 +38,7 @@ from common.reporting.ledger import Ledger, LedgerError, load, package_root
 from common.reporting.page import EXPLANATION, png, run_facts, write_report
 from common.reporting.results import ResultError, append, read, replace_section, written_whole
 from common.reporting.runs import DemoRuns, Job, ReproduceError, Trained, make_demo_data, train_all, train_row
-from common.reporting.tables import demo_tables
+from common.reporting.tables import demo_table
 
 #: makes a figure of the paper; the argument is what the main job has found so far, or None where it did not run
 FigureFunction = Callable[[Job | None], Figure]
@@ -216,8 +216,6 @@ def list_records(ledger: Ledger, ids: Sequence[str], module: str) -> list[dict[s
     for demo in ledger.demos:
         for own in demo.rows:
             add(own, [f"python -m {module} {own.id}"])
-        for curve in demo.curves:
-            add(curve, [f"python -m {module} {curve.id}"])
     return records
 
 
@@ -296,37 +294,23 @@ def _work(
 
 
 def _train_demo(job: Job, runs: DemoRuns, ids: Sequence[str], args: argparse.Namespace, progress: Progress) -> None:
-    """Train and test the chosen rows and curves of a demo with all of its seeds."""
-    demo = runs.demo
-    wanted = [row for row in demo.rows if row.id in ids or (args.demo and row.table_row in ids)]
-    plan = [(runs.rows, row) for row in wanted]
-    plan += [
-        (runs.curves, curve.row(row, value))
-        for curve in demo.curves
-        if curve.id in ids
-        for row in demo.rows_of(curve)
-        for value in curve.values
-    ]
-    if not plan:
+    """Train and test the chosen rows of a demo."""
+    rows = [row for row in runs.demo.rows if row.id in ids or (args.demo and row.table_row in ids)]
+    if not rows:
         return
     task = progress.add_task("Making the demo data", total=1)
-    make_demo_data(demo.data, runs.data)
+    make_demo_data(runs.demo.data, runs.data)
     progress.advance(task)
-    seeds = range(args.seed, args.seed + demo.seeds)
-    work = [(finished, entry, seed) for finished, entry in plan for seed in seeds]
-    task = progress.add_task("Training the demo networks", total=len(work))
+    task = progress.add_task("Training the demo networks", total=len(rows))
     results: dict[int, Trained] = {}
-    entries = [(entry, seed) for _, entry, seed in work]
-    where = (runs.data, args.out, args.epochs, progress)
-    for position, result in train_all(job.ledger, demo, entries, *where, min(args.jobs, len(work))):
-        entry, seed = entries[position]
-        with _noting_failure(job, f"{entry.id}, seed {seed}" if len(seeds) > 1 else entry.id):
+    where = (runs.data, args.out, args.seed, args.epochs, progress)
+    for position, result in train_all(job.ledger, runs.demo, rows, *where, min(args.jobs, len(rows))):
+        with _noting_failure(job, rows[position].id):
             if isinstance(result, BaseException):
                 raise result
             results[position] = result
         progress.advance(task)
-    for position in sorted(results):
-        work[position][0].append(results[position])
+    runs.rows += [results[position] for position in sorted(results)]
 
 
 def _train_recipes(
@@ -365,8 +349,8 @@ def _finish(job: Job, ids: Sequence[str], args: argparse.Namespace, module: str)
     else:
         console.print(tables.to_terminal(tables.summary_table(ledger, job.counts)))
     for runs in job.demos:
-        for shown in demo_tables(ledger, runs):
-            console.print(tables.to_terminal(shown))
+        if runs.rows:
+            console.print(tables.to_terminal(demo_table(runs.demo, runs.rows)))
     claims = [] if args.rows else _claims(ledger.folder)
     for shown in claims[:1]:
         console.print(tables.to_terminal(shown))
@@ -414,7 +398,7 @@ def write_readme(job: Job) -> None:
     shown = [tables.paper_table(job.ledger, table, job.counts, job.results) for table in job.ledger.tables]
     parts = [EXPLANATION, *(tables.to_markdown(table) for table in shown)]
     if trained := job.trained():
-        parts[:0] = [tables.to_markdown(table) for runs in job.demos for table in demo_tables(job.ledger, runs)]
+        parts[:0] = [tables.to_markdown(demo_table(runs.demo, runs.rows)) for runs in job.demos if runs.rows]
     replace_section(job.ledger.folder / "README.md", "tables", "\n\n".join(parts))
     if trained:
         append(job.ledger.folder / "results.csv", [run.result for run in trained])

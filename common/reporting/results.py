@@ -48,7 +48,7 @@ class Result:
     @property
     def videos(self) -> str:
         """`160 of 160 videos`, or images."""
-        return f"{self.facts['videos']} of {self.facts['videos_expected']} {self.facts.get('kind') or 'video'}s"
+        return f"{self.facts['videos']} of {self.facts['videos_expected']} {self.facts['kind']}s"
 
 
 def from_json(path: str | Path, entry: str, dataset: str = "") -> Result:

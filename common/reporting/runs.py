@@ -87,7 +87,7 @@ class Trained:
 
     def checkpoint(self) -> Path:
         """The last checkpoint."""
-        return max(self.folder.glob("fit/*/last.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+        return last_checkpoint(self.folder)
 
     def confusion(self) -> np.ndarray:
         """Counts (true class, predicted class) in the order of `class_names`; none without classes."""
@@ -113,16 +113,9 @@ def run_recipe(arguments: Sequence[str], folder: Path, seed: int, callbacks: Seq
     folder.mkdir(parents=True, exist_ok=True)
     common = [*arguments, "--seed_everything", str(seed), "--trainer.default_root_dir", str(folder)]
     common += ["--trainer.enable_progress_bar", "false"]
-    fit = ["fit", *common, "--name", "fit"]
-    if list(folder.glob("fit/*/last.ckpt")):
-        fit += ["--ckpt_path", "last"]
     with (folder / "log.txt").open("a", encoding="utf-8") as log, output_to(log):
-        try:
-            trained = cli.run(fit, callbacks)
-        except SystemExit as stop:  # Lightning's way of passing an interruption on
-            raise KeyboardInterrupt from stop
-        assert trained.run_dir is not None
-        tested = cli.run(["test", *common, "--name", "test", "--ckpt_path", str(trained.run_dir / "last.ckpt")])
+        fitted = fit(common, folder, callbacks)
+        tested = cli.run(["test", *common, "--name", "test", "--ckpt_path", str(last_checkpoint(folder))])
     assert tested.run_dir is not None
     spec = tested.datamodule.spec
     with warnings.catch_warnings():
@@ -130,7 +123,7 @@ def run_recipe(arguments: Sequence[str], folder: Path, seed: int, callbacks: Seq
         complexity = count(tested.model.network, spec.input_shape)
     extra = {
         "complexity.json": complexity.to_dict() | {"by_module": {}},
-        "curves.json": read_curves(folder / "fit"),
+        "curves.json": fitted["curves"],
         "classes.json": getattr(tested.datamodule, "class_names", None),
         "seconds.json": time.monotonic() - began,
     }
@@ -143,6 +136,33 @@ def run_recipe(arguments: Sequence[str], folder: Path, seed: int, callbacks: Seq
     ):  # the result last: then all is there
         with written_whole(folder / path.name) as file:
             file.write(path.read_text(encoding="utf-8"))
+
+
+def fit(arguments: Sequence[str], folder: Path, callbacks: Sequence[L.Callback] = ()) -> dict[str, Any]:
+    """Train into `folder/fit`, resume what was interrupted there, or find it finished; its `seconds` and `curves`."""
+    from common.training import cli
+
+    finished = folder / "fit.json"
+    if not finished.is_file():
+        began = time.monotonic()
+        words = ["fit", *arguments, "--name", "fit"]
+        words += ["--ckpt_path", "last"] if list(folder.glob("fit/*/last.ckpt")) else []
+        try:
+            cli.run(words, callbacks)
+        except SystemExit as stop:  # Lightning's way of passing an interruption on
+            raise KeyboardInterrupt from stop
+        with written_whole(finished) as file:
+            json.dump({"seconds": time.monotonic() - began, "curves": read_curves(folder / "fit")}, file)
+    facts: dict[str, Any] = json.loads(finished.read_text(encoding="utf-8"))
+    return facts
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """The last checkpoint of the training in `folder/fit`. Raises ReproduceError if there is none."""
+    found = sorted(folder.glob("fit/*/last.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    if not found:
+        raise ReproduceError(f"{folder} has no checkpoint; it was deleted, or the training did not write one")
+    return found[-1]
 
 
 @contextlib.contextmanager
@@ -245,7 +265,7 @@ def train_demo(
         place.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=place))
         try:
-            task = progress.add_task(f"  {row.name}" + (f", seed {seed}" if demo.seeds > 1 else ""), total=None)
+            task = progress.add_task(f"  {row.name}", total=None)
             run_recipe(arguments, partial, seed, [StepProgress(progress, task)])
             progress.update(task, total=1, completed=1)
             os.replace(partial, folder)
@@ -261,27 +281,28 @@ def train_demo(
 def train_all(
     ledger: Ledger,
     demo: Demo,
-    plan: Sequence[tuple[DemoRow, int]],
+    rows: Sequence[DemoRow],
     data: Path,
     out: Path,
+    seed: int,
     epochs: int | None,
     progress: Progress,
     jobs: int = 1,
 ) -> Iterator[tuple[int, Trained | BaseException]]:
-    """Train and test (row, seed) after (row, seed), as `train_demo` does, in `jobs` processes.
+    """Train and test row after row, as `train_demo` does, in `jobs` processes.
 
     With several processes each has its share of the machine's cores: small networks gain little from more threads.
     Rows that others go on from come first.
 
     Yields:
-        Position in the plan, and the training or what went wrong, as they end.
+        Position among the rows, and the training or what went wrong, as they end.
     """
-    tasks = {}
-    positions = {(row.id, seed): position for position, (row, seed) in enumerate(plan)}
-    for position, (row, seed) in enumerate(plan):
+    tasks: dict[str, DemoRow] = {}
+    positions = {row.id: position for position, row in enumerate(rows)}
+    for position, row in enumerate(rows):
         finished = demo_folder(ledger, demo, row, data, out, seed, epochs) / "result.json"
         if jobs > 1 and not finished.is_file():
-            tasks[row.id, seed] = row
+            tasks[row.id] = row
             continue
         try:
             yield position, train_demo(ledger, demo, row, data, out, seed, epochs, progress)
@@ -289,23 +310,21 @@ def train_all(
             yield position, error
     if not tasks:
         return
-    for row, seed in [(row, seed) for (_, seed), row in tasks.items()]:
+    for row in list(tasks.values()):
         while row.starts_from is not None:
             row = demo.row(row.starts_from)
-            tasks.setdefault((row.id, seed), row)
+            tasks.setdefault(row.id, row)
     waiting = sorted(tasks, key=lambda key: tasks[key].starts_from is not None)
-    running: dict[Future[Trained], tuple[str, int]] = {}
+    running: dict[Future[Trained], str] = {}
     threads = max(1, (os.cpu_count() or 1) // jobs)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(jobs, len(tasks)), context, begin_worker, (threads,)) as pool:
         while waiting or running:
             # No more than run at once, so that an interruption finds none in a queue.
-            for key in [
-                key for key in waiting if (tasks[key].starts_from, key[1]) not in {*waiting, *running.values()}
-            ]:
+            for key in [key for key in waiting if tasks[key].starts_from not in {*waiting, *running.values()}]:
                 if len(running) < jobs:
                     waiting.remove(key)
-                    where = (data, out, key[1], epochs)
+                    where = (data, out, seed, epochs)
                     running[pool.submit(_train_in_worker, ledger, demo, tasks[key], *where)] = key
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 key = running.pop(future)
@@ -363,25 +382,11 @@ def train_row(
 
 @dataclass
 class DemoRuns:
-    """A demo with the folder of its data and its finished trainings: of the rows, and of the curves."""
+    """A demo with the folder of its data and its finished trainings."""
 
     demo: Demo
     data: Path
     rows: list[Trained] = field(default_factory=list)
-    curves: list[Trained] = field(default_factory=list)
-
-    @property
-    def all(self) -> list[Trained]:
-        """Every training."""
-        return [*self.rows, *self.curves]
-
-
-def by_entry(runs: Sequence[Trained]) -> dict[str, list[Trained]]:
-    """Runs by their ledger entry: the seeds of one training."""
-    groups: dict[str, list[Trained]] = {}
-    for run in runs:
-        groups.setdefault(run.entry, []).append(run)
-    return groups
 
 
 @dataclass
@@ -401,4 +406,4 @@ class Job:
 
     def trained(self) -> list[Trained]:
         """Every demo training."""
-        return [run for runs in self.demos for run in runs.all]
+        return [run for runs in self.demos for run in runs.rows]

@@ -12,14 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from common.evaluation.complexity import Complexity
-from common.reporting.ledger import DASH, Column, Curve, Demo, Ledger, Row, Table
+from common.reporting.ledger import DASH, Column, Demo, Ledger, Row, Table
 from common.reporting.results import Result
-from common.reporting.runs import DemoRuns, Trained, by_entry
+from common.reporting.runs import Trained
 
 LONG = 50
 STATUS_MARKS = {"computed": "C", "demo": "D", "recipe": "R", "literature": "L", "diagram": "G"}
@@ -247,101 +246,26 @@ def to_terminal(table: RenderedTable) -> RichTable:
     return shown
 
 
-def demo_table(ledger: Ledger, demo: Demo, runs: Sequence[Trained]) -> RenderedTable:
-    """What was measured on the generated data; a number of the paper beside it is of other data, for the order only.
-
-    Several seeds of one network are one row: mean and standard deviation (n - 1).
-    """
+def demo_table(demo: Demo, runs: Sequence[Trained]) -> RenderedTable:
+    """What was measured on the generated data."""
     names = dict.fromkeys(k for run in runs for k in run.result.metrics if k != "loss")
     columns = demo.columns or [Column(k, k.replace("top", "top ").replace("_", " "), k, 0.01) for k in names]
-    printed = (
-        {row.id: row.paper.get(demo.paper_column) or DASH for _, row in ledger.rows()} if demo.paper_column else {}
-    )
-    group = "" if demo.columns else ("accuracy (%)" if demo.score == "top1" else "score (%)")
-    heads = [ColumnHeader("Network"), *(ColumnHeader(c.name, group, "ours" if group else "text") for c in columns)]
-    if printed:
-        heads.append(
-            ColumnHeader(
-                f"paper, {next(c.name for t in ledger.tables for c in t.columns if c.key == demo.paper_column)}"
-            )
-        )
-    heads += [ColumnHeader("loss")] if not demo.columns else []
-    heads += [
-        ColumnHeader("Params"),
-        ColumnHeader("MACs"),
-        ColumnHeader("Tested on"),
-        ColumnHeader("Seed"),
-        ColumnHeader("Time"),
-    ]
+    columns = columns if demo.columns else [*columns, Column("loss", "loss", "loss")]
+    heads = [ColumnHeader("Network"), *(ColumnHeader(c.name, "measured", "ours") for c in columns)]
+    heads += [ColumnHeader(name) for name in ("Params", "MACs", "Tested on", "Seed", "Time")]
     cells = []
-    for entry, trained in by_entry(runs).items():
-        run = trained[0]
-        c = run.complexity()
+    for run in runs:
+        complexity, found = run.complexity(), run.result.metrics
         line = [run.name]
-        for column in columns:
-            values = [r.result.metrics[str(column.measure)] for r in trained if column.measure in r.result.metrics]
-            line.append(mean_text(values, 1 / column.scale, 2))
-        line += [printed.get(demo.row(entry).table_row, DASH)] if printed else []
-        losses = [r.result.metrics["loss"] for r in trained if "loss" in r.result.metrics]
-        line += [mean_text(losses, 1, 3)] if not demo.columns else []
-        line += [
-            f"{c.params:,}",
-            f"{c.macs_paper / 1e6:,.1f} M",
-            run.result.videos,
-            ", ".join(str(r.result.facts["seed"]) for r in trained),
-            f"{sum(r.seconds() for r in trained):.0f} s",
-        ]
-        cells.append(line)
-    notes = (
-        ["The paper's numbers are of other data and larger networks; only the order can be compared."]
-        if printed
-        else []
-    )
-    return RenderedTable(f"Demo. {demo.title}", heads, cells, notes, demo.id)
-
-
-def mean_text(values: Sequence[float], scale: float, digits: int) -> str:
-    """The mean of some numbers times `scale`, with the standard deviation if there are several; a dash for none."""
-    if not values:
-        return DASH
-    mean = f"{scale * float(np.mean(values)):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {scale * float(np.std(values, ddof=1)):.{digits}f}"
-
-
-def curve_points(curve: Curve, demo: Demo, runs: Sequence[Trained]) -> dict[str, dict[float, list[float]]]:
-    """Network -> value of the option -> the demo's score for every seed, as far as trained."""
-    groups = by_entry(runs)
-    points = {
-        row.name: {
-            float(value): [run.result.metrics[demo.score] for run in groups[curve.row(row, value).id]]
-            for value in curve.values
-            if curve.row(row, value).id in groups
-        }
-        for row in demo.rows_of(curve)
-    }
-    return {name: own for name, own in points.items() if own}
+        line += [f"{found[c.measure] / c.scale:.2f}" if c.measure in found else DASH for c in columns]
+        line += [f"{complexity.params:,}", f"{complexity.macs_paper / 1e6:,.1f} M", run.result.videos]
+        cells.append([*line, str(run.result.facts["seed"]), f"{run.seconds():.0f} s"])
+    return RenderedTable(f"Demo. {demo.title}", heads, cells, [], demo.id)
 
 
 def score_name(demo: Demo) -> str:
     """`accuracy` for `top1`."""
     return {"top1": "accuracy", "ap": "AP", "dice": "Dice"}.get(demo.score, demo.score.replace("_", " "))
-
-
-def curve_table(curve: Curve, demo: Demo, runs: Sequence[Trained]) -> RenderedTable:
-    """One row for every network, one column for every value of the option; the score in per cent."""
-    heads = [ColumnHeader(curve.x), *(ColumnHeader(value, score_name(demo), "ours") for value in curve.values)]
-    cells = [
-        [name, *(mean_text(own.get(float(value), []), 100, 2) for value in curve.values)]
-        for name, own in curve_points(curve, demo, runs).items()
-    ]
-    return RenderedTable(f"Demo. {curve.title}", heads, cells, [], curve.id.replace("/", "-"))
-
-
-def demo_tables(ledger: Ledger, runs: DemoRuns) -> list[RenderedTable]:
-    """The demo's table and one for every curve, as far as trained."""
-    shown = [demo_table(ledger, runs.demo, runs.rows)] if runs.rows else []
-    curves = [curve_table(curve, runs.demo, runs.curves) for curve in runs.demo.curves]
-    return shown + [table for table in curves if table.cells]
 
 
 def status_table(ledger: Ledger) -> RenderedTable:

@@ -123,7 +123,7 @@ def _demo_views(run: Trained, data: Path | None) -> dict[str, visualise.View]:
     assert module.spec is not None
     names = module.output_names or []
     views = {}
-    for label in (0, 3, 4, 6):
+    for label in range(4):
         entry = next(e for e in Manifest.read(data / "manifest.csv", data).split("test").entries if e.label == label)
         clip = visualise.load_clip(data / entry.path, module.spec)
         # The stage with the block: the maps of res5, the default, have a single position in clips of 32 x 32.

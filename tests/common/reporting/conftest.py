@@ -23,7 +23,7 @@ tables:
       - {key: flops, name: FLOPs, measure: macs}
       - {key: top1, name: Top 1, measure: top1, scale: 0.01, dataset: real}
     shared:
-      statuses: [computed, recipe, demo]
+      statuses: [computed, recipe]
       input: [1, 8]
       recipes: {real: {file: demo.yaml}}
     rows:

@@ -75,4 +75,4 @@ def test_figure_7_shows_the_network_of_the_demo(tmp_path: Path) -> None:
     job: Any = SimpleNamespace(trained=lambda: [trained], data=lambda: data)
     figure = reproduce.figure7(job)
     titles = [axes.get_title(loc="left") for axes in figure.axes if axes.get_title(loc="left")]
-    assert [title.split(",")[0] for title in titles] == ["move_left", "move_down", "turn_clockwise", "grow"]
+    assert [title.split(",")[0] for title in titles] == ["move_left", "move_right", "move_up", "move_down"]
