@@ -109,6 +109,12 @@ def find_checkpoint(path: str | Path, name: str = "best.ckpt") -> Path:
     if not found:
         what = f"has no {name}, nor do its version_* folders" if path.is_dir() else "does not exist"
         raise CheckpointError(f"no checkpoint: {path} {what}")
+    newest = max(path.glob(f"version_*/{LAST}"), key=lambda p: p.stat().st_mtime_ns, default=found[-1])
+    if newest.parent != found[-1].parent and not (newest.parent / name).is_file():
+        raise CheckpointError(
+            f"the newest run, {newest.parent}, has no {name}: it was trained without validation, or is not finished. "
+            f"Name a file: {newest}, or {found[-1]} of an older run"
+        )
     return found[-1]
 
 

@@ -1,4 +1,4 @@
-"""The ``spectral`` command: ``spectral fit|validate|test --config recipe.yaml``, ``predict``, ``export``, ``compare``.
+"""The ``spectral`` command: ``fit|validate|test --config recipe.yaml``, ``predict``, ``export``, ``compare``, ``runs``.
 
 Every run gets a folder ``<trainer.default_root_dir>/<recipe name>/version_<n>`` of its own with the resolved recipe
 (``config.yaml``), where it came from (``run.json``), the logs, ``last.ckpt`` and ``best.ckpt``; ``validate`` and
@@ -30,13 +30,13 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from rich.console import Console
 from rich.table import Table
 
 from common.datamodules.datasets import read_datasets
 from common.datamodules.errors import ReadError
-from common.training import callbacks, export, predict
+from common.training import callbacks, export, predict, run_folders
 from common.training.checkpoints import AtomicCheckpointIO, find_checkpoint, find_last
 from common.training.task import TaskModule
 
@@ -136,6 +136,7 @@ class SpectralCLI(LightningCLI):
 
     def __init__(self, args: list[str], callbacks: Sequence[Callback] = ()) -> None:
         self.more_callbacks = callbacks
+        self.args = args
         self.run_dir: Path | None = None
         self.result: dict[str, Any] | None = None
         try:
@@ -162,7 +163,7 @@ class SpectralCLI(LightningCLI):
             seed_everything_default=0,
             parser_class=_Parser,
             parser_kwargs={
-                "description": "Train and test networks. Other commands, with --help each: predict, export, compare.",
+                "description": "Train and test. Other commands: predict, export, compare, runs; each has --help.",
                 **{name: {"allow_abbrev": False} for name in self.subcommands()},
             },
             auto_configure_optimizers=False,
@@ -198,7 +199,8 @@ class SpectralCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[str(self.subcommand)]
         configs = config.get("config") or []
-        name = config.name or (Path(str(configs[-1])).stem if configs else config.model.class_path.rpartition(".")[2])
+        name = config.name or (run_folders.run_name(str(configs[-1])) if configs else "")
+        name = name or config.model.class_path.rpartition(".")[2]
         runs = Path(config.trainer.default_root_dir) / name
         checkpoint = config.get("ckpt_path")
         if checkpoint:
@@ -212,7 +214,7 @@ class SpectralCLI(LightningCLI):
         elif self.subcommand != "fit":
             rank_zero_warn(f"{self.subcommand} without --ckpt_path: the network has its initial, untrained weights")
         if not config.trainer.fast_dev_run:
-            self.run_dir = new_run_dir(runs)
+            self.run_dir = run_folders.new_run_dir(runs)
 
     def instantiate_classes(self) -> None:
         """Make the data first; what follows from it, such as the number of classes, goes to the model.
@@ -261,6 +263,8 @@ class SpectralCLI(LightningCLI):
         parameters = sum(p.numel() for p in self.model.network.parameters())
         rank_zero_info(f"{type(self.model).__name__}: {parameters:,} parameters")
         self.trainer.ckpt_path = self.config[str(self.subcommand)].get("ckpt_path")
+        if self.run_dir is not None and self.trainer.is_global_zero:
+            run_folders.explain(self.run_dir, self.args)
         unit = "clips" if self.model.kind == "video" else f"{self.model.kind}s"
         if (batch := getattr(self.datamodule, "batch_size", None)) is not None:
             accumulate, world = self.trainer.accumulate_grad_batches, self.trainer.world_size
@@ -330,20 +334,6 @@ def _fill(arguments: Namespace, facts: Mapping[str, Any]) -> None:
             arguments[name] = value
 
 
-def new_run_dir(runs: Path) -> Path:
-    """Make ``runs/version_<n>`` with the first free n; on ranks other than 0, name a folder without making it."""
-    taken = [int(p.name.removeprefix("version_")) for p in runs.glob("version_*") if p.name[8:].isdigit()]
-    n = max(taken, default=-1) + 1
-    while getattr(rank_zero_only, "rank", 0) == 0:
-        try:
-            (runs / f"version_{n}").mkdir(parents=True)
-        except FileExistsError:  # another run was faster
-            n += 1
-        else:
-            break
-    return runs / f"version_{n}"
-
-
 def git_state() -> dict[str, Any]:
     """``commit`` of this source tree (None outside of git) and ``dirty``: whether tracked files differ from it."""
 
@@ -388,7 +378,7 @@ def run(args: list[str], callbacks: Sequence[Callback] = ()) -> SpectralCLI:
     with warnings.catch_warnings():
         for message in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
-        return SpectralCLI(args, callbacks)
+        return SpectralCLI(run_folders.with_recipe_beside(args), callbacks)
 
 
 class _ParsedOnly(SpectralCLI):
@@ -427,6 +417,8 @@ def main(args: list[str] | None = None) -> int:
     args = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in args or bool(os.environ.get(DEBUG_VARIABLE))
     args = [arg for arg in args if arg != "--debug"]
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # for modules of the user's; last, so that they replace nothing
     try:
         if args == ["--version"]:
             print(f"spectral-video {version('spectral-video')}")
@@ -439,7 +431,9 @@ def main(args: list[str] | None = None) -> int:
             return command.main(args[1:])
         if args[:1] == ["export"]:
             return export.main(args[1:])
-        commands = [*SpectralCLI.subcommands(), "predict", "export", "compare"]
+        if args[:1] == ["runs"]:
+            return run_folders.main(args[1:])
+        commands = [*SpectralCLI.subcommands(), "predict", "export", "compare", "runs"]
         if args and not args[0].startswith("-") and args[0] not in commands:
             near = difflib.get_close_matches(args[0], commands, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""

@@ -11,7 +11,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from common.training.checkpoints import CheckpointError
-from common.training.task import MAX_CLAIMED, TaskModule, load_module, module_class_of
+from common.training.task import ALLOW_HELP, MAX_CLAIMED, TRUSTED, TaskModule, load_module, module_class_of
 
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ".safetensors"}
 ENTRY = "spectral"  # of the metadata
@@ -52,8 +52,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--half", action="store_true", help="half precision")
     parser.add_argument("--input", type=Path, help="file to compare on (default: random numbers); not for persons")
     parser.add_argument("--force", action="store_true", help="overwrite an existing file")
+    parser.add_argument("--allow", metavar="PACKAGE", action="append", default=[], help=ALLOW_HELP)
     options = parser.parse_args(argv)
-    module = load_module(options.checkpoint)
+    module = load_module(options.checkpoint, (*TRUSTED, *options.allow))
     name = options.checkpoint.name if options.checkpoint.is_dir() else options.checkpoint.stem
     out = options.out or options.checkpoint.parent / f"{name}{SUFFIXES[options.format]}"
     if out.exists() and not options.force:
@@ -199,7 +200,7 @@ class OnnxNetwork(nn.Module):
         return torch.from_numpy(output)
 
 
-def load_onnx(path: str | Path) -> TaskModule:
+def load_onnx(path: str | Path, trusted_packages: Sequence[str] = TRUSTED) -> TaskModule:
     """The module of an ONNX file that ``spectral export`` wrote; its network is run by onnxruntime.
 
     Raises:
@@ -208,7 +209,7 @@ def load_onnx(path: str | Path) -> TaskModule:
     network = OnnxNetwork(path)
     try:
         about = json.loads(network.about or "")
-        module_class = module_class_of(about["class_path"], path)
+        module_class = module_class_of(about["class_path"], path, trusted_packages)
         with torch.device("meta"):  # nothing is allocated for what the arguments claim
             claimed = sum(tensor.numel() for tensor in module_class(**about["arguments"]).state_dict().values())
         if claimed > MAX_CLAIMED * Path(path).stat().st_size:

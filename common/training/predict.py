@@ -17,7 +17,7 @@ from torch import Tensor
 
 from common.datamodules.errors import ReadError
 from common.training.checkpoints import CheckpointError
-from common.training.task import NonFiniteError, TaskModule, load_module
+from common.training.task import ALLOW_HELP, TRUSTED, NonFiniteError, TaskModule, load_module
 
 
 class Predictor:
@@ -136,8 +136,10 @@ def main(args: list[str]) -> int:
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--checkpoint")
-    checkpoint = first.parse_known_args(args)[0].checkpoint
-    module = None if checkpoint is None else _load(checkpoint)
+    first.add_argument("--allow", action="append", default=[])
+    known = first.parse_known_args(args)[0]
+    checkpoint, trusted = known.checkpoint, (*TRUSTED, *known.allow)
+    module = None if checkpoint is None else _load(checkpoint, trusted)
     options = _parser(module).parse_args(args)
     assert module is not None  # the parser requires a checkpoint
     if module.spec is None or module.output_names is None:
@@ -153,12 +155,12 @@ def main(args: list[str]) -> int:
         return module.predictor(module, options).run()
 
 
-def _load(checkpoint: str) -> TaskModule:
+def _load(checkpoint: str, trusted: Sequence[str]) -> TaskModule:
     if checkpoint.endswith(".onnx"):
         from common.training.export import load_onnx
 
-        return load_onnx(checkpoint)
-    return load_module(checkpoint)
+        return load_onnx(checkpoint, trusted)
+    return load_module(checkpoint, trusted)
 
 
 def _parser(module: TaskModule | None) -> argparse.ArgumentParser:
@@ -174,6 +176,7 @@ def _parser(module: TaskModule | None) -> argparse.ArgumentParser:
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, mps"
     )
     parser.add_argument("--force", action="store_true", help="overwrite existing files")
+    parser.add_argument("--allow", metavar="PACKAGE", action="append", help=ALLOW_HELP)
     if module is not None:
         module.predictor.add_arguments(parser)
     return parser

@@ -7,7 +7,7 @@ a paper's module subclasses the task and implements ``build_network`` and ``conf
 import importlib
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from common.training.predict import Predictor
 
 MAX_CLAIMED = 100  # times the weights that a checkpoint holds may its network have before it is compressed
+TRUSTED = ("papers", "common")  # packages whose modules a checkpoint may name
+ALLOW_HELP = "package whose modules a checkpoint may name besides those of this project; it is imported"
 STORED = "spectral"  # entry of a checkpoint with what TaskModule needs besides weights and arguments
 
 
@@ -369,13 +371,14 @@ def _stored(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     return stored if isinstance(stored, dict) else {}
 
 
-def module_class_of(
-    class_path: str, path: str | Path, trusted_packages: tuple[str, ...] = ("papers", "common")
-) -> type[TaskModule]:
+def module_class_of(class_path: str, path: str | Path, trusted_packages: Sequence[str] = TRUSTED) -> type[TaskModule]:
     """The class that a file names. Raises CheckpointError if it is no module below ``trusted_packages``."""
     module_name, _, class_name = class_path.rpartition(".")
     if module_name.split(".")[0] not in trusted_packages:
-        raise CheckpointError(f"{path}: names {class_path}, which lies outside of {', '.join(trusted_packages)}")
+        raise CheckpointError(
+            f"{path}: names {class_path}, which lies outside of {', '.join(trusted_packages)}. If you trust it, add "
+            f"--allow {module_name.split('.')[0]}"
+        )
     try:
         module_class = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
@@ -385,7 +388,7 @@ def module_class_of(
     return module_class
 
 
-def load_module(path: str | Path, trusted_packages: tuple[str, ...] = ("papers", "common")) -> TaskModule:
+def load_module(path: str | Path, trusted_packages: Sequence[str] = TRUSTED) -> TaskModule:
     """Rebuild a module from its checkpoint alone, on the CPU, in evaluation mode.
 
     Args:

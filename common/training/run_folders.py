@@ -1,0 +1,131 @@
+"""Run folders, ``<root>/<name>/version_<n>``: how they are made, found again, explained and listed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+FILES = {
+    "config.yaml": "the recipe with every option as it ran",
+    "run.json": "when, with which commit, versions, seed and data",
+    "last.ckpt": "the state after the last epoch; a training resumes from it",
+    "last-previous.ckpt": "the one before, in case last.ckpt is damaged",
+    "best.ckpt": "the weights with the best validation score",
+    "events.out.tfevents.*": "losses and scores for TensorBoard: tensorboard --logdir .",
+    "result.json": "scores of a test, with what it was made by",
+    "predictions.*": "what the network answered for every test file",
+}
+
+
+def new_run_dir(runs: Path) -> Path:
+    """Make ``runs/version_<n>`` with the first free n; on ranks other than 0, name a folder without making it."""
+    taken = [int(p.name.removeprefix("version_")) for p in runs.glob("version_*") if p.name[8:].isdigit()]
+    n = max(taken, default=-1) + 1
+    while getattr(rank_zero_only, "rank", 0) == 0:
+        try:
+            (runs / f"version_{n}").mkdir(parents=True)
+        except FileExistsError:  # another run was faster
+            n += 1
+        else:
+            break
+    return runs / f"version_{n}"
+
+
+def run_name(config: str | Path) -> str:
+    """Name of the runs of a recipe: that of its file; of a ``config.yaml`` in a run folder, the name of that run."""
+    path = Path(config).resolve()
+    in_run = path.name == "config.yaml" and path.parent.name.startswith("version_")
+    return path.parent.parent.name if in_run else path.stem
+
+
+def with_recipe_beside(args: Sequence[str]) -> list[str]:
+    """Arguments of ``fit``, ``validate`` or ``test``; those that name a checkpoint in a run folder, but neither recipe
+    nor model, get the recipe of that run."""
+    options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--config", "--model", "--ckpt_path"):
+        options.add_argument(name)
+    try:
+        known = options.parse_known_args(args[1:])[0]
+    except (SystemExit, argparse.ArgumentError):
+        return list(args)
+    checkpoint = Path(known.ckpt_path or "")
+    folder = checkpoint.parent if checkpoint.is_file() else checkpoint
+    config = folder / "config.yaml"
+    if known.config or known.model or not known.ckpt_path or not config.is_file():
+        return list(args)
+    return [args[0], "--config", str(config), *args[1:]]
+
+
+def explain(folder: Path, args: Sequence[str]) -> None:
+    """Write ``README.txt`` into the folder of a training: the command, what each file is, and how to go on."""
+    name, width = folder.parent.name, max(map(len, FILES))
+    lines = [shlex.join(["spectral", *args]), ""]
+    lines += [f"{file:{width}}  {text}" for file, text in FILES.items()]
+    lines += [
+        "",
+        f"Resume:   spectral fit --config {folder / 'config.yaml'} --ckpt_path last",
+        f"Test:     spectral test --config {folder / 'config.yaml'} --ckpt_path {folder / 'last.ckpt'}",
+        f"Predict:  spectral predict --checkpoint {folder} FILE ...",
+        f"List:     spectral runs {folder.parent.parent} --name {name}",
+    ]
+    (folder / "README.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def list_runs(root: Path, name: str | None = None) -> list[dict[str, Any]]:
+    """The runs below a folder, newest first: dicts of ``folder``, ``command``, ``created``, ``scores``, ``files``."""
+    found = []
+    for record in root.rglob("version_*/run.json"):
+        folder = record.parent
+        if name is not None and folder.parent.name != name:
+            continue
+        try:
+            about = json.loads(record.read_text(encoding="utf-8"))
+            result = folder / "result.json"
+            scores = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {}
+        except (OSError, ValueError) as error:
+            about, scores = {"command": f"damaged: {error}"}, {}
+        keys = ("top1", "ap", "dice", "loss", "videos", "kind")
+        found.append(
+            {
+                "folder": folder,
+                "command": about.get("command", ""),
+                "created": about.get("created", ""),
+                "scores": {key: scores[key] for key in keys if key in scores},
+                "files": [file for file in ("last.ckpt", "best.ckpt") if (folder / file).is_file()],
+            }
+        )
+    return sorted(found, key=lambda run: (run["created"], str(run["folder"])), reverse=True)
+
+
+def main(argv: list[str]) -> int:
+    """``spectral runs``: list the runs with their scores.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    parser = argparse.ArgumentParser(prog="spectral runs", description="List runs, newest first.", allow_abbrev=False)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("runs"), help="default: %(default)s")
+    parser.add_argument("--name", help="runs of this name alone")
+    options = parser.parse_args(argv)
+    if not options.folder.is_dir():
+        raise FileNotFoundError(f"{options.folder} is no folder; runs are in `runs` of the folder they were started in")
+    runs = list_runs(options.folder, options.name)
+    table = Table(Column("run", no_wrap=True), "command", "created", "scores", "checkpoints")
+    for run in runs:
+        scores = ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in run["scores"].items())
+        cells = (str(run["folder"]), run["command"], run["created"][:16].replace("T", " "), scores)
+        table.add_row(*map(Text, (*cells, ", ".join(run["files"]))))
+    if runs:
+        Console().print(table)
+    else:
+        print(f"There are no runs in {options.folder}.")
+    return 0

@@ -1,0 +1,107 @@
+"""Runs are found again from their files, explained, and listed; modules of the user's are allowed by name."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from common.training.checkpoints import CheckpointError, find_checkpoint
+from common.training.cli import main, run
+from common.training.run_folders import list_runs, run_name, with_recipe_beside
+
+
+def test_a_run_is_tested_and_resumed_from_its_own_files(recipe, capsys) -> None:
+    assert main(["fit", "--config", recipe(max_epochs=1), "--trainer.limit_train_batches", "1"]) == 0
+    first = Path("runs/tiny/version_0")
+    text = (first / "README.txt").read_text()
+    assert text.startswith("spectral fit --config")
+    assert "--trainer.limit_train_batches 1" in text
+    resume = next(line for line in text.splitlines() if line.startswith("Resume:")).split()[2:]
+    assert main([*resume, "--trainer.max_epochs", "2"]) == 0
+    assert (Path("runs/tiny/version_1") / "last.ckpt").is_file()
+
+    tested = run(["test", "--ckpt_path", str(first / "last.ckpt")])  # the recipe stands beside the checkpoint
+    assert tested.run_dir == Path("runs/tiny/version_2")
+    capsys.readouterr()
+    assert main(["runs"]) == 0
+    printed = capsys.readouterr().out
+    assert "runs/tiny/version_2" in printed
+    assert f"top1 {tested.result['top1']:.4f}" in " ".join(printed.split())
+    runs = list_runs(Path("runs"))
+    assert [run["folder"].name for run in runs] == ["version_2", "version_1", "version_0"]
+    assert [run["files"] for run in runs] == [[], ["last.ckpt", "best.ckpt"], ["last.ckpt", "best.ckpt"]]
+    assert list_runs(Path("runs"), "other") == []
+
+
+def test_a_damaged_record_is_listed(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["runs"]) == 1
+    assert "runs is no folder" in capsys.readouterr().err
+    folder = tmp_path / "runs" / "[red]" / "version_0"
+    folder.mkdir(parents=True)
+    assert main(["runs"]) == 0
+    assert "There are no runs" in capsys.readouterr().out
+    (folder / "run.json").write_text("{")
+    assert main(["runs"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "damaged" in printed
+    assert "[red]" in printed
+
+
+def test_names_and_arguments(tmp_path) -> None:
+    folder = tmp_path / "mine" / "version_3"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").touch()
+    (folder / "last.ckpt").touch()
+    assert run_name(folder / "config.yaml") == "mine"
+    assert run_name("recipes/demo.yaml") == "demo"
+    config = ["--config", str(folder / "config.yaml")]
+    for given in (folder, folder / "last.ckpt"):
+        assert with_recipe_beside(["test", "--ckpt_path", str(given)])[:3] == ["test", *config]
+    for args in (["test"], ["fit", "--config", "a.yaml", "--ckpt_path", str(folder)], ["fit", "--ckpt_path", "last"]):
+        assert with_recipe_beside(args) == args
+
+
+def test_best_of_an_older_run_is_not_taken_silently(tmp_path) -> None:
+    for n, names in enumerate((("best.ckpt", "last.ckpt"), ("last.ckpt",))):
+        folder = tmp_path / f"version_{n}"
+        folder.mkdir()
+        for name in names:
+            (folder / name).touch()
+            os.utime(folder / name, (100 + n, 100 + n))
+    with pytest.raises(
+        CheckpointError, match=r"newest run, .*version_1, has no best.ckpt: .* or .*version_0/best.ckpt"
+    ):
+        find_checkpoint(tmp_path)
+
+
+MODULE = """
+from tests.common.training.tiny import TinyModule
+
+class Mine(TinyModule):
+    pass
+"""
+
+
+def test_a_module_of_the_current_folder_trains_and_predicts(recipe, motion, capsys) -> None:
+    path = Path(recipe(max_epochs=1))
+    Path("my_own_module.py").write_text(MODULE)
+    content = yaml.safe_load(path.read_text())
+    content["model"]["class_path"] = "my_own_module.Mine"
+    path.write_text(yaml.safe_dump(content))
+    before = list(sys.path)
+    try:
+        assert main(["fit", "--config", str(path), "--trainer.limit_train_batches", "1"]) == 0
+        video = str(next(motion.parent.rglob("*.mp4")))
+        predict = ["predict", "--checkpoint", "runs/tiny/version_0/last.ckpt", video]
+        capsys.readouterr()
+        assert main(predict) == 1
+        assert "add --allow my_own_module" in capsys.readouterr().err
+        assert main([*predict, "--allow", "my_own_module"]) == 0
+    finally:
+        sys.path[:] = before
+        sys.modules.pop("my_own_module", None)
