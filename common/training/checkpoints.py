@@ -1,5 +1,6 @@
 """Checkpoint files: written whole or not at all, read without running code."""
 
+import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -110,12 +111,20 @@ def find_checkpoint(path: str | Path, name: str = "best.ckpt") -> Path:
         what = f"has no {name}, nor do its version_* folders" if path.is_dir() else "does not exist"
         raise CheckpointError(f"no checkpoint: {path} {what}")
     newest = max(path.glob(f"version_*/{LAST}"), key=lambda p: p.stat().st_mtime_ns, default=found[-1])
-    if newest.parent != found[-1].parent and not (newest.parent / name).is_file():
+    if newest.parent != found[-1].parent and not (newest.parent / name).is_file() and not _resumed(newest.parent):
         raise CheckpointError(
             f"the newest run, {newest.parent}, has no {name}: it was trained without validation, or is not finished. "
             f"Name a file: {newest}, or {found[-1]} of an older run"
         )
     return found[-1]
+
+
+def _resumed(folder: Path) -> bool:
+    """Whether a run resumed another one, whose best weights may still be the best."""
+    try:
+        return json.loads((folder / "run.json").read_text(encoding="utf-8")).get("checkpoint") is not None
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def find_last(runs: str | Path) -> tuple[Path, list[str]]:

@@ -33,7 +33,7 @@ def test_a_run_is_tested_and_resumed_from_its_own_files(recipe, capsys) -> None:
     assert f"top1 {tested.result['top1']:.4f}" in " ".join(printed.split())
     runs = list_runs(Path("runs"))
     assert [run["folder"].name for run in runs] == ["version_2", "version_1", "version_0"]
-    assert [run["files"] for run in runs] == [[], ["last.ckpt", "best.ckpt"], ["last.ckpt", "best.ckpt"]]
+    assert [run["files"] for run in runs] == [[], ["last.ckpt"], ["last.ckpt", "best.ckpt"]]
     assert list_runs(Path("runs"), "other") == []
 
 
