@@ -30,11 +30,11 @@ from common.reporting.runs import (
     data_arguments,
     fit,
     last_checkpoint,
+    load_trained,
     make_demo_data,
     output_to,
 )
 from common.training import cli
-from common.training.task import load_module
 
 Told = Callable[[str], None]
 
@@ -207,7 +207,7 @@ def measure_costs(study: Study, place: Place, tell: Told) -> None:
         tell(f"{data}: measuring time and memory of {len(trained)} networks")
         networks, inputs = {}, []
         for method, row in trained.items():
-            module = load_module(last_checkpoint(place.training(study, row)))
+            module = load_trained(place.training(study, row))
             networks[method] = module.network
             inputs.append(module.input_shape)
         for method, cost in _costs(networks, inputs).items():

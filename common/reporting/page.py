@@ -321,6 +321,15 @@ def _report_demo(report: Report, ledger: Ledger, runs: DemoRuns, epochs: int | N
             f"{demo.id}-confusion",
             f"Measured here: what the networks take the test data for ({runs.rows[0].result.videos}).",
         )
+    for number, (found, files) in enumerate(runs.frequencies):
+        order = {name: groups["order"] for name, groups in found.items()}
+        said = [f"{name} {100 * o['as it is']:.0f} % to {100 * o['reversed']:.0f} %" for name, o in order.items()]
+        report.picture(
+            plots.frequency_use(found, files),
+            f"{demo.id}-frequencies" + (f"-{number + 1}" if number else ""),
+            f"Measured here: accuracy on {files} test clips from which a part was taken away; dotted, as they are. "
+            f"Played backwards: from {', '.join(said)}.",
+        )
 
 
 def run_facts(job: Job, seconds: float) -> dict[str, str]:

@@ -185,3 +185,26 @@ def learning_curves(curves: Mapping[str, Sequence[tuple[float, float]]], title: 
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
     return figure
+
+
+def frequency_use(found: Mapping[str, Mapping[str, Mapping[str, float]]], files: int) -> Figure:
+    """What `common.evaluation.frequency_use.accuracies` found: a panel for each group, a line for each network."""
+    panels = {
+        "order": ("Frames changed", ""),
+        "temporal": ("One temporal frequency removed", "cycles per clip"),
+        "spatial": ("A band of spatial frequencies removed", "cycles per pixel"),
+    }
+    with style():
+        figure = Figure(figsize=(12, 3.6), layout="constrained")
+        for axes, (group, (title, xlabel)) in zip(figure.subplots(1, 3, sharey=True), panels.items(), strict=True):
+            for i, (name, groups) in enumerate(found.items()):
+                marker, colour = MARKERS[i % len(MARKERS)], COLOURS[i % len(COLOURS)]
+                line = "" if group == "order" else "-"
+                names, values = list(groups[group]), [100 * v for v in groups[group].values()]
+                axes.plot(names, values, color=colour, marker=marker, linestyle=line, label=name)
+                axes.axhline(100 * groups["order"]["as it is"], color=colour, linewidth=0.6, linestyle=":")
+            axes.set(title=title, xlabel=xlabel)
+            axes.tick_params(axis="x", labelsize=8)
+        figure.axes[0].set_ylabel(f"accuracy (%), {files} clips")
+        figure.axes[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
+    return figure

@@ -37,7 +37,16 @@ from common.reporting.counting import complexity_records, count_rows
 from common.reporting.ledger import Ledger, LedgerError, load, package_root
 from common.reporting.page import EXPLANATION, png, run_facts, write_report
 from common.reporting.results import ResultError, append, read, replace_section, written_whole
-from common.reporting.runs import DemoRuns, Job, ReproduceError, Trained, make_demo_data, train_all, train_row
+from common.reporting.runs import (
+    DemoRuns,
+    Job,
+    ReproduceError,
+    Trained,
+    frequency_uses,
+    make_demo_data,
+    train_all,
+    train_row,
+)
 from common.reporting.tables import demo_table
 
 #: makes a figure of the paper; the argument is what the main job has found so far, or None where it did not run
@@ -281,6 +290,9 @@ def _work(
         runs = DemoRuns(demo, args.out.parent / "demo" / demo.data_folder)
         job.demos.append(runs)
         _train_demo(job, runs, ids, args, progress)
+        if not args.rows:
+            with _noting_failure(job, f"{demo.id}, frequencies"):
+                runs.frequencies = frequency_uses(runs)
     if data:
         _train_recipes(job, ids, args, data, progress)
     for figure in ledger.figures:

@@ -32,9 +32,13 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+import yaml
 from rich.progress import Progress, TaskID
+from torch import Tensor
 
+from common.datamodules.manifest import Manifest
 from common.evaluation.complexity import Complexity, count
+from common.evaluation.frequency_use import accuracies
 from common.reporting.counting import ROOT, source_hash
 from common.reporting.ledger import Demo, DemoRow, Ledger, Recipe, Row
 from common.reporting.results import Result, from_json, written_whole
@@ -165,6 +169,15 @@ def last_checkpoint(folder: Path) -> Path:
     return found[-1]
 
 
+def load_trained(folder: Path) -> Any:
+    """The module of the training in `folder/fit` with its last weights; the package that its recipe names is trusted."""
+    from common.training.task import TRUSTED, load_module
+
+    checkpoint = last_checkpoint(folder)
+    recipe = yaml.safe_load((checkpoint.parent / "config.yaml").read_text(encoding="utf-8"))
+    return load_module(checkpoint, (*TRUSTED, recipe["model"]["class_path"].partition(".")[0]))
+
+
 @contextlib.contextmanager
 def output_to(log: Any) -> Iterator[None]:
     """Send everything that is printed or logged to a file."""
@@ -210,6 +223,16 @@ def make_demo_data(arguments: Sequence[str], out: Path) -> None:
         raise KeyboardInterrupt
     if done.returncode:
         raise ReproduceError(f"{shlex.join(command)}\n{done.stderr.strip()}")
+
+
+def load_clips(data: Path, module: Any, split: str, most: int | None = None) -> tuple[Tensor, Tensor]:
+    """Views (N,3,T,S,S) and labels (N,) of the clips of a split, as `module` is tested on them; at most so many files,
+    evenly from the list."""
+    entries = Manifest.read(data / "manifest.csv", data).split(split).entries
+    step = 1 if most is None else max(1, -(-len(entries) // most))
+    views = [module.load_views(data / entry.path) for entry in entries[::step]]
+    labels = [entry.label for entry, own in zip(entries[::step], views, strict=True) for _ in own]
+    return torch.cat(views), torch.tensor(labels)
 
 
 def data_arguments(data: Path) -> list[str]:
@@ -382,11 +405,26 @@ def train_row(
 
 @dataclass
 class DemoRuns:
-    """A demo with the folder of its data and its finished trainings."""
+    """A demo with the folder of its data, its finished trainings, and what `frequency_uses` found."""
 
     demo: Demo
     data: Path
     rows: list[Trained] = field(default_factory=list)
+    frequencies: list[tuple[dict[str, Any], int]] = field(default_factory=list)
+
+
+def frequency_uses(runs: DemoRuns, files: int = 100) -> list[tuple[dict[str, Any], int]]:
+    """`frequency_use.accuracies` of the video networks of a demo on test clips, and their number; networks with the
+    same input together."""
+    if not runs.rows or runs.rows[0].result.facts["kind"] != "video":
+        return []
+    modules: dict[str, Any] = {run.name: load_trained(run.folder) for run in runs.rows}
+    found: list[tuple[dict[str, Any], int]] = []
+    for shape in dict.fromkeys(module.input_shape for module in modules.values()):
+        own = {name: module for name, module in modules.items() if module.input_shape == shape}
+        clips, labels = load_clips(runs.data, next(iter(own.values())), "test", files)
+        found.append((accuracies({name: module.network for name, module in own.items()}, clips, labels), len(labels)))
+    return found
 
 
 @dataclass

@@ -22,14 +22,13 @@ from common.datamodules.brats import (
     read_label,
     regions_to_label,
 )
-from common.datamodules.manifest import Manifest
 from common.datamodules.volumes import VolumeSpec
 from common.evaluation.complexity import count
 from common.evaluation.figures import draw_slice
 from common.evaluation.volume_scores import dice_per_case
 from common.reporting.plots import COLOURS, MARKERS, style
 from common.reporting.reproduce import main
-from common.reporting.runs import Job, ReproduceError, Trained
+from common.reporting.runs import Job, ReproduceError, Trained, load_clips
 from common.spectral.transforms import dct_matrix
 from common.training.task import load_module
 from papers.fdc3d.compression import compress
@@ -52,13 +51,6 @@ def _run(job: Job | None, row: str) -> Trained:
     if not found:
         raise ReproduceError(f"it is drawn from the demo: name {row}, too, or run the whole job")
     return found[0]
-
-
-def _clips(data: Path, module: Any, split: str) -> tuple[Tensor, Tensor]:
-    """Views (N,3,T,S,S) and labels (N,) of the clips of a split, as the network is tested on them."""
-    entries = Manifest.read(data / "manifest.csv", data).split(split).entries
-    views = torch.cat([module.load_views(data / entry.path) for entry in entries])
-    return views, torch.tensor([entry.label for entry in entries])
 
 
 def _volumes(data: Path, module: Any, run: Trained, held_out: bool) -> list[tuple[Tensor, Tensor]]:
@@ -113,7 +105,7 @@ def figure2(job: Job | None = None) -> Figure:
     data = job.data("motion") if job else None
     assert data is not None
     module: Any = load_module(run.checkpoint())
-    clips, labels = _clips(data, module, "test")
+    clips, labels = load_clips(data, module, "test")
     network = module.network
     conv: Any = network.conv1
     taps = conv.kernel_size[0]
@@ -269,8 +261,8 @@ def _subject(
     """The dense network of a demo, batches of its training data, its score on the test data, and the input's shape."""
     module: Any = load_module(dense.checkpoint())
     if name == "motion":
-        clips, labels = _clips(data, module, "test")
-        train, _ = _clips(data, module, "train")
+        clips, labels = load_clips(data, module, "test")
+        train, _ = load_clips(data, module, "train")
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
         batches = list(train[order[:48]].split(16))
         return module.network, batches, lambda network: 1 - _errors(network, clips, labels), (1, *clips.shape[1:])
