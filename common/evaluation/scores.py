@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from common.evaluation.item_scores import ItemScores
 
@@ -56,6 +57,8 @@ class VideoResult:
             highest, in [0, 1].
         mean_class: top-1 accuracy of each class that occurs, averaged over these classes, in [0, 1].
         loss: mean cross-entropy in nats.
+        ece: expected calibration error: difference of the highest probability and top-1 accuracy, averaged over 15 bins
+            of that probability by their videos, in [0, 1].
         videos: number of videos.
         repeated_views: sum of ``repeated``.
         probabilities: (videos, classes) float64.
@@ -80,10 +83,23 @@ class VideoResult:
         self.label = label
         self.video_index = video_index
         self.probabilities = log_probabilities.exp()
+        self.ece = multiclass_calibration_error(self.probabilities, label, classes, validate_args=False).item()
 
     def metrics(self) -> dict[str, float]:
-        """The four numbers by name."""
-        return {"top1": self.top1, "top5": self.top5, "mean_class": self.mean_class, "loss": self.loss}
+        """The five numbers by name."""
+        return {name: getattr(self, name) for name in ("top1", "top5", "mean_class", "ece", "loss")}
+
+    def class_table(self, class_names: list[str]) -> list[dict[str, Any]]:
+        """One row for each class: ``class``, ``videos``, ``top1`` (empty without videos), and the class that it is most
+        often taken for, ``mistaken_for``, with ``times``."""
+        rows = []
+        for k, (name, counts) in enumerate(zip(class_names, self.confusion, strict=True)):
+            videos, wrong = int(counts.sum()), counts.clone()
+            wrong[k] = 0
+            times, other = wrong.max(dim=0)
+            row = {"class": name, "videos": videos, "top1": round(int(counts[k]) / videos, 6) if videos else ""}
+            rows.append(row | {"mistaken_for": class_names[int(other)] if times else "", "times": int(times)})
+        return rows
 
 
 class VideoScores(ItemScores):

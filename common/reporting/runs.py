@@ -170,7 +170,7 @@ def last_checkpoint(folder: Path) -> Path:
 
 
 def load_trained(folder: Path) -> Any:
-    """The module of the training in `folder/fit` with its last weights; the package that its recipe names is trusted."""
+    """The module of the training in `folder/fit` with its last weights. The package of its recipe is trusted."""
     from common.training.task import TRUSTED, load_module
 
     checkpoint = last_checkpoint(folder)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
@@ -167,8 +167,13 @@ class ClassificationModule(TaskModule):
         result = self.result
         assert result is not None
         paths = [self.paths.get(int(i), str(int(i))) for i in result.video_index]
-        path = folder / "predictions.csv"
-        write_rows(path, prediction_table(result.probabilities, self._names(), paths, result.label))
+        path, names = folder / "predictions.csv", self._names()
+        write_rows(path, prediction_table(result.probabilities, names, paths, result.label))
+        classes = result.class_table(names)
+        write_rows(folder / "classes.csv", classes)
+        worst = sorted((row for row in classes if row["times"]), key=lambda row: -row["times"] / row["videos"])[:3]
+        for row in worst:
+            rank_zero_info(f"{row['class']} taken for {row['mistaken_for']}: {row['times']} of {row['videos']}")
         return path
 
     def _names(self) -> list[str]:

@@ -23,6 +23,7 @@ FILES = {
     "events.out.tfevents.*": "losses and scores for TensorBoard: tensorboard --logdir .",
     "result.json": "scores of a test, with what it was made by",
     "predictions.*": "what the network answered for every test file",
+    "classes.csv": "accuracy of every class, and what it is most often taken for",
 }
 
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from common.evaluation.scores import VideoScores, combine_views, prediction_table
+from common.evaluation.scores import VideoResult, VideoScores, combine_views, prediction_table
 
 
 def random_videos(videos: int, classes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -108,4 +108,17 @@ def test_prediction_table_names_classes_and_files():
     rows = prediction_table(torch.tensor([[0.1, 0.7, 0.2]]), ["a", "b", "c"], ["x.mp4"], torch.tensor([2]), top=2)
     assert rows == [
         {"path": "x.mp4", "label": "c", "correct": 0, "top1": "b", "p1": 0.7, "top2": "c", "p2": 0.2},
+    ]
+
+
+def test_calibration_error_and_the_table_of_classes() -> None:
+    probabilities = torch.tensor([[0.8, 0.2, 0.0], [0.8, 0.2, 0.0], [0.1, 0.9, 0.0], [0.3, 0.7, 0.0]])
+    label = torch.tensor([0, 1, 1, 1])
+    result = VideoResult(probabilities.clamp_min(1e-30).log(), label, torch.arange(4), torch.zeros(4))
+    # bins of the highest probability: 0.8 (2 videos, half right), 0.9 and 0.7 (right)
+    assert result.ece == pytest.approx((2 * 0.3 + 0.1 + 0.3) / 4, abs=1e-6)
+    assert result.class_table(["a", "b", "c"]) == [
+        {"class": "a", "videos": 1, "top1": 1.0, "mistaken_for": "", "times": 0},
+        {"class": "b", "videos": 3, "top1": 0.666667, "mistaken_for": "a", "times": 1},
+        {"class": "c", "videos": 0, "top1": "", "mistaken_for": "", "times": 0},
     ]
