@@ -239,7 +239,7 @@ def _entries(videos: Sequence[FoundVideo], class_names: Sequence[str]) -> tuple[
             label, probe = video.listed.label, video.probe
             name = "" if label is None else class_names[label]
             numbers = (probe.num_frames, probe.fps, probe.duration)
-            entries.append(Entry(video.path, label, name, video.listed.split, *numbers))
+            entries.append(Entry(video.path, label, name, *numbers, video.listed.split))
     return tuple(entries)
 
 

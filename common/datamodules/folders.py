@@ -6,7 +6,6 @@ import hashlib
 import os
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -158,7 +157,7 @@ def _list_classes(root: Path, groups: dict[str, list[Path]], names: Sequence[str
                 empty.append(str(folder.relative_to(root)))
             others += unknown
             label = names.index(folder.name)
-            entries += [Entry(path, label, folder.name, split) for path in paths]
+            entries += [Entry(path, label, folder.name, None, None, None, split) for path in paths]
     if empty:
         frames = f"; a folder of {' '.join(sorted(IMAGE_EXTENSIONS))} is a video" if kind == "video" else ""
         raise DatasetError(
@@ -207,7 +206,7 @@ def _hold_out(entries: Sequence[Entry], root: Path, kind: Kind) -> list[Entry]:
     for group in by_class.values():
         ranked = sorted(group, key=lambda entry: hashlib.sha256(entry.path.encode()).digest())
         held = {entry.path for entry in ranked[: max(1, len(group) // HELD_OUT)]} if len(group) > 1 else set()
-        result += [replace(entry, split="val" if entry.path in held else "train") for entry in group]
+        result += [entry._replace(split="val" if entry.path in held else "train") for entry in group]
     if not any(entry.split == "val" for entry in result):
         raise DatasetError(f"every class in {root} has a single {kind}; make {root}/train and {root}/val folders.")
     count = sum(entry.split == "val" for entry in result)

@@ -167,7 +167,7 @@ class ImageDataModule(LabelledDataModule):
             raise DatasetError(f"{self.dataset} has no images in split {split!r}; hold some out with val_per_class.")
         name = "test" if split == "test" else "train"
         pixels, labels = source.splits[name]
-        items = [Item("", f"{name}[{index}]", label, str(self.root)) for index, label in enumerate(labels.tolist())]
+        items = [Item(f"{name}[{index}]", label, str(self.root)) for index, label in enumerate(labels.tolist())]
         if name == "test" or not self.val_per_class:
             return items, pixels, torch.arange(len(items))
         groups = class_members(labels, len(source.class_names))
@@ -214,4 +214,4 @@ class ImageDataModule(LabelledDataModule):
         return ImageDataset(items, spec, pixels, augmentation, self.image_size is None, expected)
 
     def _files_dataset(self, paths: Sequence[str]) -> ImageDataset:
-        return ImageDataset([Item(str(path), str(path)) for path in find_files(paths, "image")], self.spec)
+        return ImageDataset([Item(str(path)) for path in find_files(paths, "image")], self.spec)

@@ -12,12 +12,15 @@ import csv
 import hashlib
 import io
 import os
+import re
 import warnings
+from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from common.datamodules.errors import DatasetError
 
@@ -26,37 +29,43 @@ SPLITS = ("train", "val", "test")
 CLASSES_FILE = "classes.txt"
 MAX_REPORTED = 10
 NO_LABEL = -1
+Row = tuple[int, list[str]]  # of a CSV file: line number and fields
 MAX_NUMBER = 10**9  # of labels, frames, frames per second and seconds; more is an error in the file
 
 
-@dataclass(frozen=True)
-class Item:
-    """A video or image of a dataset: its file, the path as the user wrote it, its label and where it is listed."""
+class Item(NamedTuple):
+    """A video or image of a dataset: the path as the user wrote it, its label, and where it is listed."""
 
-    path: str
     name: str
     label: int = NO_LABEL
-    where: str = "the given paths"
+    source: str = "the given paths"
+    line: int = 0
     fps: float | None = None
+    root: str = ""
+
+    @property
+    def path(self) -> str:
+        """The file."""
+        return os.path.join(self.root, self.name)
+
+    @property
+    def where(self) -> str:
+        """File and line, for messages."""
+        return f"{self.source}:{self.line}" if self.line else self.source
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One video. ``label`` is None for a test video without a published label; ``line`` is 0 without a CSV file."""
+class Entry(NamedTuple):
+    """One video; its fields are the columns, and the line, which is 0 without a CSV file. ``label`` is None for a test
+    video without a published label."""
 
     path: str
     label: int | None
     label_name: str
+    num_frames: int | None
+    fps: float | None
+    duration: float | None
     split: str
-    num_frames: int | None = None
-    fps: float | None = None
-    duration: float | None = None
     line: int = 0
-
-    def row(self) -> tuple[str, ...]:
-        """The entry as the seven CSV fields."""
-        values = (self.path, self.label, self.label_name, self.num_frames, self.fps, self.duration, self.split)
-        return tuple("" if value is None else str(value) for value in values)
 
 
 @dataclass(frozen=True)
@@ -95,13 +104,15 @@ class Manifest:
             raise DatasetError(f"no folder {root} (resolved: {root.resolve()}): set the root to that of the videos.")
         if class_names is None:
             class_names = read_class_names(csv_path.parent / CLASSES_FILE)
-        rows, problems = _read_rows(csv_path)
+        rows = _Rows(csv_path)
+        problems = rows.problems
         names, more = _class_list(rows, class_names, csv_path)
         entries: list[Entry] = []
         problems += more
-        for line, row in rows:
+        checks = _Checks(names, fixed=class_names is not None)
+        for line, path, others in zip(rows.lines, rows.paths, rows.others, strict=True):
             try:
-                entries.append(_entry(row, line, names, fixed=class_names is not None))
+                entries.append(checks.entry(line, path, others))
             except ValueError as error:
                 problems.append((line, str(error)))
         problems += _conflicts(entries)
@@ -144,10 +155,7 @@ class Manifest:
 
     def duplicates(self) -> dict[str, list[int]]:
         """Paths that are listed more than once, with their lines."""
-        lines: dict[str, list[int]] = {}
-        for entry in self.entries:
-            lines.setdefault(os.path.normpath(entry.path), []).append(entry.line)
-        return {path: where for path, where in lines.items() if len(where) > 1}
+        return {path: [entry.line for entry in entries] for path, entries in _repeated(self.entries).items()}
 
     def present(self) -> tuple[Manifest, list[Entry]]:
         """The manifest without the entries whose file is missing, and those entries.
@@ -158,7 +166,7 @@ class Manifest:
         kept: list[Entry] = []
         missing: list[Entry] = []
         for entry in self.entries:
-            folder, name = os.path.split(os.path.normpath(self.root / entry.path))
+            folder, name = os.path.split(os.path.normpath(os.path.join(self.root, entry.path)))
             if folder not in listings:
                 listings[folder] = frozenset(os.listdir(folder)) if os.path.isdir(folder) else frozenset()
             (kept if name in listings[folder] else missing).append(entry)
@@ -170,14 +178,9 @@ class Manifest:
 
     def items(self) -> list[Item]:
         """The entries as items of a dataset, in their order."""
+        source, root = str(self.source), str(self.root)
         return [
-            Item(
-                path=str(self.root / entry.path),
-                name=entry.path,
-                label=NO_LABEL if entry.label is None else entry.label,
-                where=f"{self.source}:{entry.line}" if entry.line else str(self.source),
-                fps=entry.fps,
-            )
+            Item(entry.path, NO_LABEL if entry.label is None else entry.label, source, entry.line, entry.fps, root)
             for entry in self.entries
         ]
 
@@ -186,7 +189,7 @@ class Manifest:
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(COLUMNS)
-        writer.writerows(entry.row() for entry in self.entries)
+        writer.writerows(entry[: len(COLUMNS)] for entry in self.entries)
         return buffer.getvalue()
 
     @property
@@ -239,23 +242,37 @@ def read_text(path: Path) -> str:
     return text
 
 
-def read_csv(path: Path, required: Sequence[str]) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The header of a CSV file, and its rows that are not blank with their line numbers; fields are stripped.
+def read_csv(path: Path, required: Sequence[str]) -> tuple[list[str], Iterator[Row]]:
+    """The header of a CSV file, and an iterator of its rows that are not blank; fields are stripped.
 
     Raises:
-        DatasetError: the file cannot be read, or a required column is missing or named twice.
+        DatasetError: a required column is missing or named twice; at the latest after the last row: the file cannot be
+            read, or is no CSV file in UTF-8.
     """
-    reader = csv.reader(io.StringIO(read_text(path)))
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        rows = [(reader.line_num, [field.strip() for field in fields]) for fields in reader if "".join(fields).strip()]
-    except csv.Error as error:
-        raise DatasetError(f"{path}:{reader.line_num}: not a CSV file: {error}.") from error
+    rows = _stream_csv(path)
+    header = next(rows, (1, []))[1]
     if missing := [name for name in required if name not in header]:
         raise DatasetError(f"{path}:1: missing columns: {', '.join(missing)}. Its columns: {','.join(header)}.")
     if len(set(header)) != len(header):
         raise DatasetError(f"{path}:1: a column is named twice: {','.join(header)}.")
     return header, rows
+
+
+def _stream_csv(path: Path) -> Iterator[Row]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            for fields in reader:
+                stripped = [field.strip() for field in fields]
+                if any(stripped):
+                    if "\0" in "".join(stripped):
+                        read_text(path)  # says where
+                    yield reader.line_num, stripped
+    except csv.Error as error:
+        raise DatasetError(f"{path}:{reader.line_num}: not a CSV file: {error}.") from error
+    except (OSError, UnicodeDecodeError):
+        read_text(path)  # says what is wrong, and where
+        raise
 
 
 def read_class_names(path: Path) -> list[str] | None:
@@ -282,40 +299,59 @@ def read_class_names(path: Path) -> list[str] | None:
 # -- helpers --------------------------------------------------------------------------------------------------------
 
 
-def _read_rows(csv_path: Path) -> tuple[list[tuple[int, dict[str, str]]], list[tuple[int, str]]]:
-    """Rows as (line number, fields), and the lines whose number of fields is wrong."""
-    header, lines = read_csv(csv_path, ("path", "split"))
-    if not {"label", "label_name"} & set(header):
-        raise DatasetError(f"{csv_path}:1: missing columns: label. Its columns: {','.join(header)}.")
-    if unknown := [name for name in header if name not in COLUMNS]:
-        raise DatasetError(f"{csv_path}:1: unknown columns: {', '.join(unknown)}. Columns: {','.join(COLUMNS)}.")
-    rows, problems = [], []
-    for line, fields in lines:
-        if len(fields) != len(header):
-            problems.append((line, f"{len(fields)} fields, the header has {len(header)}."))
-        else:
-            rows.append((line, dict.fromkeys(COLUMNS, "") | dict(zip(header, fields, strict=True))))
-    return rows, problems
+class _Rows:
+    """The rows of a manifest: lines, paths, and the other fields, in the order of COLUMNS, which many rows share.
+
+    Attributes:
+        problems: lines whose number of fields is wrong.
+    """
+
+    def __init__(self, csv_path: Path) -> None:
+        self.lines = array("Q")
+        self.paths: list[str] = []
+        self.others: list[tuple[str, ...]] = []
+        self.problems: list[tuple[int, str]] = []
+        self._read(csv_path)
+
+    def _read(self, csv_path: Path) -> None:
+        header, rows = read_csv(csv_path, ("path", "split"))
+        if not {"label", "label_name"} & set(header):
+            raise DatasetError(f"{csv_path}:1: missing columns: label. Its columns: {','.join(header)}.")
+        if unknown := [name for name in header if name not in COLUMNS]:
+            raise DatasetError(f"{csv_path}:1: unknown columns: {', '.join(unknown)}. Columns: {','.join(COLUMNS)}.")
+        path = header.index("path")
+        order = [header.index(name) if name in header else len(header) for name in COLUMNS[1:]]
+        shared: dict[tuple[str, ...], tuple[str, ...]] = {}
+        for line, fields in rows:
+            if len(fields) != len(header):
+                self.problems.append((line, f"{len(fields)} fields, the header has {len(header)}."))
+                continue
+            fields.append("")
+            others = tuple([fields[place] for place in order])
+            self.lines.append(line)
+            self.paths.append(fields[path])
+            self.others.append(shared.setdefault(others, others))
 
 
 def _class_list(
-    rows: list[tuple[int, dict[str, str]]], class_names: Sequence[str] | None, csv_path: Path
+    rows: _Rows, class_names: Sequence[str] | None, csv_path: Path
 ) -> tuple[list[str], list[tuple[int, str]]]:
     """The class list: as given, or from the rows (name by label; sorted names where no row has a label)."""
     if class_names is not None:
         return list(class_names), []
+    first: dict[tuple[str, ...], int] = {}  # the first line of every label and name
+    for line, others in zip(rows.lines, rows.others, strict=True):
+        first.setdefault(others[:2], line)
     names: dict[int, str] = {}
-    first: dict[int, int] = {}
+    lines: dict[int, int] = {}
     problems = []
-    for line, row in rows:
-        if (label := _label(row["label"])) is not None:
-            if names.setdefault(label, row["label_name"]) != row["label_name"]:
-                problems.append(
-                    (line, f"label {label} is named {row['label_name']!r}, line {first[label]} has {names[label]!r}.")
-                )
-            first.setdefault(label, line)
+    for (text, name), line in first.items():
+        if (label := _label(text)) is not None:
+            if names.setdefault(label, name) != name:
+                problems.append((line, f"label {label} is named {name!r}, line {lines[label]} has {names[label]!r}."))
+            lines.setdefault(label, line)
     if not names:
-        return sorted({row["label_name"] for _, row in rows if row["label_name"]}), problems
+        return sorted({name for _, name in first if name}), problems
     if absent := max(names) + 1 - len(names):
         first_few = islice((str(label) for label in range(max(names)) if label not in names), MAX_REPORTED)
         shown = ", ".join(first_few) + (", ..." if absent > MAX_REPORTED else "")
@@ -332,17 +368,17 @@ def _label(text: str) -> int | None:
     return int(text) if plain and int(text) <= MAX_NUMBER else None
 
 
-def _number(row: dict[str, str], key: str, kind: type) -> float | None:
+def _number(text: str, key: str, kind: type) -> Any:
     """A positive number up to `MAX_NUMBER`, or None if the field is empty."""
-    if not row[key]:
+    if not text:
         return None
     try:
-        value = kind(row[key])
+        value = kind(text)
     except ValueError:
         value = None
     if value is None or not 0 < value <= MAX_NUMBER:
         what = "a whole number" if kind is int else "a number"
-        raise ValueError(f"{key} is {_excerpt(row[key])}; it must be {what} above 0, at most {MAX_NUMBER}, or empty.")
+        raise ValueError(f"{key} is {_excerpt(text)}; it must be {what} above 0, at most {MAX_NUMBER}, or empty.")
     return value
 
 
@@ -350,48 +386,81 @@ def _excerpt(text: str) -> str:
     return repr(text if len(text) <= 60 else f"{text[:60]}...")
 
 
-def _entry(row: dict[str, str], line: int, names: Sequence[str], fixed: bool) -> Entry:
-    """Check one row. Raises ValueError with the text after ``file:line``."""
-    if not row["path"]:
-        raise ValueError("the path is empty.")
-    if os.path.isabs(row["path"]) or os.path.normpath(row["path"]).split(os.sep)[0] == os.pardir:
-        raise ValueError(f"the path {_excerpt(row['path'])} leaves the data root; set `root` to a folder above it.")
-    if row["split"] not in SPLITS:
-        raise ValueError(f"split is {_excerpt(row['split'])}; it must be one of {', '.join(SPLITS)}.")
-    label: int | None = None
-    if row["label"]:
-        label = _label(row["label"])
-        if label is None:
-            raise ValueError(f"label is {_excerpt(row['label'])}; it must be a whole number (the name is label_name).")
-        if label >= len(names):
-            raise ValueError(f"label {label} is outside 0..{len(names) - 1} ({len(names)} classes).")
-        if fixed and row["label_name"] not in ("", names[label]):
-            here = _excerpt(row["label_name"])
-            raise ValueError(f"label {label} is {names[label]!r} in the class list, here {here}.")
-    elif row["label_name"]:
-        if row["label_name"] not in names:
-            raise ValueError(f"label_name {_excerpt(row['label_name'])} is not in the class list.")
-        label = list(names).index(row["label_name"])
-    elif row["split"] != "test":
-        raise ValueError(f"no label; only videos of the split test may lack one, this one is {row['split']}.")
-    return Entry(
-        path=row["path"],
-        label=label,
-        label_name="" if label is None else names[label],
-        split=row["split"],
-        num_frames=_number(row, "num_frames", int),  # type: ignore[arg-type]
-        fps=_number(row, "fps", float),
-        duration=_number(row, "duration", float),
-        line=line,
-    )
+class _Checks:
+    """Checks rows; what many rows share, all but the path, is checked once."""
+
+    def __init__(self, names: Sequence[str], fixed: bool) -> None:
+        self.names, self.fixed = names, fixed
+        self.places = {name: label for label, name in reversed(list(enumerate(names)))}
+        self.known: dict[tuple[str, ...], Any] = {}
+
+    def entry(self, line: int, path: str, others: tuple[str, ...]) -> Entry:
+        """The entry of a row. Raises ValueError with the text after ``file:line``."""
+        if not path:
+            raise ValueError("the path is empty.")
+        if _ODD(path) and (os.path.isabs(path) or os.path.normpath(path).split(os.sep, 1)[0] == os.pardir):
+            raise ValueError(f"the path {_excerpt(path)} leaves the data root; set `root` to a folder above it.")
+        if others not in self.known:
+            self.known[others] = self._checked(*others)
+        return Entry._make((path, *self.known[others], line))
+
+    def _checked(self, label: str, name: str, frames: str, fps: str, duration: str, split: str) -> tuple[Any, ...]:
+        if split not in SPLITS:
+            raise ValueError(f"split is {_excerpt(split)}; it must be one of {', '.join(SPLITS)}.")
+        number: int | None = None
+        if label:
+            number = _label(label)
+            if number is None:
+                raise ValueError(f"label is {_excerpt(label)}; it must be a whole number (the name is label_name).")
+            if number >= len(self.names):
+                raise ValueError(f"label {number} is outside 0..{len(self.names) - 1} ({len(self.names)} classes).")
+            if self.fixed and name not in ("", self.names[number]):
+                here = _excerpt(name)
+                raise ValueError(f"label {number} is {self.names[number]!r} in the class list, here {here}.")
+        elif name:
+            if name not in self.places:
+                raise ValueError(f"label_name {_excerpt(name)} is not in the class list.")
+            number = self.places[name]
+        elif split != "test":
+            raise ValueError(f"no label; only videos of the split test may lack one, this one is {split}.")
+        return (
+            number,
+            "" if number is None else self.names[number],
+            _number(frames, "num_frames", int),
+            _number(fps, "fps", float),
+            _number(duration, "duration", float),
+            split,
+        )
+
+
+#: finds what `os.path.normpath` would change, or an absolute path
+_ODD = re.compile(r"//|(?:^|/)\.{0,2}(?:/|$)|\\|:").search
+
+
+def normal(path: str) -> str:
+    """``os.path.normpath``, quickly where the path is that already."""
+    return os.path.normpath(path) if _ODD(path) else path
+
+
+def _repeated(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+    """Entries that share their path, by that path."""
+    if len({normal(entry.path) for entry in entries}) == len(entries):
+        return {}
+    places: dict[str, Entry] = {}
+    found: dict[str, list[Entry]] = {}
+    for entry in entries:
+        path = normal(entry.path)
+        other = places.setdefault(path, entry)
+        if other is not entry:
+            found.setdefault(path, [other]).append(entry)
+    return found
 
 
 def _conflicts(entries: Sequence[Entry]) -> list[tuple[int, str]]:
     """Lines whose label differs from that of an earlier line with the same path."""
-    first: dict[str, Entry] = {}
-    problems = []
-    for entry in entries:
-        other = first.setdefault(os.path.normpath(entry.path), entry)
-        if other.label != entry.label:
-            problems.append((entry.line, f"{entry.path} has label {entry.label}, line {other.line}: {other.label}."))
-    return problems
+    return [
+        (entry.line, f"{entry.path} has label {entry.label}, line {first.line}: {first.label}.")
+        for first, *others in _repeated(entries).values()
+        for entry in others
+        if entry.label != first.label
+    ]

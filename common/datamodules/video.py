@@ -195,4 +195,4 @@ class VideoDataModule(LabelledDataModule):
         return EvalVideos(part.items(), spec, part.expected, self.cache_decoded)
 
     def _files_dataset(self, paths: Sequence[str]) -> EvalVideos:
-        return EvalVideos([Item(str(path), str(path)) for path in find_files(paths, "video")], self.spec)
+        return EvalVideos([Item(str(path)) for path in find_files(paths, "video")], self.spec)

@@ -229,7 +229,7 @@ def make_clips(
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_clip(path, clip, fps, quantiser)
         entries = tuple(
-            Entry(_clip_path(split, name, number), label, name, split, frames, float(fps), round(frames / fps, 6))
+            Entry(_clip_path(split, name, number), label, name, frames, float(fps), round(frames / fps, 6), split)
             for split, count in counts.items()
             for label, name in enumerate(classes)
             for number in range(count)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from common.datamodules.errors import DatasetError
-from common.datamodules.manifest import Entry, Manifest, read_class_names
+from common.datamodules.manifest import COLUMNS, Entry, Manifest, read_class_names
 
 HEADER = "path,label,label_name,num_frames,fps,duration,split\n"
 
@@ -30,7 +31,7 @@ def test_round_trip(tmp_path):
     path = write(tmp_path, 'a.mp4,0,"walk, fast",10,25,0.4,train\nb,1,run,,,,val\nc.avi,,,7,29.97,,test\n')
     manifest = Manifest.read(path, tmp_path)
     assert manifest.class_names == ("walk, fast", "run")
-    assert manifest.entries[0] == Entry("a.mp4", 0, "walk, fast", "train", 10, 25.0, 0.4, 2)
+    assert manifest.entries[0] == Entry("a.mp4", 0, "walk, fast", 10, 25.0, 0.4, "train", 2)
     assert manifest.entries[2].label is None
     manifest.write(tmp_path / "out" / "copy.csv")
     copy = Manifest.read(tmp_path / "out" / "copy.csv", tmp_path)
@@ -208,3 +209,18 @@ def test_files_that_are_no_manifest(tmp_path, content, words):
         Manifest.read(path, tmp_path)
     assert str(path) in str(caught.value)
     assert words in str(caught.value)
+
+
+def test_rows_share_what_they_have_in_common(tmp_path) -> None:
+    """A manifest of a million rows is held as its paths, and little more."""
+    path = tmp_path / "manifest.csv"
+    rows = (f"train/some_class/video_{i:07d}.mp4,{i % 7},c{i % 7},250,25.0,10.0,train" for i in range(20_000))
+    path.write_text("\n".join([",".join(COLUMNS), *rows]) + "\n")
+    tracemalloc.start()
+    manifest = Manifest.read(path, tmp_path)
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(manifest.entries) == 20_000
+    assert held < 20_000 * 300
+    assert peak < 20_000 * 450
+    assert manifest.entries[9].label_name is manifest.entries[2].label_name

@@ -36,7 +36,7 @@ def data(tmp_path_factory) -> Path:
         else:
             media.write_video(root / name, codec=("", "mpeg4", "libx264", "libvpx-vp9")[index % 4], **options)
         label = None if split == "test" else index % 3
-        entries.append(Entry(name, label, "" if label is None else "abc"[label], split))
+        entries.append(Entry(name, label, "" if label is None else "abc"[label], None, None, None, split))
     Manifest(root, tuple(entries), ("a", "b", "c"), root / "manifest.csv", len(entries)).write(root / "manifest.csv")
     return root
 
