@@ -114,11 +114,11 @@ def check_video(job: tuple[str, int | None, bool]) -> Finding:
     return Finding(count, width, height, count_problem(count, expected))
 
 
-def count_problem(count: int, expected: int | None) -> str:
-    """How the number of frames differs from that in the manifest; empty if it does not, or the manifest has none."""
+def count_problem(count: int, expected: int | None, where: str = "the manifest says") -> str:
+    """How the number of frames differs from that said elsewhere; empty if it does not, or nothing is said."""
     if expected is None or expected == count:
         return ""
-    return f"has {count} frames, the manifest says {expected}"
+    return f"has {count} frames, {where} {expected}"
 
 
 def _copies(manifest: Manifest) -> list[list[Entry]]:
