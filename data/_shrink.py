@@ -99,7 +99,7 @@ def _encode(video: EncodedVideoReader, path: Path, short_side: int) -> None:
         stream.pix_fmt = "yuv420p"
         for ticks, unit, image in _timed(video):
             if ticks == 0:  # the first frame
-                stream.height, stream.width = shrunk_size(*image.shape[:2], short_side, multiple=2)
+                stream.height, stream.width = shrunk_size(image.shape[0], image.shape[1], short_side, multiple=2)
                 stream.time_base = stream.codec_context.time_base = unit
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24").reformat(
                 stream.width, stream.height, "yuv420p", interpolation=Interpolation.BICUBIC, threads=1
@@ -125,7 +125,7 @@ def _write_images(video: FrameFolderReader, path: Path, short_side: int) -> None
     """Frames of the same names; files that are small enough are copied as they are."""
     path.mkdir()
     for name, image in zip(video.names, video.iterate(), strict=True):
-        height, width = shrunk_size(*image.shape[:2], short_side)
+        height, width = shrunk_size(image.shape[0], image.shape[1], short_side)
         if (height, width) == image.shape[:2]:
             shutil.copyfile(video.path / name, path / name)
         else:
