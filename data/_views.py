@@ -85,10 +85,8 @@ class VideoTransforms:
         kind = "training clip" if entry.split == "train" else "validation clip"
         part = f", {len(chosen)} of {spec.num_frames} frames" if len(chosen) < spec.num_frames else ""
         network = [spec.denormalise(clip[:, index]) for index in chosen]
-        return View(
-            entry, tuple(facts), _sheet(list(stored.permute(0, 3, 1, 2))), _sheet(network), kind + part,
-            "; ".join(problems),
-        )  # fmt: skip
+        sheets = _sheet(list(stored.permute(0, 3, 1, 2))), _sheet(network)
+        return View(entry, tuple(facts), *sheets, kind + part, "; ".join(problems))
 
 
 @dataclass(frozen=True)
@@ -178,9 +176,12 @@ def _first_size(items: Sequence[Item]) -> tuple[int, int]:
 
 def _sheet(images: Sequence[Tensor]) -> bytes:
     """Small copies of uint8 images (3, H, W) of one size, in rows, as a JPEG file."""
-    small = [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()) for image in images]
-    for image in small:
+    larger = max(1, THUMBNAIL // max(images[0].shape[1:]))  # times: tiny images would hardly be seen
+    small = []
+    for pixels in images:
+        image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
         image.thumbnail((THUMBNAIL, THUMBNAIL))
+        small.append(image.resize((image.width * larger, image.height * larger), Image.Resampling.NEAREST))
     width, height = (side + GAP for side in small[0].size)
     columns, rows = min(COLUMNS, len(small)), -(-len(small) // COLUMNS)
     sheet = Image.new("RGB", (columns * width - GAP, rows * height - GAP), GREY)

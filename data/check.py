@@ -90,7 +90,7 @@ def check(manifest: Manifest, *, decode: bool = False, workers: int | None = Non
         general.append(f"{path} is listed more than once: lines {', '.join(map(str, lines))}")
     general += [
         f"the same file is in the splits {' and '.join(sorted({entry.split for entry in group}))}: "
-        + ", ".join(f"{entry.path} (line {entry.line})" for entry in group)
+        + ", ".join(f"{entry.path} (line {entry.line})" if entry.line else entry.path for entry in group)
         for group in _copies(manifest)
     ]
     return CheckReport(manifest, tuple(findings), tuple(general))
