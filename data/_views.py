@@ -147,20 +147,24 @@ def _data_module(recipe: Path | None, root: Path, kind: str) -> VideoDataModule 
     if recipe is None:
         return VideoDataModule(str(root)) if kind == "video" else ImageDataModule(str(root))
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments((VideoDataModule, ImageDataModule), "data")
+    parser.add_subclass_arguments(VideoDataModule if kind == "video" else ImageDataModule, "data", required=True)
     try:
         data = yaml.safe_load(recipe.read_text(encoding="utf-8"))["data"]
         data = {**data, "init_args": {**data.get("init_args", {}), "root": str(root)}}
-        module = parser.instantiate_classes(parser.parse_object({"data": data})).data
+        return parser.instantiate_classes(parser.parse_object({"data": data})).data
     except OSError as error:
         raise DatasetError(f"{recipe} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(f"{recipe} is not a recipe: it lacks a key `data` as in `spectral fit`.") from error
     except (ArgumentError, ValueError) as error:
-        raise DatasetError(f"{recipe}: {error}") from error
-    if module.kind != kind:
-        raise DatasetError(f"{recipe} is for {module.kind}s, but {root} holds {kind}s: give another --recipe.")
-    return module
+        raise DatasetError(f"{recipe}, for the {kind}s of {root}: {_without_dump(str(error))}") from error
+
+
+def _without_dump(message: str) -> str:
+    """A message of jsonargparse in one line, without the list of possible types and the value."""
+    noise = ('Parser key "data"', "Does not validate", "Subtypes", "Errors", "- Expected a <class 'NoneType'>", "Given")
+    lines = [line.strip() for line in message.splitlines() if not line.strip().startswith(noise)]
+    return " ".join(line.removeprefix("- ") for line in lines)
 
 
 def _first_size(items: Sequence[Item]) -> tuple[int, int]:
