@@ -56,7 +56,8 @@ def browse(
     if check_all and kind == "image":
         raise DatasetError("--check is for videos.")
     listed = manifest.split(split) if split else manifest
-    bad, notes = listed.present()[1], ()
+    bad = listed.present()[1]
+    notes: Sequence[str] = ()
     if check_all:
         report = check(listed, workers=workers)
         notes = report.general
