@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 
 from jinja2 import Environment
 
-from data._views import View
+from data._thumbnails import Thumbnails
 
 MARK = '<meta name="generator" content="python -m data.browse">'
 
 
 def contact_sheet(
-    title: str, facts: Mapping[str, str], notes: Sequence[str], views: Sequence[View], class_names: Sequence[str]
+    title: str, facts: Mapping[str, str], notes: Sequence[str], views: Sequence[Thumbnails], class_names: Sequence[str]
 ) -> str:
     """The page; all texts are escaped.
 

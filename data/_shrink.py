@@ -25,7 +25,7 @@ JPEG_QUALITY = 95
 MPEG_CLOCK = Fraction(1, 90_000)
 
 
-class Job(NamedTuple):
+class CopyJob(NamedTuple):
     """A video, its smaller copy, the short side of the copy, and the frame rate of a folder of frames if known."""
 
     source: str
@@ -34,26 +34,26 @@ class Job(NamedTuple):
     fps: float | None = None
 
 
-class Outcome(NamedTuple):
+class CopyResult(NamedTuple):
     """What the copy says about itself, or the problem of the video; whether it was made now."""
 
     probe: Probe
     made: bool
 
 
-def shrink_video(job: Job) -> Outcome:
+def shrink_video(job: CopyJob) -> CopyResult:
     """Make the copy unless there is a good one that is not older than the video."""
     source, target = Path(job.source), Path(job.target)
     if target.exists() and source.exists() and target.stat().st_mtime >= source.stat().st_mtime:
         probe = probe_video((job.target, job.fps))
         if not probe.problem:
-            return Outcome(probe, False)
+            return CopyResult(probe, False)
     try:
         with open_video(source) as video:
             target.parent.mkdir(parents=True, exist_ok=True)
-            return Outcome(_write_whole(video, target, job), True)
+            return CopyResult(_write_whole(video, target, job), True)
     except VideoReadError as error:
-        return Outcome(Probe(problem=error.reason or str(error)), False)
+        return CopyResult(Probe(problem=error.reason or str(error)), False)
 
 
 def shrunk_size(height: int, width: int, short_side: int, multiple: int = 1) -> tuple[int, int]:
@@ -63,7 +63,7 @@ def shrunk_size(height: int, width: int, short_side: int, multiple: int = 1) -> 
     return new[0], new[1]
 
 
-def _write_whole(video: EncodedVideoReader | FrameFolderReader, target: Path, job: Job) -> Probe:
+def _write_whole(video: EncodedVideoReader | FrameFolderReader, target: Path, job: CopyJob) -> Probe:
     """Write to a hidden name next to the target, look at what was written, then rename."""
     partial = target.with_name(f".{target.name}.part")
     _remove(partial)  # of a run that was killed

@@ -47,7 +47,7 @@ def browse(
     """
     from common.reporting.results import written_whole  # these take seconds, because of torch: not for --help
     from data._contact_sheet import MARK, contact_sheet
-    from data._views import look, read_transforms
+    from data._thumbnails import look, read_transforms
 
     check_range(1, None, per_class=per_class, max_items=max_items)
     if out.exists() and (not out.is_file() or MARK.encode() not in out.read_bytes()[:2000]):

@@ -31,7 +31,7 @@ from data._listing import MANIFEST_FILE, read_listing
 from data._parallel import map_files
 
 if TYPE_CHECKING:
-    from data._shrink import Outcome
+    from data._shrink import CopyResult
 
 RECORD = "resize.json"  # in the folder of the copies: what they were made from
 TIMED = 16  # videos whose decoding is timed
@@ -53,14 +53,14 @@ def resize(manifest: Manifest, out: Path, short_side: int, workers: int | None =
     Raises:
         DatasetError: ``out`` holds something else, lies in the root or around it, or is being written to.
     """
-    from data._shrink import Job, shrink_video  # takes seconds, because of torch: not for --help
+    from data._shrink import CopyJob, shrink_video  # takes seconds, because of torch: not for --help
 
     if short_side < 2:
         raise DatasetError(f"--short-side is {short_side}; it must be at least 2.")
     targets = target_paths(manifest)
     fps = {os.path.normpath(entry.path): entry.fps for entry in manifest.entries}
     jobs = [
-        Job(str(manifest.root / path), str(out / target), short_side, fps[path]) for path, target in targets.items()
+        CopyJob(str(manifest.root / path), str(out / target), short_side, fps[path]) for path, target in targets.items()
     ]
     if workers is None:
         workers = min(os.cpu_count() or 1, len(jobs))
@@ -120,7 +120,7 @@ def _reserved(out: Path, manifest: Manifest, short_side: int) -> Iterator[None]:
         yield
 
 
-def _entry(entry: Entry, path: str, outcome: Outcome) -> Entry:
+def _entry(entry: Entry, path: str, outcome: CopyResult) -> Entry:
     """The line of the copy; numbers that its file does not tell are those of the video."""
     probe = outcome.probe
     return replace(
@@ -135,7 +135,7 @@ def _entry(entry: Entry, path: str, outcome: Outcome) -> Entry:
 # -- what is printed --------------------------------------------------------------------------------------------------
 
 
-def _print_outcomes(small: Manifest, outcomes: dict[str, Outcome]) -> None:
+def _print_outcomes(small: Manifest, outcomes: dict[str, CopyResult]) -> None:
     problems = {path: outcome.probe.problem for path, outcome in outcomes.items() if outcome.probe.problem}
     for path, problem in problems.items():
         print(f"{path}: {problem}", file=sys.stderr)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from common.datamodules import VideoDataModule
 from common.datamodules.manifest import Entry, Manifest
-from data._views import VideoTransforms, View
+from data._thumbnails import Thumbnails, VideoTransforms
 from data.browse import choose, main
 from tests.media import read_index, truncate, write_frames, write_video
 
@@ -278,7 +278,7 @@ def test_refusals(tmp_path: Path, run: Callable) -> None:
 def test_interruption(tmp_path: Path, run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     write_video(tmp_path / "videos/train/x/a.mp4", num_frames=4)
 
-    def interrupted(*_: object) -> View:
+    def interrupted(*_: object) -> Thumbnails:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(VideoTransforms, "look", interrupted)

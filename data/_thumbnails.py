@@ -32,7 +32,7 @@ GREY = (128, 128, 128)
 
 
 @dataclass(frozen=True)
-class View:
+class Thumbnails:
     """The file of an entry: what it says about itself, its pictures as JPEG files, and what is wrong with it."""
 
     entry: Entry
@@ -58,7 +58,7 @@ class VideoTransforms:
         flip = "half of them mirrored" if random.horizontal_flip else "not mirrored"
         return f"{spec.num_frames} frames, {frames}; random crops of {spec.crop_size} pixels, {flip}"
 
-    def look(self, entry: Entry, item: Item) -> View:
+    def look(self, entry: Entry, item: Item) -> Thumbnails:
         """Open a video, show frames of it and a clip."""
         try:
             with open_video(item.path, item.fps) as video:
@@ -77,7 +77,7 @@ class VideoTransforms:
                 else:
                     clip = make_views(count, video.get_frames, spec)[0]
         except ReadError as error:
-            return View(entry, problem=error.reason or str(error))
+            return Thumbnails(entry, problem=error.reason or str(error))
         needed = spec.num_frames if spec.sampling == "segments" else (spec.num_frames - 1) * spec.stride + 1
         short = f"too short: {count} frames, a clip takes {needed}; frames are repeated" if count < needed else ""
         problems = [text for text in (count_problem(count, entry.num_frames), short) if text]
@@ -86,7 +86,7 @@ class VideoTransforms:
         part = f", {len(chosen)} of {spec.num_frames} frames" if len(chosen) < spec.num_frames else ""
         network = [spec.denormalise(clip[:, index]) for index in chosen]
         sheets = _sheet(list(stored.permute(0, 3, 1, 2))), _sheet(network)
-        return View(entry, tuple(facts), *sheets, kind + part, "; ".join(problems))
+        return Thumbnails(entry, tuple(facts), *sheets, kind + part, "; ".join(problems))
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class ImageTransforms:
         flip = "half of them mirrored" if random.horizontal_flip else "not mirrored"
         return f"{size}; {flip}, shifted by up to {random.shift:g} of the side, turned by up to {random.rotation:g}°"
 
-    def look(self, entry: Entry, item: Item) -> View:
+    def look(self, entry: Entry, item: Item) -> Thumbnails:
         """Read an image, show it and four training images made from it."""
         # Mean and deviation are undone for display, so any will do.
         spec = ImageSpec(*((self.size, self.size) if self.size else self.stored), (0.0,) * 3, (1.0,) * 3)
@@ -116,15 +116,15 @@ class ImageTransforms:
             keys: list[int | tuple[int, int]] = [(epoch, 0) for epoch in range(COLUMNS)] if train else [0]
             network = [spec.denormalise(dataset[key]["image"]) for key in keys]
         except ReadError as error:
-            return View(entry, problem=error.reason or str(error))
+            return Thumbnails(entry, problem=error.reason or str(error))
         caption = f"{COLUMNS} training images" if train else "validation image"
-        return View(entry, facts, _sheet([image]), _sheet(network), caption)
+        return Thumbnails(entry, facts, _sheet([image]), _sheet(network), caption)
 
 
 Transforms = VideoTransforms | ImageTransforms
 
 
-def look(job: tuple[Transforms, Entry, Item]) -> View:
+def look(job: tuple[Transforms, Entry, Item]) -> Thumbnails:
     """Call ``look`` of the transforms; a function, for other processes."""
     transforms, entry, item = job
     return transforms.look(entry, item)
