@@ -25,7 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.datamodules.errors import DatasetError
+from common.datamodules.errors import DatasetError, ReadError
 from common.datamodules.manifest import CLASSES_FILE, Entry, Manifest, read_class_names
 from data._listing import MANIFEST_FILE, read_listing
 from data._parallel import map_files
@@ -83,13 +83,20 @@ def resize(manifest: Manifest, out: Path, short_side: int, workers: int | None =
 
 def target_paths(manifest: Manifest) -> dict[str, str]:
     """Paths of the copies by normalised paths of the videos: ``a/b.mp4`` for ``a/b.avi``, or ``a/b.avi.mp4`` if there
-    is another ``a/b``. Folders of frames keep their names."""
+    is another ``a/b``. Files in mp4 and folders of frames keep their names.
+
+    Raises:
+        DatasetError: two copies would have one path.
+    """
     plain = {
         path: path if (manifest.root / path).is_dir() else f"{os.path.splitext(path)[0]}.mp4"
         for path in (os.path.normpath(entry.path) for entry in manifest.entries)
     }
     uses = Counter(plain.values())
-    return {path: target if uses[target] == 1 else f"{path}.mp4" for path, target in plain.items()}
+    paths = {path: target if uses[target] == 1 or target == path else f"{path}.mp4" for path, target in plain.items()}
+    if twice := [target for target, count in Counter(paths.values()).items() if count > 1]:
+        raise DatasetError(f"the copies of two videos would be named {twice[0]}: rename one of the videos.")
+    return paths
 
 
 @contextmanager
@@ -180,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         _, problems = resize(read_listing(args.videos, args.root), args.out, args.short_side, args.workers)
-    except (DatasetError, OSError) as error:
+    except (DatasetError, ReadError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

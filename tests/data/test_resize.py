@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common.datamodules.errors import DatasetError
 from common.datamodules.manifest import Manifest
 from common.datamodules.video_reader import EncodedVideoReader, open_video
 from data._shrink import shrunk_size
-from data.resize import main
+from data.resize import main, target_paths
 from tests.media import read_index, set_edit_list, truncate, write_frames, write_video
 
 SIDE = 32
@@ -153,7 +154,7 @@ def test_manifest_broken_videos_and_a_second_run(tmp_path: Path, capsys: pytest.
     assert [(e.path, e.label, e.split, e.num_frames) for e in small.entries] == [
         ("a.mp4", 0, "train", 6),
         ("b.avi.mp4", 1, "train", 6),
-        ("b.mp4.mp4", 1, "val", 6),
+        ("b.mp4", 1, "val", 6),
         ("cut.mp4", 0, "val", None),
         ("gone.mp4", None, "test", None),
     ]
@@ -164,7 +165,7 @@ def test_manifest_broken_videos_and_a_second_run(tmp_path: Path, capsys: pytest.
     first = snapshot(out)
     (out / "a.mp4").unlink()
     (out / ".a.mp4.part").write_bytes(b"half")
-    truncate(out / "b.mp4.mp4", 0.5)
+    truncate(out / "b.mp4", 0.5)
     write_video(root / "cut.mp4", num_frames=5)
     status, printed = run(manifest, out, capsys)
     assert status == 1
@@ -179,6 +180,21 @@ def test_manifest_broken_videos_and_a_second_run(tmp_path: Path, capsys: pytest.
     later = (out / "a.mp4").stat().st_mtime + 10  # a video that changed is made again
     os.utime(root / "a.mp4", (later, later))
     assert "5 videos: 1 made, 3 were there" in run(manifest, out, capsys)[1]
+
+
+def test_paths_of_copies(tmp_path: Path) -> None:
+    rows = ["a/c.avi", "a/b.mp4", "a/b.avi", "a/b.v2.mov", "b.avi"]
+    path = write_manifest(tmp_path, [f"{name},0,x,train" for name in rows])
+    assert list(target_paths(Manifest.read(path, tmp_path)).values()) == [
+        "a/c.mp4",
+        "a/b.mp4",
+        "a/b.avi.mp4",
+        "a/b.v2.mp4",
+        "b.mp4",
+    ]
+    path = write_manifest(tmp_path, [f"{name},0,x,train" for name in ("b.avi", "b.mp4", "b.avi.mp4")])
+    with pytest.raises(DatasetError, match=r"would be named b\.avi\.mp4"):
+        target_paths(Manifest.read(path, tmp_path))
 
 
 def test_interruption(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
