@@ -19,7 +19,11 @@ CHUNK = 16
 
 
 def map_files(
-    function: Callable[[Item], Result], items: Sequence[Item], description: str, workers: int | None = None
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    description: str,
+    workers: int | None = None,
+    chunk: int = CHUNK,
 ) -> list[Result]:
     """``[function(item) for item in items]``, in order.
 
@@ -28,6 +32,7 @@ def map_files(
         items: its arguments.
         description: of the progress bar.
         workers: number of processes; 0: this process alone; None: chosen from the CPUs and the number of items.
+        chunk: number of items that a process gets at a time; 1 for those that take long.
     """
     if workers is None:
         workers = min(os.cpu_count() or 1, len(items) // FILES_PER_PROCESS)
@@ -37,7 +42,7 @@ def map_files(
     # Spawned, not forked: the parent has threads of torch, with which a forked child can hang.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         try:
-            results = pool.map(function, items, chunksize=CHUNK)
+            results = pool.map(function, items, chunksize=chunk)
             return list(track(results, description, total=len(items), console=console, transient=True))
         except BaseException:  # including KeyboardInterrupt: drop the rest of the list
             pool.shutdown(wait=False, cancel_futures=True)

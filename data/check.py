@@ -11,7 +11,6 @@ import argparse
 import csv
 import hashlib
 import sys
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,8 +21,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from common.datamodules.errors import DatasetError, VideoReadError
-from common.datamodules.folders import read_class_folders
 from common.datamodules.manifest import Entry, Manifest, shorten
+from data._listing import read_listing
 from data._parallel import map_files
 
 MAX_REPORTED = 20
@@ -91,7 +90,7 @@ def check(manifest: Manifest, *, decode: bool = False, workers: int | None = Non
         general.append(f"{path} is listed more than once: lines {', '.join(map(str, lines))}")
     general += [
         f"the same file is in the splits {' and '.join(sorted({entry.split for entry in group}))}: "
-        + ", ".join(f"{entry.path} (line {entry.line})" for entry in group)
+        + ", ".join(f"{entry.path} (line {entry.line})" if entry.line else entry.path for entry in group)
         for group in _copies(manifest)
     ]
     return CheckReport(manifest, tuple(findings), tuple(general))
@@ -112,9 +111,14 @@ def check_video(job: tuple[str, int | None, bool]) -> Finding:
     except VideoReadError as error:
         return Finding(count, problem=error.reason or str(error))
     height, width = first.shape[1:3]
-    if expected is not None and expected != count:
-        return Finding(count, width, height, f"has {count} frames, the manifest says {expected}")
-    return Finding(count, width, height)
+    return Finding(count, width, height, count_problem(count, expected))
+
+
+def count_problem(count: int, expected: int | None, where: str = "the manifest says") -> str:
+    """How the number of frames differs from that said elsewhere; empty if it does not, or nothing is said."""
+    if expected is None or expected == count:
+        return ""
+    return f"has {count} frames, {where} {expected}"
 
 
 def _copies(manifest: Manifest) -> list[list[Entry]]:
@@ -184,13 +188,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.report:
             refuse_to_overwrite(args.report)  # before the long work, not after it
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # duplicates are reported below
-            if args.manifest.is_dir():
-                manifest = read_class_folders(args.manifest)
-            else:
-                manifest = Manifest.read(args.manifest, args.root or args.manifest.parent)
-        report = check(manifest, decode=args.decode, workers=args.workers)
+        report = check(read_listing(args.manifest, args.root), decode=args.decode, workers=args.workers)
         if args.report:
             report.write(args.report)
     except (DatasetError, FileExistsError) as error:

@@ -126,6 +126,16 @@ class VideoDataModule(LabelledDataModule):
         """How the test views of a video are made."""
         return self._spec
 
+    @property
+    def train_spec(self) -> ClipSpec:
+        """Length, sampling and size of a training clip."""
+        return replace(self.spec, num_clips=1, num_crops=1, crop_size=self.train_size, resize=None)
+
+    @property
+    def val_spec(self) -> ClipSpec:
+        """How the one central view of a validation video is made."""
+        return replace(self.spec, num_clips=1, num_crops=1)
+
     def facts(self) -> dict[str, Any]:
         """The number of classes, and length and side of a clip."""
         return {**super().facts(), "num_frames": self.spec.num_frames, "input_size": self.spec.crop_size}
@@ -180,9 +190,10 @@ class VideoDataModule(LabelledDataModule):
         if empty := [name for name, count in zip(self.class_names, counts, strict=True) if count == 0]:
             names = shorten(empty).replace("\n", ", ")
             warnings.warn(f"{len(empty)} classes have no training videos: {names}.", stacklevel=2)
-        spec = replace(self.spec, num_clips=1, num_crops=1, crop_size=self.train_size, resize=None)
         replaced = self.on_read_error == "replace"
-        return TrainVideos(part.items(), spec, self.augmentation, replaced, part.expected, self.cache_decoded)
+        return TrainVideos(
+            part.items(), self.train_spec, self.augmentation, replaced, part.expected, self.cache_decoded
+        )
 
     def _eval_dataset(self, split: str, stage: str) -> EvalVideos:
         part = self._present(split)
@@ -191,7 +202,7 @@ class VideoDataModule(LabelledDataModule):
                 f"{part.source}:{bare[0].line}: {len(bare)} videos of split {split} lack a label, so they cannot be "
                 "scored; predict them, or set test_split to another split."
             )
-        spec = replace(self.spec, num_clips=1, num_crops=1) if stage == "validate" else self.spec
+        spec = self.val_spec if stage == "validate" else self.spec
         return EvalVideos(part.items(), spec, part.expected, self.cache_decoded)
 
     def _files_dataset(self, paths: Sequence[str]) -> EvalVideos:

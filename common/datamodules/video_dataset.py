@@ -124,7 +124,10 @@ class TrainVideos(VideoDataset):
         generator = sample_generator(self.augmentation.seed, epoch, index)
         for _ in range(REPLACEMENTS):
             try:
-                video = self._read(index, lambda count, frames: self._clip(count, frames, generator))
+                video = self._read(
+                    index,
+                    lambda count, frames: make_training_clip(count, frames, self.spec, self.augmentation, generator),
+                )
                 return {"video": video, "label": self.items[index].label, "video_index": index}
             except VideoReadError as error:
                 if not self.replace_unreadable:
@@ -135,11 +138,14 @@ class TrainVideos(VideoDataset):
                 warnings.warn(f"{error}; training uses {self.items[index].name} in its place", stacklevel=2)
         raise VideoReadError(last.path, f"{last.reason}; {REPLACEMENTS} videos in succession cannot be read") from last
 
-    def _clip(self, num_frames: int, get_frames: Frames, generator: Generator) -> Tensor:
-        spec = self.spec
-        indices = clip_indices(num_frames, spec.num_frames, spec.sampling, spec.stride, generator)
-        clip = get_frames(indices.tolist())
-        return spec.normalise(self.augmentation.crop(clip, spec.crop_size, generator))
+
+def make_training_clip(
+    num_frames: int, get_frames: Frames, spec: ClipSpec, augmentation: ClipAugmentation, generator: Generator
+) -> Tensor:
+    """A random clip of a video, given its length and a function from indices to uint8 frames: (3, T, S, S)."""
+    indices = clip_indices(num_frames, spec.num_frames, spec.sampling, spec.stride, generator)
+    clip = get_frames(indices.tolist())
+    return spec.normalise(augmentation.crop(clip, spec.crop_size, generator))
 
 
 class EvalVideos(VideoDataset):

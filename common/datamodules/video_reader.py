@@ -13,6 +13,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -92,16 +93,26 @@ class _Reader(Video):
             raise IndexError(f"{self.path}: frame {bad} is outside 0..{self.num_frames - 1}.")
         unique = sorted(set(wanted))
         images = self._read(unique)
-        first = images[unique[0]].shape
         for index in unique:
-            if images[index].shape != first:
-                new, old = images[index].shape, first
-                raise VideoReadError(
-                    self.path,
-                    f"the frame size changes from {old[1]}x{old[0]} (frame {unique[0]}) to {new[1]}x{new[0]} "
-                    f"(frame {index}); all frames of a video must have the same size.",
-                )
+            self._check_size(images[unique[0]], unique[0], images[index], index)
         return torch.from_numpy(np.stack([images[index] for index in wanted]))
+
+    def iterate(self) -> Iterator[np.ndarray]:
+        """Decode every frame in order, holding one at a time: uint8 RGB images (H, W, 3), as `get_frames` gives them.
+
+        Raises:
+            VideoReadError: a frame cannot be decoded, or the frame size changes.
+        """
+        first = None
+        for index, image in enumerate(self._images()):
+            first = image if first is None else first
+            self._check_size(first, 0, image, index)
+            yield image
+
+    @property
+    def times(self) -> Sequence[float]:
+        """Time of each frame in seconds, from 0, increasing."""
+        return self._times()
 
     def get_clip(self, start_sec: float, end_sec: float) -> dict[str, Tensor | None]:
         """The frames with a time in [start_sec, end_sec), the video starting at 0 (interface of pytorchvideo).
@@ -118,9 +129,20 @@ class _Reader(Video):
         """Images (H, W, 3) of the given indices (sorted, unique, in range)."""
         raise NotImplementedError
 
-    def _times(self) -> Sequence[float]:
-        """Time of each frame in seconds, from 0, increasing."""
+    def _images(self) -> Iterator[np.ndarray]:
+        """Images (H, W, 3) of all frames in order."""
         raise NotImplementedError
+
+    def _times(self) -> Sequence[float]:
+        raise NotImplementedError
+
+    def _check_size(self, old: np.ndarray, old_index: int, new: np.ndarray, index: int) -> None:
+        if new.shape != old.shape:
+            raise VideoReadError(
+                self.path,
+                f"the frame size changes from {old.shape[1]}x{old.shape[0]} (frame {old_index}) to "
+                f"{new.shape[1]}x{new.shape[0]} (frame {index}); all frames of a video must have the same size.",
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -187,6 +209,11 @@ class EncodedVideoReader(_Reader):
     def duration(self) -> float:
         """Seconds from the first frame to the end of the last one, which is taken to last 1 / fps."""
         return self._times()[-1] + 1 / self.fps
+
+    @property
+    def time_base(self) -> Fraction:
+        """Unit, in seconds, of the time stamps in the file."""
+        return self._stream.time_base
 
     @property
     def selective(self) -> bool:
@@ -303,12 +330,19 @@ class EncodedVideoReader(_Reader):
         images = {}
         for index, frame in enumerate(frames):
             if index in wanted:
-                if frame.is_corrupt:
-                    raise VideoReadError(self.path, f"frame {index} is damaged.")
-                images[index] = self._image(frame)
+                images[index] = self._whole_image(frame, index)
                 if len(images) == len(wanted):
                     break
         return images
+
+    def _images(self) -> Iterator[np.ndarray]:
+        for index, frame in enumerate(self._frames_in_order()):
+            yield self._whole_image(frame, index)
+
+    def _whole_image(self, frame: Any, index: int) -> np.ndarray:
+        if frame.is_corrupt:
+            raise VideoReadError(self.path, f"frame {index} is damaged.")
+        return self._image(frame)
 
     def _read_selective(self, indices: list[int]) -> dict[int, np.ndarray] | None:
         """Images by index, or None if the decoder did not give each wanted frame exactly once."""
@@ -478,15 +512,17 @@ class FrameFolderReader(_Reader):
         return [by_number[number] for number in range(first, last + 1)]
 
     def _read(self, indices: list[int]) -> dict[int, np.ndarray]:
-        images = {}
-        for index in indices:
-            file = self.path / self.names[index]
-            try:
-                with Image.open(file) as image:
-                    images[index] = np.asarray(image.convert("RGB"))
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                raise VideoReadError(self.path, f"frame {file.name} cannot be read: {error}.") from error
-        return images
+        return {index: self._image(self.names[index]) for index in indices}
+
+    def _images(self) -> Iterator[np.ndarray]:
+        return map(self._image, self.names)
+
+    def _image(self, name: str) -> np.ndarray:
+        try:
+            with Image.open(self.path / name) as image:
+                return np.asarray(image.convert("RGB"))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise VideoReadError(self.path, f"frame {name} cannot be read: {error}.") from error
 
     def _times(self) -> Sequence[float]:
         return [index / self._fps for index in range(self.num_frames)]

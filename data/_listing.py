@@ -1,0 +1,46 @@
+"""The videos or images that a command line names: a manifest, or a folder with one sub-folder per class."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+from common.datamodules.errors import DatasetError
+from common.datamodules.folders import Kind, read_class_folders
+from common.datamodules.manifest import Manifest
+
+MANIFEST_FILE = "manifest.csv"
+
+
+def read_listing(source: Path, root: Path | None = None) -> Manifest:
+    """Read a manifest, or list a folder: its ``manifest.csv`` if there is one, as in training, or its class folders.
+
+    Args:
+        source: CSV file or folder.
+        root: folder that the paths of the CSV file are relative to; None: that of the file.
+
+    Raises:
+        DatasetError: see `Manifest.read` and `read_class_folders`.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about duplicates and held-out videos, which the commands show themselves
+        if source.is_dir() and (source / MANIFEST_FILE).is_file():
+            source = source / MANIFEST_FILE
+        if source.is_dir():
+            return read_class_folders(source)
+        return Manifest.read(source, root or source.parent)
+
+
+def read_videos_or_images(source: Path, root: Path | None = None) -> tuple[Manifest, Kind]:
+    """Like `read_listing`, also for class folders of images; returns the kind of the files, too."""
+    try:
+        return read_listing(source, root), "video"
+    except DatasetError as no_videos:
+        if not source.is_dir() or (source / MANIFEST_FILE).is_file():
+            raise
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                return read_class_folders(source, kind="image"), "image"
+            except DatasetError:
+                raise no_videos from None

@@ -1,0 +1,200 @@
+"""Make smaller copies of all videos, once, so that training decodes less: ``python -m data.resize VIDEOS --out SMALL``.
+
+VIDEOS is a manifest, or a folder with one sub-folder per class. A video becomes H.264 in mp4 with a keyframe every 12
+frames, without sound; a folder of frames stays a folder. The short side becomes ``--short-side`` pixels, and is never
+enlarged; frames, their times and orientation stay. A manifest with the same labels and splits is written to SMALL,
+which is then the root of the data.
+
+The originals are only read. A file appears under its name when it is complete; the same command again makes what is
+missing, and what is older than its original. Videos that cannot be read are named, and the exit status is 1; they stay
+in the manifest, so that a training either stops at them or, with ``on_missing: drop``, counts them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.datamodules.errors import DatasetError, ReadError
+from common.datamodules.manifest import CLASSES_FILE, Entry, Manifest, read_class_names
+from data._listing import MANIFEST_FILE, read_listing
+from data._parallel import map_files
+
+if TYPE_CHECKING:
+    from data._shrink import CopyResult
+
+RECORD = "resize.json"  # in the folder of the copies: what they were made from
+TIMED = 16  # videos whose decoding is timed
+CLIP = 16  # frames of a clip
+
+
+def resize(manifest: Manifest, out: Path, short_side: int, workers: int | None = None) -> tuple[Manifest, int]:
+    """Make the copies and their manifest.
+
+    Args:
+        manifest: the videos.
+        out: folder of the copies: new, empty, or of an earlier call with the same root and short side.
+        short_side: in pixels.
+        workers: processes; None: one per CPU; 0: this process alone.
+
+    Returns:
+        The manifest written, and the number of its videos that have no copy.
+
+    Raises:
+        DatasetError: ``out`` holds something else, lies in the root or around it, or is being written to.
+    """
+    from data._shrink import CopyJob, shrink_video  # takes seconds, because of torch: not for --help
+
+    if short_side < 2:
+        raise DatasetError(f"--short-side is {short_side}; it must be at least 2.")
+    targets = target_paths(manifest)
+    fps = {os.path.normpath(entry.path): entry.fps for entry in manifest.entries}
+    jobs = [
+        CopyJob(str(manifest.root / path), str(out / target), short_side, fps[path]) for path, target in targets.items()
+    ]
+    if workers is None:
+        workers = min(os.cpu_count() or 1, len(jobs))
+    with _reserved(out, manifest, short_side):
+        found = map_files(shrink_video, jobs, "making smaller videos", workers if workers > 1 else 0, chunk=1)
+        outcomes = dict(zip(targets, found, strict=True))
+        paths = [os.path.normpath(entry.path) for entry in manifest.entries]
+        entries = tuple(
+            _entry(entry, targets[path], outcomes[path]) for entry, path in zip(manifest.entries, paths, strict=True)
+        )
+        name = manifest.source.name if manifest.source.is_file() else MANIFEST_FILE
+        small = Manifest(out, entries, manifest.class_names, out / name, len(entries))
+        small.write(out / name, overwrite=True)
+    _print_outcomes(small, outcomes)
+    good = [job for job, outcome in zip(jobs, found, strict=True) if not outcome.probe.problem]
+    if good:
+        _print_speed([(job.source, job.target) for job in good[:: -(-len(good) // TIMED)]])
+    return small, sum(bool(outcome.probe.problem) for outcome in found)
+
+
+def target_paths(manifest: Manifest) -> dict[str, str]:
+    """Paths of the copies by normalised paths of the videos: ``a/b.mp4`` for ``a/b.avi``, or ``a/b.avi.mp4`` if there
+    is another ``a/b``. Files in mp4 and folders of frames keep their names.
+
+    Raises:
+        DatasetError: two copies would have one path.
+    """
+    plain = {
+        path: path if (manifest.root / path).is_dir() else f"{os.path.splitext(path)[0]}.mp4"
+        for path in (os.path.normpath(entry.path) for entry in manifest.entries)
+    }
+    uses = Counter(plain.values())
+    paths = {path: target if uses[target] == 1 or target == path else f"{path}.mp4" for path, target in plain.items()}
+    if twice := [target for target, count in Counter(paths.values()).items() if count > 1]:
+        raise DatasetError(f"the copies of two videos would be named {twice[0]}: rename one of the videos.")
+    return paths
+
+
+@contextmanager
+def _reserved(out: Path, manifest: Manifest, short_side: int) -> Iterator[None]:
+    """Check that the folder may be written to, and keep other runs of the command out of it."""
+    here, root = out.resolve(), manifest.root.resolve()
+    if here == root or here.is_relative_to(root) or root.is_relative_to(here):
+        raise DatasetError(f"--out {out} and the folder of the videos, {root}, must lie outside of each other.")
+    record, file = {"root": str(root), "short_side": short_side}, out / RECORD
+    if out.exists() and not file.is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise DatasetError(f"{out} exists and was not made by this command: choose another --out.")
+    names = read_class_names(out / CLASSES_FILE) if out.exists() else None
+    if names is not None and names != list(manifest.class_names):
+        raise DatasetError(f"{out / CLASSES_FILE} holds other classes: choose another --out.")
+    out.mkdir(parents=True, exist_ok=True)
+    with open(file, "a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DatasetError(f"another run of this command is writing to {out}: wait until it has ended.") from None
+        lock.seek(0)
+        if text := lock.read():
+            if text != json.dumps(record):
+                raise DatasetError(f"{out} was made with other options, {text}: choose another --out.")
+        else:
+            lock.write(json.dumps(record))
+            lock.flush()
+        yield
+
+
+def _entry(entry: Entry, path: str, outcome: CopyResult) -> Entry:
+    """The line of the copy; numbers that its file does not tell are those of the video."""
+    probe = outcome.probe
+    return replace(
+        entry,
+        path=path,
+        num_frames=probe.num_frames or entry.num_frames,
+        fps=probe.fps or entry.fps,
+        duration=probe.duration or entry.duration,
+    )
+
+
+# -- what is printed --------------------------------------------------------------------------------------------------
+
+
+def _print_outcomes(small: Manifest, outcomes: dict[str, CopyResult]) -> None:
+    problems = {path: outcome.probe.problem for path, outcome in outcomes.items() if outcome.probe.problem}
+    for path, problem in problems.items():
+        print(f"{path}: {problem}", file=sys.stderr)
+    made = sum(outcome.made for outcome in outcomes.values())
+    kept = len(outcomes) - made - len(problems)
+    print(f"{small.source}: {len(outcomes)} videos: {made} made, {kept} were there, {len(problems)} cannot be read")
+
+
+def _print_speed(pairs: Sequence[tuple[str, str]]) -> None:
+    """Time the reading of a clip from videos and from their copies, in one process."""
+    before, after = (_clips_per_second([pair[which] for pair in pairs]) for which in (0, 1))
+    print(
+        f"reading clips of {CLIP} frames, one process, {len(pairs)} videos: {before:.1f} clips/s before, "
+        f"{after:.1f} after ({after / before:.1f} times as fast)"
+    )
+
+
+def _clips_per_second(paths: Sequence[str]) -> float:
+    from common.datamodules.video_reader import open_video
+    from common.datamodules.video_sampling import segment_indices
+
+    seconds = 0.0
+    for timed in (False, True):  # the first reading fills the file cache
+        start = time.perf_counter()
+        for path in paths:
+            with open_video(path) as video:
+                video.get_frames(segment_indices(video.num_frames, CLIP).tolist())
+        seconds = time.perf_counter() - start if timed else seconds
+    return len(paths) / seconds
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit status: 0 done, 1 refused or some videos cannot be read, 130 interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data.resize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("videos", type=Path, help="manifest, or a folder with one sub-folder per class")
+    parser.add_argument("--root", type=Path, help="folder that its paths are relative to (default: the manifest's)")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the copies and their manifest")
+    parser.add_argument("--short-side", type=int, default=256, help="in pixels (default %(default)s)")
+    parser.add_argument("--workers", type=int, help="processes (default: one per CPU)")
+    args = parser.parse_args(argv)
+    try:
+        _, problems = resize(read_listing(args.videos, args.root), args.out, args.short_side, args.workers)
+    except (DatasetError, ReadError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
