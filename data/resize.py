@@ -130,8 +130,7 @@ def _reserved(out: Path, manifest: Manifest, short_side: int) -> Iterator[None]:
 def _entry(entry: Entry, path: str, outcome: CopyResult) -> Entry:
     """The line of the copy; numbers that its file does not tell are those of the video."""
     probe = outcome.probe
-    return replace(
-        entry,
+    return entry._replace(
         path=path,
         num_frames=probe.num_frames or entry.num_frames,
         fps=probe.fps or entry.fps,
