@@ -198,7 +198,7 @@ def test_class_folders_of_images(tmp_path: Path, run: Callable) -> None:
 
 def entries(splits: dict[str, int], classes: int) -> Manifest:
     listed = [
-        Entry(f"{split}/{label}/{number}", label, str(label), split)
+        Entry(f"{split}/{label}/{number}", label, str(label), None, None, None, split)
         for split, count in splits.items()
         for label in range(classes)
         for number in range(count)
