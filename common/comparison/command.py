@@ -105,7 +105,7 @@ def main(argv: list[str]) -> int:
     console.print(f"Rows: {place.rows}\nReport: {page}", soft_wrap=True, markup=False, highlight=False)
     if options.readme:
         write_readme(progress, study.path.parent / "README.md")
-        if study.path.resolve().parents[2] == ROOT:
+        if study.path.resolve().is_relative_to(ROOT):
             write_overview(ROOT / "README.md", ROOT / "papers")
     return 1 if any(row.error and row.stage == "score" for row in progress.rows) else 0
 
@@ -133,8 +133,12 @@ def write_readme(progress: StudyProgress, path: Path) -> None:
 
 
 def write_overview(readme: Path, papers: Path) -> None:
-    """Put the verdicts on the claims of all folders below `papers` between the markers `evidence` of a README."""
+    """Put the verdicts on the claims of all folders below `papers` between the markers `evidence` of a README, and the
+    operators of all papers in one network between the markers `operators`."""
     replace_section(readme, "evidence", tables.to_markdown(report.overview(finished_studies(papers))))
+    operators = finished_studies(Path(__file__).parent).get("operators")
+    if operators is not None:
+        replace_section(readme, "operators", tables.to_markdown(report.methods_table(operators)))
 
 
 def finished_studies(papers: Path) -> dict[str, StudyProgress]:

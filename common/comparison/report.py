@@ -207,19 +207,50 @@ def provenance(progress: StudyProgress, data: str) -> list[str]:
 
 def overview(studies: Mapping[str, StudyProgress]) -> RenderedTable:
     """The claims of several studies with their verdicts, one line each."""
-    heads = [ColumnHeader("Paper"), ColumnHeader("Claim"), ColumnHeader("Verdict")]
+    heads = [ColumnHeader("Paper"), ColumnHeader("Claim"), ColumnHeader("Here"), ColumnHeader("Verdict")]
     cells = [
-        [name, claim.claim, f"**{verdict_on(progress, claim)}**"]
+        [name, claim.claim, _evidence(progress, claim), f"**{verdict_on(progress, claim)}**"]
         for name, progress in studies.items()
         for claim in progress.study.claims
     ]
-    return RenderedTable("Claims of the papers, tested", heads, cells)
+    notes = ["Differences in points of test accuracy, with 95 % intervals."]
+    return RenderedTable("Claims of the papers, tested", heads, cells, notes)
+
+
+def _evidence(progress: StudyProgress, claim: Claim, most: int = 2) -> str:
+    """The first comparisons of a claim, and how many more there are."""
+    found = [o for comparison in claim.comparisons for o in outcomes(progress, comparison)]
+    more = f"; {len(found) - most} more" if len(found) > most else ""
+    return "; ".join(o.text(progress) for o in found[:most]) + more
+
+
+def methods_table(progress: StudyProgress) -> RenderedTable:
+    """Test scores with intervals, a row for each method and a column for each data."""
+    study = progress.study
+    heads = [
+        ColumnHeader("Method"),
+        *(ColumnHeader(own.title or name, kind="ours") for name, own in study.data.items()),
+    ]
+    cells = []
+    for method, own in study.methods.items():
+        line = [own.title or method]
+        for data in study.data:
+            scores = [row.test for row in progress.scores(data, method).values() if row.test is not None]
+            state = "" if progress.is_trained(data, method) is not False else ", not trained"
+            line.append(f"{plain(mean_interval(np.array(scores, dtype=float)))}{state}" if scores else DASH)
+        cells.append(line)
+    notes = [f"Test accuracy in per cent: mean of {len(study.seeds)} seeds with its 95 % interval."]
+    if any("not trained" in cell for line in cells for cell in line):
+        notes.append(f"not trained: below {100 * study.fitted:g} % of what the method can reach on its training data.")
+    return RenderedTable(study.title, heads, cells, notes, "methods")
 
 
 def all_tables(progress: StudyProgress) -> list[RenderedTable]:
-    """The claims, and the methods on each data."""
-    claims = [claims_table(progress)] if progress.study.claims else []
-    return [*claims, *(score_table(progress, data) for data in progress.study.data)]
+    """The claims, the methods on all data, and on each."""
+    study = progress.study
+    first = [claims_table(progress)] if study.claims else []
+    first += [methods_table(progress)] if len(study.data) > 1 else []
+    return [*first, *(score_table(progress, data) for data in study.data)]
 
 
 def write_page(progress: StudyProgress, place: Place) -> Path:

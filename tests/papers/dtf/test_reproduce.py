@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from common.reporting.ledger import load
 from common.reporting.page import png
 from common.training.cli import run as spectral
 from data.demo.motion import generate_motion
@@ -26,13 +25,6 @@ def run(*arguments: str) -> str:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def test_the_list_names_every_entry() -> None:
-    listing = run("--list")
-    ledger = load(ROOT / "papers" / "dtf" / "ledger.yaml")
-    assert all(f"  {name} " in listing for name in ledger.select([]))
-    assert "spectral fit --config papers/dtf/recipes/dtf-net_resnet-50_16f_kinetics400.yaml" in listing
 
 
 def test_complexity_meets_the_published_numbers(tmp_path: Path) -> None:

@@ -25,13 +25,6 @@ def run(*arguments: str) -> str:
     return done.stdout
 
 
-def test_the_list_names_every_entry() -> None:
-    listing = run("--list")
-    ledger = load(ROOT / "papers" / "srl" / "ledger.yaml")
-    assert all(f"  {name} " in listing for name in ledger.select([]))
-    assert "spectral fit --config papers/srl/recipes/srl-fft_c2d-r18_8f_kinetics400.yaml" in listing
-
-
 def test_complexity_of_what_blocks_add(tmp_path: Path) -> None:
     rows = ["table8/srl-fft", "table1/srl-fft"]
     records = {r["row"]: r for r in json.loads(run(*rows, "--complexity", "--json", "--out", str(tmp_path)))}

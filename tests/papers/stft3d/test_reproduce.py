@@ -26,13 +26,6 @@ def run(*arguments: str) -> str:
     return done.stdout
 
 
-def test_the_list_names_every_entry() -> None:
-    listing = run("--list")
-    ledger = load(ROOT / "papers" / "stft3d" / "ledger.yaml")
-    assert all(f"  {name} " in listing for name in ledger.select([]))
-    assert "spectral fit --config papers/stft3d/recipes/t-stft_bn-inception_16f_something-v1.yaml" in listing
-
-
 def test_complexity_as_json_and_nothing_else(tmp_path: Path) -> None:
     rows = ["table2/t-stft-16f", "table2/st-stft-16f", "table2/relpv-16f", "table3/ir-csn-101"]
     records = {r["row"]: r for r in json.loads(run(*rows, "--complexity", "--json", "--out", str(tmp_path)))}
