@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
+import traceback
 
 import tests.benchmarks
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run all `bench_*.py` beside this file, or those named: `python -m tests.benchmarks stft --quick --threads=1`."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run all `bench_*.py` beside this file, or those named: `python -m tests.benchmarks stft --quick --threads=1`.
+
+    A part that fails does not stop the others; the exit status is then 1.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     wanted = [argument for argument in arguments if not argument.startswith("-")]
     options = [argument for argument in arguments if argument.startswith("-")]
@@ -19,11 +23,20 @@ def main(arguments: list[str] | None = None) -> None:
     if unknown:
         known = ", ".join(name.removeprefix("bench_") for name in names)
         sys.exit(f"no benchmark named {', '.join(unknown)}; there are: {known}")
+    failed = []
     for name in names:
         if not wanted or name.removeprefix("bench_") in wanted:
             print(f"\n== {name} ==", flush=True)
-            importlib.import_module(f"tests.benchmarks.{name}").main(options)
+            try:
+                status = importlib.import_module(f"tests.benchmarks.{name}").main(options)
+            except (Exception, SystemExit) as error:
+                traceback.print_exc()
+                status = error.code if isinstance(error, SystemExit) else 1
+            failed += [name] if status else []
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -182,7 +182,10 @@ def steps(variants: Variants, shape: Shape, device: str, mode: str) -> dict[str,
         if expected is None:
             expected = found
         for a, b in zip(found, expected, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * b.abs().max().item())
+            # By norm: at an activation's kink rounding may take the other branch in single elements.
+            error = float((a - b).norm() / b.norm())
+            if not error < 1e-3:
+                raise SystemExit(f"{name} differs from {next(iter(variants))} by {error:.1e} of the norm")
         result[name] = step
     return result
 
