@@ -170,7 +170,7 @@ def trained_parameters(folder: Path, recipe: Recipe, model: dict[str, Any], data
     module_class = getattr(module, path.rpartition(".")[2])
     size = (data["height"], data["width"]) if "height" in data else data.get("crop_size")
     facts = {"num_classes": classes, "num_frames": data.get("num_frames"), "input_size": size, "num_joints": 17}
-    facts |= {"num_regions": 3, "in_channels": 4}
+    facts |= {"num_regions": 3, "in_channels": 4}  # as the 17 joints of COCO, what the paper's data has: BraTS
     known = inspect.signature(module_class.__init__).parameters
     given = {name: value for name, value in facts.items() if name in known and value is not None}
     with torch.device("meta"):
@@ -219,8 +219,8 @@ def parser() -> Any:
 
 def parse_spectral(words: list[str]) -> None:
     """Parse the arguments behind `spectral`; a wrong key or value is an error."""
-    if words[0] in ("compare", "export"):
-        _stop_when_parsed(lambda: cli.main(words), pytest.MonkeyPatch())
+    if words[0] in ("compare", "export", "runs"):
+        _stop_when_parsed(lambda: cli.main(words))
         return
     if words[0] != "predict":
         parser().parse_args(words)
@@ -238,10 +238,10 @@ def parse_module(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Run `python -m MODULE ...` up to the point where its arguments are parsed."""
     with monkeypatch.context() as patch:
         patch.setattr(sys, "argv", words)
-        _stop_when_parsed(lambda: runpy.run_module(words[0], run_name="__main__", alter_sys=False), monkeypatch)
+        _stop_when_parsed(lambda: runpy.run_module(words[0], run_name="__main__", alter_sys=False))
 
 
-def _stop_when_parsed(run: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def _stop_when_parsed(run: Callable[[], Any]) -> None:
     def stopping(original: Any) -> Any:
         def stop(*args: Any, **kwargs: Any) -> Any:
             original(*args, **kwargs)
@@ -249,7 +249,7 @@ def _stop_when_parsed(run: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -
 
         return stop
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         for parser_class in (argparse.ArgumentParser, jsonargparse.ArgumentParser):
             patch.setattr(parser_class, "parse_args", stopping(parser_class.parse_args))
         with pytest.raises(_ParsedError):
