@@ -33,7 +33,7 @@ GREY = (128, 128, 128)
 
 @dataclass(frozen=True)
 class Thumbnails:
-    """The file of an entry: what it says about itself, its pictures as JPEG files, and what is wrong with it."""
+    """The file of an entry: what it says about itself, its images as JPEG files, and what is wrong with it."""
 
     entry: Entry
     facts: tuple[str, ...] = ()

@@ -186,9 +186,9 @@ class Bottleneck(_Residual):
 
 
 class C2DBody(nn.Module):
-    """ResNet without its head, over a video (B,3,T,H,W) or pictures (B,3,H,W), to features of stage 5.
+    """ResNet without its head, over a video (B,3,T,H,W) or images (B,3,H,W), to features of stage 5.
 
-    A video gives (B,C,T',H',W'), pictures give (B,C,H',W'). Any T, H, W.
+    A video gives (B,C,T',H',W'), images give (B,C,H',W'). Any T, H, W.
 
     Args:
         depth: 18 or 34 (basic blocks), 50, 101 or 152 (bottlenecks).
@@ -259,14 +259,14 @@ class C2DBody(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        """The features after each of the stages 2 to 5, (B,C,T,H,W) of a video or (B,C,H,W) of pictures.
+        """The features after each of the stages 2 to 5, (B,C,T,H,W) of a video or (B,C,H,W) of images.
 
         Raises:
-            ValueError: the input is no video or picture with 3 channels, or has fewer frames than the stem takes in.
+            ValueError: the input is no video or image with 3 channels, or has fewer frames than the stem takes in.
         """
         if x.dim() not in (4, 5) or x.shape[1] != 3:
             raise ValueError(
-                f"{type(self).__name__} takes a video (batch, 3, frames, height, width) or pictures "
+                f"{type(self).__name__} takes a video (batch, 3, frames, height, width) or images "
                 f"(batch, 3, height, width), not {tuple(x.shape)}"
             )
         video = x if x.dim() == 5 else x.unsqueeze(2)
@@ -289,7 +289,7 @@ class C2DBody(nn.Module):
 
 
 class C2DResNet(C2DBody):
-    """Classifier over clips: video (B,3,T,H,W), or pictures (B,3,H,W), to logits (B,`num_classes`).
+    """Classifier over clips: video (B,3,T,H,W), or images (B,3,H,W), to logits (B,`num_classes`).
 
     Global average over time and space, dropout, one linear layer `fc`.
 

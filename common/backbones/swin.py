@@ -54,7 +54,7 @@ class _PatchEmbedding(nn.Module):
 
 
 class C2DSwin(SwinTransformer):
-    """Classifier over clips: video (B,3,T,H,W), or pictures (B,3,H,W), to logits (B,`num_classes`). Any T, H, W >= 4.
+    """Classifier over clips: video (B,3,T,H,W), or images (B,3,H,W), to logits (B,`num_classes`). Any T, H, W >= 4.
 
     Args:
         size: `t`, `s` or `b`.
@@ -64,14 +64,14 @@ class C2DSwin(SwinTransformer):
         mid_block: from (channels, stage 1 to 4, index of the block) to a module that keeps (B,channels,T,H,W), put
             behind the attention over regular windows (its residual included), or to None. Blocks with shifted windows
             are not asked for. In stages whose map for `image_size` is one window, no block shifts.
-        image_size: side of the pictures in training; only decides what is said above.
+        image_size: side of the images in training; only decides what is said above.
         embed_dim, depths, heads: of the network, by default those of `size`.
         window: side of the windows.
         patch_norm: layer normalisation after the patch embedding.
         stochastic_depth: probability of dropping the last residual, by default that of `size`.
 
     Raises:
-        ValueError: an unknown size, or an input that is no video or picture.
+        ValueError: an unknown size, or an input that is no video or image.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class C2DSwin(SwinTransformer):
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() not in (4, 5) or x.shape[1] != 3:
             raise ValueError(
-                f"{type(self).__name__} takes a video (batch, 3, frames, height, width) or pictures "
+                f"{type(self).__name__} takes a video (batch, 3, frames, height, width) or images "
                 f"(batch, 3, height, width), not {tuple(x.shape)}"
             )
         x = self.features(x if x.dim() == 5 else x.unsqueeze(2))

@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would run, and about how long; train nothing")
     parser.add_argument("--show", action="store_true", help="show what is there; train nothing")
-    parser.add_argument("--readme", action="store_true", help="write the tables into README.md beside the study")
+    parser.add_argument("--readme", action="store_true", help="write the tables into README.md next to the study")
     options = parser.parse_args(argv)
     if options.jobs < 1:
         raise StudyError(f"--jobs is {options.jobs}; it must be at least 1")

@@ -88,7 +88,7 @@ def count_rows(
 
 
 def complexity_records(ledger: Ledger, counts: Mapping[str, Mapping[str, Complexity]]) -> list[dict[str, Any]]:
-    """One record a row: the numbers of its first network beside the paper's, and those of all its networks."""
+    """One record a row: the numbers of its first network next to the paper's, and those of all its networks."""
     records = []
     for table, row in ledger.rows():
         if row.id not in counts:

@@ -1,4 +1,4 @@
-"""A report: one self-contained HTML page, and the same in Markdown with its pictures beside it.
+"""A report: one self-contained HTML page, and the same in Markdown with its images next to it.
 
 report = Report("Title", "subtitle", facts={"Commit": "1234567"})
 report.section("Results")
@@ -99,7 +99,7 @@ class Report:
         )
 
     def write(self, folder: str | Path) -> Path:
-        """Write `index.html`, `report.md` and the pictures; returns the path of the page."""
+        """Write `index.html`, `report.md` and the images; returns the path of the page."""
         folder = Path(folder)
         for name, content in self.pictures.items():
             with written_whole(folder / name, "wb") as file:
@@ -235,10 +235,10 @@ def write_report(
     epochs: int | None = None,
     claims: Sequence[RenderedTable] = (),
 ) -> Path:
-    """The page, the Markdown and the pictures; returns the path of the page. `claims` are tables of the paper's claims
+    """The page, the Markdown and the images; returns the path of the page. `claims` are tables of the paper's claims
     as they were decided before."""
     ledger = job.ledger
-    report = Report(ledger.title, f"{ledger.authors}. The paper's numbers beside what this machine found.", facts)
+    report = Report(ledger.title, f"{ledger.authors}. The paper's numbers next to what this machine found.", facts)
     if job.failures:
         report.section("Failures")
         for failure in job.failures:

@@ -66,7 +66,7 @@ def accuracy_against_cost(
     """Accuracy against multiply-adds; areas are parameters, a dotted line is the Pareto front.
 
     Every series has its colour and marker. Where there are more than eight, those in `highlight` have, and the others
-    are grey with their names beside them.
+    are grey with their names next to them.
     """
     names = list(dict.fromkeys(p.series for p in points))
     coloured = names if len(names) <= len(COLOURS) else [name for name in names if name in highlight]

@@ -1,4 +1,4 @@
-"""The command of every paper: its tables beside what this machine computes and measures.
+"""The command of every paper: its tables next to what this machine computes and measures.
 
     python -m papers.<paper>.reproduce                       the main job: count every network, train and test the demo
                                                              networks on generated data, write the report
@@ -150,7 +150,7 @@ def _progress() -> Progress:
 def _parser(module: str, paper: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m {module}",
-        description="The paper's tables beside what this machine computes and measures. "
+        description="The paper's tables next to what this machine computes and measures. "
         "Without arguments: count every network, train and test the demo networks on generated data, write a report.",
     )
     parser.add_argument(
@@ -174,9 +174,7 @@ def _parser(module: str, paper: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the trainings, the first of several (default: %(default)s)"
     )
-    parser.add_argument(
-        "--epochs", type=int, help="train so many epochs instead of the recipe's; for trying things out"
-    )
+    parser.add_argument("--epochs", type=int, help="number of epochs in place of the recipe's, to try things out")
     parser.add_argument(
         "--jobs",
         type=int,

@@ -1,4 +1,4 @@
-"""Tables with the paper's numbers beside ours, as Markdown, HTML and terminal output from one structure.
+"""Tables with the paper's numbers next to ours, as Markdown, HTML and terminal output from one structure.
 
 A paper's number stands in a column called "paper" as printed; a number of ours was produced by a program and stands in
 a column called "ours" or after a named network. What is missing is a dash, never a zero.
@@ -115,7 +115,7 @@ def summary_table(ledger: Ledger, counts: Mapping[str, Mapping[str, Complexity]]
             near = sum(abs(difference) <= 0.01 for difference, _ in differences)
             said = f"{100 * largest:+.1f} %: {what}" if differences else "nothing printed to compare with"
             cells.append([f"{table.number}. {table.title}", str(len(rows)), str(len(differences)), str(near), said])
-    return RenderedTable("Counted here, beside the paper", heads, cells)
+    return RenderedTable("Counted here, next to the paper", heads, cells)
 
 
 def _columns_of(

@@ -25,7 +25,7 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 # Activations that act on every value alone, draw nothing at random and have no parameters: these can be recomputed
 # for some of the channels at a time.
 _ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.SiLU, nn.GELU, nn.Identity)
-# The memory-efficient training pass works through the channels in up to this many slices, of at least so many bytes
+# The memory-efficient training pass works through the channels in up to this many slices, of at least this many bytes
 # each: smaller ones cost time and save little.
 _CHANNEL_SLICES = 8
 _SLICE_BYTES = 4 * 2**20

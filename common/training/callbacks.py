@@ -1,4 +1,4 @@
-"""Callbacks of every run: seeds, checkpoints, throughput, pictures in TensorBoard."""
+"""Callbacks of every run: seeds, checkpoints, throughput, images in TensorBoard."""
 
 import random
 import time
@@ -128,7 +128,7 @@ class Throughput(Callback):
 
 
 class Pictures(Callback):
-    """TensorBoard pictures: fixed filters once, and of every validation what the module draws of its first batch and
+    """TensorBoard images: fixed filters once, and of every validation what the module draws of its first batch and
     of its result."""
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

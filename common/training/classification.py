@@ -80,7 +80,7 @@ class ClassificationModule(TaskModule):
     """
 
     output = "class"
-    names_source = "classes.txt beside the manifest"
+    names_source = "classes.txt next to the manifest"
     score = "top1"
     predictor = ClassPredictor
     result: VideoResult | None

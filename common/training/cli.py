@@ -181,7 +181,7 @@ class SpectralCLI(LightningCLI):
             "--checkpoint_every_n_steps",
             type=int | None,
             default=None,
-            help="write last.ckpt every so many optimiser steps too, not only at the end of each epoch",
+            help="also write last.ckpt every N optimiser steps, not only at the end of each epoch",
         )
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:

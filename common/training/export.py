@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("checkpoint", type=Path, help="checkpoint file, or the folder of a run (its best.ckpt)")
     parser.add_argument("--format", choices=list(SUFFIXES), default="onnx", help="default: %(default)s")
     parser.add_argument(
-        "--out", type=Path, help="file to write (default: beside the checkpoint, with another extension)"
+        "--out", type=Path, help="file to write (default: next to the checkpoint, with another extension)"
     )
     parser.add_argument("--half", action="store_true", help="half precision")
     parser.add_argument("--input", type=Path, help="file to compare on (default: random numbers); not for persons")

@@ -280,7 +280,7 @@ def generate_figures(
                 images.append({"id": number + 1, "file_name": name, "width": width, "height": height})
                 for annotation in scene.annotations:
                     annotations.append({**annotation, "image_id": number + 1, "id": len(annotations) + 1})
-            content: dict[str, Any] = {"info": {"description": "Jointed figures in front of pictures of scikit-image"}}
+            content: dict[str, Any] = {"info": {"description": "Jointed figures in front of images of scikit-image"}}
             content |= {"licenses": [], "images": images, "annotations": annotations, "categories": [category]}
             file = folder / "annotations" / f"person_keypoints_{split}.json"
             file.write_text(json.dumps(content), encoding="utf-8")

@@ -54,7 +54,7 @@ def figure2(job: Job | None = None) -> Figure:
     return figure
 
 
-def awaken(network: nn.Module, clip: Tensor) -> nn.Module:
+def with_active_blocks(network: nn.Module, clip: Tensor) -> nn.Module:
     """A network with initial weights whose DTF blocks act (alpha is 0 at first) and whose normalisations know the
     statistics of a clip (1,3,T,H,W); without these, random filters in many blocks would make huge numbers."""
     for block in dtf_blocks(network).values():
@@ -80,7 +80,7 @@ def reach(network: nn.Module, clip: Tensor) -> int:
 
 
 def reaches(numbers: tuple[int, ...] = (0, 1, 2, 4, 8, 16), frames: int = 32) -> dict[str, list[int]]:
-    """Reach in time of DTF_1d-Net and DTF-Net on ResNet-50 with so many blocks, every frame kept by the stem.
+    """Reach in time of DTF_1d-Net and DTF-Net on ResNet-50 with a number of blocks, every frame kept by the stem.
 
     Filters start with no effect (alpha is 0); here they have one.
     """
@@ -90,7 +90,7 @@ def reaches(numbers: tuple[int, ...] = (0, 1, 2, 4, 8, 16), frames: int = 32) ->
             torch.manual_seed(0)
             network = dtf_net(2, num_frames=frames, block=block, num_blocks=number, width=0.25, stem_stride=1)
             clip = torch.randn(1, 3, frames, 32, 32)
-            found.setdefault(name, []).append(reach(awaken(network, clip), clip))
+            found.setdefault(name, []).append(reach(with_active_blocks(network, clip), clip))
     return found
 
 
@@ -109,7 +109,7 @@ def figure6(job: Job | None = None) -> Figure:
 
 def figure7(job: Job | None = None) -> Figure:
     """Grad-CAM, positions, filters and kernels of the DTF-Net that the demo trained on four of its test clips; without
-    a trained one, of a network with random filters on a picture that moves."""
+    a trained one, of a network with random filters on an image that moves."""
     run = next((run for run in job.trained() if run.entry == "demo/dtf"), None) if job else None
     if run is None:
         clip = moving_picture()
@@ -136,11 +136,11 @@ def random_network(clip: Tensor) -> nn.Module:
     """A small DTF-Net with random filters for clips such as `clip` (3,T,H,W), the same in every call."""
     torch.manual_seed(0)
     network = dtf_net(8, depth=18, num_frames=clip.shape[1], width=0.5, stem_stride=1)
-    return awaken(network, clip[None])
+    return with_active_blocks(network, clip[None])
 
 
 def moving_picture(frames: int = 8, size: int = 128) -> Tensor:
-    """A clip (3,T,H,W) of a piece of a picture that moves over another one."""
+    """A clip (3,T,H,W) of a piece of an image that moves over another one."""
     back = torch.from_numpy(skimage.data.camera()[:size, :size].copy()).float().div(255).expand(3, -1, -1)
     face = torch.from_numpy(skimage.data.astronaut()[80:128, 200:248].copy()).permute(2, 0, 1).float().div(255)
     clip = back[:, None].repeat(1, frames, 1, 1)

@@ -250,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="video files or frame folders, one row each")
     parser.add_argument("--checkpoint", required=True, help="checkpoint file, or the folder of a run (its best.ckpt)")
-    parser.add_argument("--out", type=Path, default=Path("figure7.png"), help="picture to write (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("figure7.png"), help="image to write (default: %(default)s)")
     parser.add_argument(
         "--position",
         nargs=2,
@@ -264,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--layer", help="module that Grad-CAM looks at (default: the last stage)")
     parser.add_argument("--block", help="DTF block whose filters are shown (default: the last one)")
     parser.add_argument("--frames", type=int, default=4, help="frames to show (default: %(default)s)")
-    parser.add_argument("--force", action="store_true", help="overwrite the picture")
+    parser.add_argument("--force", action="store_true", help="overwrite the image")
     args = parser.parse_args(argv)
     try:
         if args.out.exists() and not args.force:

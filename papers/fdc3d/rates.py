@@ -240,7 +240,7 @@ class CompressionOptions:
             raise CompressionError(f"steps must be at least 1, not {self.steps}")
 
     def rates(self, layers: list[ConvLayer], macs: int) -> tuple[Rate, Rate]:
-        """p_c and p_t for the layers of a network of so many multiply-adds."""
+        """p_c and p_t for the layers of a network with a number of multiply-adds."""
         if self.rate is not None:
             return rates_of(self.rate, self.method)
         if self.speedup is not None:

@@ -32,7 +32,7 @@ CHANNELS = 256
 
 
 def blocks(size: int, channels: int = CHANNELS) -> dict[str, nn.Module]:
-    """The blocks of Table 1 for pictures' features (B,`channels`,`size`,`size`), by name, as in training."""
+    """The blocks of Table 1 for features of images (B,`channels`,`size`,`size`), by name, as in training."""
     torch.manual_seed(0)
     made: dict[str, nn.Module] = {
         "NL": NonLocalBlock(channels, fused=False),

@@ -19,7 +19,7 @@ SIZE = 7
 
 
 def figure2(job: Job | None = None) -> Figure:
-    """The layer for one channel and n = 7: a picture, the eight filters, what they make of it, and one combination."""
+    """The layer for one channel and n = 7: an image, the eight filters, what they make of it, and one combination."""
     picture = torch.from_numpy(skimage.data.camera()[64:256, 160:352].copy()).float() / 255
     torch.manual_seed(0)
     layer = DepthwiseSTFTSeparable(1, 1, SIZE)

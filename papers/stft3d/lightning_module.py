@@ -23,7 +23,7 @@ class STFT3DModule(VideoClassificationModule):
         network: its options.
         num_classes: number of classes; taken from the data by `spectral`.
         learning_rate: of the first epochs.
-        decay_every: the learning rate is divided by 10 every so many epochs.
+        decay_every: number of epochs after which the learning rate is divided by 10.
         momentum: of SGD.
         dampening: of SGD. With the paper's 0.9 a step is a tenth of that of undamped momentum.
         weight_decay: of SGD, on every parameter.

@@ -23,7 +23,7 @@ KERNEL = (3, 3, 3)
 
 
 def _clip(data: Path | None) -> Tensor:
-    """A grey clip (T,H,W) in [0,1]: the first test clip of the demo, or a picture that moves by a pixel a frame."""
+    """A grey clip (T,H,W) in [0,1]: the first test clip of the demo, or an image that moves by a pixel a frame."""
     if data is None:
         picture = torch.from_numpy(skimage.data.camera()[64:256:2, 160:352:2].copy()).float() / 255
         return torch.stack([picture[16:80, t : t + 64] for t in range(8)])

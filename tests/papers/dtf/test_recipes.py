@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import IMAGES, Event
 from common.training.cli import main, run
 from papers.dtf import DTFModule, DTFTransformerModule, dtf_net
 from papers.dtf.networks import DTFNetOptions, DTFTransformerOptions
-from papers.dtf.reproduce import awaken, moving_picture
+from papers.dtf.reproduce import moving_picture, with_active_blocks
 from tests.datasets import read_recipe, write_dataset
 
 RECIPES = sorted((Path(__file__).resolve().parents[3] / "papers/dtf/recipes").glob("dtf-*.yaml"))
@@ -108,7 +108,7 @@ def test_a_run_from_image_weights_shows_filters_and_goes_on(
     weights = tmp_path / "image.pt"
     torch.manual_seed(0)
     image_network = dtf_net(1000, block="2d", width=0.25, layers=[1, 1, 1, 1], stem_stride=1)
-    torch.save(awaken(image_network, moving_picture(8, 96)[None]).state_dict(), weights)
+    torch.save(with_active_blocks(image_network, moving_picture(8, 96)[None]).state_dict(), weights)
     arguments = ["--config", str(KINETICS), *small(KINETICS, 8), *datasets("kinetics400")]
     arguments += ["--model.imagenet", str(weights), "--trainer.default_root_dir", str(tmp_path / "runs")]
     arguments += ["--data.num_clips", "1", "--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "1"]

@@ -13,7 +13,7 @@ from common.reporting.page import png
 from common.training.cli import run
 from papers.dtf import dtf_net, dtf_transformer, visualise
 from papers.dtf.networks import dtf_blocks
-from papers.dtf.reproduce import awaken, moving_picture
+from papers.dtf.reproduce import moving_picture, with_active_blocks
 from tests import media
 
 RECIPE = Path(__file__).resolve().parents[3] / "papers/dtf/recipes/demo.yaml"
@@ -22,7 +22,7 @@ RECIPE = Path(__file__).resolve().parents[3] / "papers/dtf/recipes/demo.yaml"
 def network(frames: int = 8, **options) -> nn.Module:
     torch.manual_seed(0)
     net = dtf_net(5, depth=18, layers=[1, 1, 1, 1], num_frames=frames, width=0.5, **{"stem_stride": 1, **options})
-    return awaken(net, moving_picture(frames, 96)[None])
+    return with_active_blocks(net, moving_picture(frames, 96)[None])
 
 
 def test_positions_are_the_extremes_of_grad_cam() -> None:
