@@ -133,12 +133,8 @@ def write_readme(progress: StudyProgress, path: Path) -> None:
 
 
 def write_overview(readme: Path, papers: Path) -> None:
-    """Put the verdicts on the claims of all folders below `papers` between the markers `evidence` of a README, and the
-    operators of all papers in one network between the markers `operators`."""
+    """Put the verdicts on the claims of all folders below `papers` between the markers `evidence` of a README."""
     replace_section(readme, "evidence", tables.to_markdown(report.overview(finished_studies(papers))))
-    operators = finished_studies(Path(__file__).parent).get("operators")
-    if operators is not None:
-        replace_section(readme, "operators", tables.to_markdown(report.methods_table(operators)))
 
 
 def finished_studies(papers: Path) -> dict[str, StudyProgress]:
