@@ -152,7 +152,10 @@ def _text(where: str, content: bytes) -> list[str]:
 
 
 def _labels(values: Any, where: Path | str, classes: int) -> Tensor:
-    labels = torch.from_numpy(np.asarray(values).astype(np.int64))
+    try:
+        labels = torch.from_numpy(np.asarray(values).astype(np.int64))
+    except OverflowError as error:
+        raise DatasetError(f"{where} has labels outside 0..{classes - 1}.") from error
     if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= classes):
         raise DatasetError(
             f"{where} has labels from {int(labels.min())} to {int(labels.max())}, outside 0..{classes - 1}."
@@ -195,19 +198,24 @@ class _PlainUnpickler(pickle.Unpickler):
     """Makes plain values and numpy arrays; a pickle that names anything else is refused before it is called."""
 
     def find_class(self, module: str, name: str) -> Any:
-        known = _KNOWN.get((module.replace("numpy._core", "numpy.core"), name))
-        if known is None:
+        key = module.replace("numpy._core", "numpy.core"), name
+        if key not in _KNOWN:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which data files do not need")
-        return known
+        return _KNOWN[key]
 
 
 def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")  # how Python 3 writes bytes for Python 2
 
 
+def _empty_array(*_: Any) -> np.ndarray:
+    """An array that the values which follow in the pickle fill."""
+    return np.zeros(0, np.uint8)
+
+
 _KNOWN = {
-    ("numpy.core.multiarray", "_reconstruct"): np.zeros(0).__reduce__()[0],
-    ("numpy", "ndarray"): np.ndarray,
+    ("numpy.core.multiarray", "_reconstruct"): _empty_array,
+    ("numpy", "ndarray"): None,  # an argument of the above; called, it would make an array of any size
     ("numpy", "dtype"): np.dtype,
     ("_codecs", "encode"): _latin1,
 }

@@ -239,6 +239,14 @@ def read_text(path: Path) -> str:
     return text
 
 
+def is_text(name: str) -> bool:
+    """Whether a name can be printed and written; the bytes of a file's name need not be UTF-8."""
+    try:
+        return bool(name.encode()) and "\0" not in name
+    except UnicodeEncodeError:
+        return False
+
+
 def read_csv(path: Path, required: Sequence[str]) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The header of a CSV file, and its rows that are not blank with their line numbers; fields are stripped.
 

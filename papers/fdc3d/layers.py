@@ -212,6 +212,8 @@ class CompactConv3d(nn.Module):
             raise ValueError(f"{groups} groups do not divide {in_channels} and {out_channels} channels")
         if not 1 <= rows <= taps:
             raise ValueError(f"cannot keep {rows} of {taps} rows")
+        if min(self.stride) < 1 or min(self.dilation) < 1 or min(self.padding) < 0:
+            raise ValueError("stride and dilation must be at least 1, and padding at least 0")
         if execution not in EXECUTIONS:
             raise ValueError(f"unknown execution {execution!r}; choose one of {', '.join(EXECUTIONS)}")
         if layout not in LAYOUTS:
