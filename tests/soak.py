@@ -65,7 +65,8 @@ from tests.images import pack, write_cifar_binary, write_cifar_python, write_fas
 from tests.media import write_frames, write_video
 from tests.volumes import write_case
 
-MAX_SECONDS = 20.0
+MAX_SECONDS = 20.0  # of the processor
+WAIT = 120.0  # seconds until a case that does not end is ended, on a machine that may be busy
 MAX_BYTES = 1536 * 2**20
 OUTCOMES = ("refused", "right", "crashed", "hung")
 
@@ -994,7 +995,7 @@ def run_case(name: str, number: int, valid: Path) -> tuple[str, str]:
         shutil.copytree(source, folder, symlinks=True)
         damaged = damage(kind, Random(f"{name} {number}"), number, folder)
         torch.manual_seed(0)
-        before, started = _peak(), time.monotonic()
+        before, started = _peak(), time.process_time()
         outcome, said = "right", ""
         try:
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -1010,7 +1011,7 @@ def run_case(name: str, number: int, valid: Path) -> tuple[str, str]:
             outcome, said = "crashed", traceback.format_exc()
         if Path("ran").exists() or (folder / "ran").exists():
             outcome, said = "crashed", "a file ran a command"
-        if (seconds := time.monotonic() - started) > MAX_SECONDS:
+        if (seconds := time.process_time() - started) > MAX_SECONDS:
             outcome, said = "hung", f"{seconds:.0f} seconds; {said}"
         if (taken := _peak() - before) > MAX_BYTES:
             outcome, said = "crashed", f"{taken / 2**20:.0f} MiB of memory; {said}"
@@ -1067,9 +1068,9 @@ class Worker:
     def run(self, name: str, number: int) -> tuple[str, str]:
         try:
             self.pipe.send((name, number))
-            if self.pipe.poll(3 * MAX_SECONDS):  # a slow case that ends says where it was
+            if self.pipe.poll(WAIT):
                 return self.pipe.recv()
-            outcome, said = "hung", f"no end after {3 * MAX_SECONDS:.0f} seconds"
+            outcome, said = "hung", f"no end after {WAIT:.0f} seconds"
         except (EOFError, OSError):
             self.process.join(5)
             outcome, said = "crashed", f"the process died with status {self.process.exitcode}"

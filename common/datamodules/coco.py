@@ -144,7 +144,7 @@ def _read_json(path: Path) -> Any:
         with path.open(encoding="utf-8") as file:
             return json.load(file)
     except OSError as error:
-        raise DatasetError(f"{path} cannot be read ({error.strerror}); resolved: {path.resolve()}.") from error
+        raise DatasetError(f"{path} cannot be read ({error.strerror}); resolved: {os.path.realpath(path)}.") from error
     except (ValueError, RecursionError) as error:  # ValueError: also of wrong encodings
         raise DatasetError(f"{path}: not a JSON file, or an incomplete one ({error}).") from error
 

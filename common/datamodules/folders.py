@@ -41,7 +41,9 @@ def read_class_folders(root: str | Path, class_names: Sequence[str] | None = Non
     """
     root = Path(root)
     if not root.is_dir():
-        raise DatasetError(f"no folder {root} (resolved: {root.resolve()}): set the root to the folder of the {kind}s.")
+        raise DatasetError(
+            f"no folder {root} (resolved: {os.path.realpath(root)}): set the root to the folder of the {kind}s."
+        )
     if class_names is None:
         class_names = read_class_names(root / CLASSES_FILE)
     groups = _split_folders(root, kind)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import os
 import pickle
 import tarfile
 import zlib
@@ -101,8 +102,8 @@ def read_cifar(root: str | Path, dataset: str) -> ImageArchive:
                 return _read_version(source, version, classes=int(title.rpartition("-")[2]))
     binary, python = CIFAR[dataset]
     raise DatasetError(
-        f"no {title} in {root} (resolved: {root.resolve()}): put {binary.archive} there, or the folder {binary.folder} "
-        f"from it (the Python version, {python.archive}, works too). Get it from the page "
+        f"no {title} in {root} (resolved: {os.path.realpath(root)}): put {binary.archive} there, or the folder "
+        f"{binary.folder} from it (the Python version, {python.archive}, works too). Get it from the page "
         f"'The CIFAR-10 and CIFAR-100 datasets', {CIFAR_PAGE}; nothing is downloaded here."
     )
 
@@ -251,8 +252,8 @@ def _find_idx(root: Path, name: str) -> Path:
             if path.is_file():
                 return path
     raise DatasetError(
-        f"no {name} (or {name}.gz) in {root} (resolved: {root.resolve()}), its raw/ or its FashionMNIST/raw/: get the "
-        f"four files from the page of Fashion-MNIST, {FASHION_PAGE}; nothing is downloaded here."
+        f"no {name} (or {name}.gz) in {root} (resolved: {os.path.realpath(root)}), its raw/ or FashionMNIST/raw/: get "
+        f"the four files from the page of Fashion-MNIST, {FASHION_PAGE}; nothing is downloaded here."
     )
 
 

@@ -92,7 +92,9 @@ class Manifest:
         if not csv_path.is_file():
             raise DatasetError(f"no manifest at {csv_path}: give the CSV file that `python -m data.prepare` wrote.")
         if not root.is_dir():
-            raise DatasetError(f"no folder {root} (resolved: {root.resolve()}): set the root to that of the videos.")
+            raise DatasetError(
+                f"no folder {root} (resolved: {os.path.realpath(root)}): set the root to that of the videos."
+            )
         if class_names is None:
             class_names = read_class_names(csv_path.parent / CLASSES_FILE)
         rows, problems = _read_rows(csv_path)

@@ -217,6 +217,9 @@ class EncodedVideoReader(_Reader):
         if stream.codec_context is None:
             container.close()
             raise VideoReadError(self.path, "no decoder for its video stream.")
+        if (pixels := stream.width * stream.height) > MAX_PIXELS:
+            container.close()
+            raise VideoReadError(self.path, f"its frames have {pixels} pixels; at most {MAX_PIXELS} are read.")
         stream.thread_type = "SLICE"
         stream.codec_context.thread_count = 1  # more rarely pay in a loader with several workers
         return container, stream

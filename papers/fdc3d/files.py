@@ -27,7 +27,7 @@ from common.training.checkpoints import (
     read_checkpoint,
 )
 from papers.fdc3d.deployment import resized
-from papers.fdc3d.layers import CompactConv3d, replace_module
+from papers.fdc3d.layers import CompactConv3d, numeric_padding, replace_module
 from papers.fdc3d.methods import CompressionError
 
 #: entry of the file that tells it from other checkpoints
@@ -121,7 +121,16 @@ def _changed(old: Any, arguments: dict[str, Any]) -> nn.Module:
     """The module that a description lists, given that of the dense network."""
     kind = arguments.pop("type")
     if kind == "CompactConv3d":
-        return CompactConv3d(**arguments)
+        compact = CompactConv3d(**arguments)
+        if isinstance(old, nn.Conv3d):
+            for name in ("kernel_size", "stride", "dilation", "groups"):
+                if getattr(compact, name) != getattr(old, name):
+                    raise CheckpointError(
+                        f"{name} is {getattr(compact, name)}, in the dense network {getattr(old, name)}"
+                    )
+            if compact.padding != numeric_padding(old):
+                raise CheckpointError(f"padding is {compact.padding}, in the dense network {old.padding}")
+        return compact
     if kind == "Identity":
         return old if isinstance(old, nn.Identity) else nn.Identity()
     if kind not in ("Conv3d", "BatchNorm3d"):

@@ -248,6 +248,11 @@ class CompactConv3d(nn.Module):
         self._prepared: dict[str, tuple[Any, Tensor]] = {}
         self.weight.data = _arranged(self.weight.data, layout)
 
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        if not self.kept.is_meta and not bool(((self.kept >= 0) & (self.kept < self.in_channels)).all()):
+            args[-1].append(f"{args[1]}kept names channels outside of 0..{self.in_channels - 1}")
+
     def executions(self) -> tuple[Execution, ...]:
         """The executions that differ for this layer: without a dropped row, for instance, there is no transform."""
         drops_rows, drops_channels = self.kept_rows < self.kernel_size[0], self.kept_channels < self.in_channels
