@@ -471,6 +471,16 @@ def pretend(name: str) -> Special:
     return changed(name, write)
 
 
+def endless(network: str, **options: Any) -> Special:
+    """Options of which a network would have blocks without end."""
+
+    def change(stored: dict[str, Any]) -> None:
+        stored["spectral"]["class_path"] = "common.training.library_network.LibraryNetworkModule"
+        stored["hyper_parameters"] = {"num_classes": 3, "network": network, "network_options": options}
+
+    return changed("best.ckpt", change)
+
+
 def of_torch(name: str) -> Sequence[Special]:
     """Faults of all files of `torch.save`."""
     return (
@@ -502,6 +512,11 @@ CHECKPOINTS = Kind(
         changed("best.ckpt", lambda stored: stored["spectral"].update(class_path="os.system")),
         changed("best.ckpt", lambda stored: stored["spectral"].update(class_path="papers.dtf.DTFModule.x")),
         pretend("best.ckpt"),
+        endless("pytorchvideo.models.x3d.create_x3d", depth_factor=1e9),
+        endless(
+            "torchvision.models.video.swin_transformer.SwinTransformer3d",
+            **{"patch_size": [2, 4, 4], "embed_dim": 6, "depths": [10**9], "num_heads": [1], "window_size": [2, 2, 2]},
+        ),
         *(spec_of(num_frames=n) for n in (10**9, 0, "4", 4.5, None)),
         *(spec_of(**{key: 10**6}) for key in ("crop_size", "num_clips", "stride")),
         spec_of(crop_size=16, resize=10**6),

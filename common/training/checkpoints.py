@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 MAX_CLAIMED = 100  # times the weights that a checkpoint holds may its network have before it is compressed
-MAX_MODULES = 50_000  # of a network that a checkpoint describes
+MAX_MODULES = 5_000  # of a network that a checkpoint describes
 LAST, PREVIOUS = "last.ckpt", "last-previous.ckpt"
 
 
