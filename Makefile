@@ -2,6 +2,7 @@
 # make test | test-all            set up, then the tests; with the slow ones too
 # make lint | bench | notebooks   checks of style and types | speed and memory ratios | run the notebooks
 # make claims [PAPER=stft3d]      train the paper's claims again: all methods, learning rates and seeds
+# make soak                       hundreds of bad inputs of every kind, which may be refused but nothing else
 # make gpu                        every network on a CUDA GPU against the CPU, and its speed there
 
 PAPER ?= stft3d
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup reproduce claims test test-all lint bench gpu notebooks clean
+.PHONY: help setup reproduce claims test test-all soak lint bench gpu notebooks clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -41,6 +42,9 @@ test: $(READY)
 
 test-all: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(PYTEST_ARGS)
+
+soak: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak $(SOAK_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

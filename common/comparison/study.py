@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -230,7 +231,7 @@ def _check(study: Study) -> None:
             fail(data, f"{name}: there is no data {data.rates_of} whose rates are chosen")
     before: list[str] = []
     for name, method in study.methods.items():
-        if not (study.path.parent / method.recipe).is_file():
+        if not os.path.isfile(study.path.parent / method.recipe):  # also of names that no file can have
             fail(method, f"{name}: there is no recipe {study.path.parent / method.recipe}")
         if method.starts_from is not None and method.starts_from not in before:
             fail(method, f"{name}: there is no method {method.starts_from} before this one")

@@ -120,8 +120,8 @@ class BaseDataModule(L.LightningDataModule):
         """Raise DatasetError, with a remedy, if the root does not exist."""
         if not self.root.is_dir():
             raise DatasetError(
-                f"the data root {self.root} does not exist (resolved: {self.root.resolve()}): set `root` to the folder "
-                f"with the data, or {self._remedy()}."
+                f"the data root {self.root} does not exist (resolved: {os.path.realpath(self.root)}): set `root` to "
+                f"the folder with the data, or {self._remedy()}."
             )
 
     def _remedy(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.datamodules.errors import DatasetError
-from common.datamodules.manifest import shorten
+from common.datamodules.manifest import is_text, shorten
 
 Array = NDArray[np.float64]
+MAX_SIDE = 10**6  # of an image, in pixels
+MAX_NUMBER = 10**15  # of ids and coordinates, which are float64 in between
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ def read_annotations(path: str | Path, category: str = "person") -> KeypointAnno
     """
     path = Path(path)
     content = _read_json(path)
-    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in ("images", "categories")):
+    lists = [content.get(key) for key in ("images", "categories")] if isinstance(content, dict) else [None]
+    if not all(isinstance(part, list) for part in lists) or not isinstance(content.get("annotations", []), list):
         raise DatasetError(f"{path}: not an annotation file of COCO: it lacks the lists images and categories.")
     categories = [c for c in content["categories"] if isinstance(c, dict) and c.get("name") == category][:1]
     if not categories or not isinstance(categories[0].get("id"), int):
@@ -101,8 +103,11 @@ def read_annotations(path: str | Path, category: str = "person") -> KeypointAnno
         if not isinstance(image, dict) or not isinstance(image.get("id"), int):
             raise DatasetError(f"{path}: entry {number} of images lacks an integer id.")
         for key, kind in (("file_name", str), ("width", int), ("height", int)):
-            if not isinstance(image.get(key), kind):
+            if not isinstance(image.get(key), kind) or (kind is int and not 0 < image[key] <= MAX_SIDE):
                 raise DatasetError(f"{path}: image {image['id']} lacks {key}.")
+        name = image["file_name"]
+        if not is_text(name) or os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir:
+            raise DatasetError(f"{path}: image {image['id']} has the file name {name!r}; it must lie below the images.")
         images[image["id"]] = image
     annotations = []
     for number, entry in enumerate(content.get("annotations", [])):
@@ -126,8 +131,9 @@ def _keypoints(
             f"{path}: category {category['name']!r} lacks keypoint names; use the file person_keypoints_*.json."
         )
     skeleton = []
-    for bone in category.get("skeleton", []):
-        if not (isinstance(bone, list) and len(bone) == 2 and all(1 <= joint <= len(names) for joint in bone)):
+    bones, joints = category.get("skeleton", []), range(1, len(names) + 1)
+    for bone in bones if isinstance(bones, list) else [bones]:
+        if not (isinstance(bone, list) and len(bone) == 2 and all(type(k) is int and k in joints for k in bone)):
             raise DatasetError(f"{path}: {bone} in the skeleton is not a pair of keypoints from 1 to {len(names)}.")
         skeleton.append((bone[0] - 1, bone[1] - 1))
     return tuple(str(name) for name in names), tuple(skeleton)
@@ -138,7 +144,7 @@ def _read_json(path: Path) -> Any:
         with path.open(encoding="utf-8") as file:
             return json.load(file)
     except OSError as error:
-        raise DatasetError(f"{path} cannot be read ({error.strerror}); resolved: {path.resolve()}.") from error
+        raise DatasetError(f"{path} cannot be read ({error.strerror}); resolved: {os.path.realpath(path)}.") from error
     except (ValueError, RecursionError) as error:  # ValueError: also of wrong encodings
         raise DatasetError(f"{path}: not a JSON file, or an incomplete one ({error}).") from error
 
@@ -147,13 +153,13 @@ def _are_numbers(values: Any, count: int) -> bool:
     return (
         isinstance(values, list)
         and len(values) == count
-        and all(isinstance(v, int | float) and math.isfinite(v) for v in values)
+        and all(isinstance(v, int | float) and -MAX_NUMBER <= v <= MAX_NUMBER for v in values)  # also not NaN
     )
 
 
 def _problem(entry: Mapping[str, Any], images: Mapping[int, Any], joints: int) -> str:
     """What is wrong with an annotation; empty if nothing is."""
-    if entry.get("image_id") not in images:
+    if not isinstance(entry.get("image_id"), int) or entry["image_id"] not in images:
         return f"is of image {entry.get('image_id')}, which the file does not list"
     if not _are_numbers(entry.get("bbox"), 4):
         return f"lacks a bbox of four numbers: {entry.get('bbox')}"

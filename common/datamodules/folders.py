@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from common.datamodules.errors import DatasetError
-from common.datamodules.manifest import CLASSES_FILE, Entry, Manifest, read_class_names, read_text
+from common.datamodules.manifest import CLASSES_FILE, Entry, Manifest, is_text, read_class_names, read_text
 
 Kind = Literal["video", "image"]
 VIDEO_EXTENSIONS = frozenset(
@@ -40,7 +40,9 @@ def read_class_folders(root: str | Path, class_names: Sequence[str] | None = Non
     """
     root = Path(root)
     if not root.is_dir():
-        raise DatasetError(f"no folder {root} (resolved: {root.resolve()}): set the root to the folder of the {kind}s.")
+        raise DatasetError(
+            f"no folder {root} (resolved: {os.path.realpath(root)}): set the root to the folder of the {kind}s."
+        )
     if class_names is None:
         class_names = read_class_names(root / CLASSES_FILE)
     groups = _split_folders(root, kind)
@@ -194,6 +196,8 @@ def _list_files(folder: Path, root: Path, kind: Kind) -> tuple[list[str], list[s
         files += [Path(path, name) for name in chosen]
         others += [Path(path, name) for name in names if name not in chosen]
     relative = [sorted(path.relative_to(root).as_posix() for path in group) for group in (files, others)]
+    if odd := [name for group in relative for name in group if not is_text(name)]:
+        raise DatasetError(f"{root}: the name {odd[0]!r} is not in UTF-8: rename it.")
     return relative[0], relative[1]
 
 

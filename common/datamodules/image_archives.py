@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import os
 import pickle
 import tarfile
 import zlib
@@ -101,8 +102,8 @@ def read_cifar(root: str | Path, dataset: str) -> ImageArchive:
                 return _read_version(source, version, classes=int(title.rpartition("-")[2]))
     binary, python = CIFAR[dataset]
     raise DatasetError(
-        f"no {title} in {root} (resolved: {root.resolve()}): put {binary.archive} there, or the folder {binary.folder} "
-        f"from it (the Python version, {python.archive}, works too). Get it from the page "
+        f"no {title} in {root} (resolved: {os.path.realpath(root)}): put {binary.archive} there, or the folder "
+        f"{binary.folder} from it (the Python version, {python.archive}, works too). Get it from the page "
         f"'The CIFAR-10 and CIFAR-100 datasets', {CIFAR_PAGE}; nothing is downloaded here."
     )
 
@@ -152,7 +153,10 @@ def _text(where: str, content: bytes) -> list[str]:
 
 
 def _labels(values: Any, where: Path | str, classes: int) -> Tensor:
-    labels = torch.from_numpy(np.asarray(values).astype(np.int64))
+    try:
+        labels = torch.from_numpy(np.asarray(values).astype(np.int64))
+    except OverflowError as error:
+        raise DatasetError(f"{where} has labels outside 0..{classes - 1}.") from error
     if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= classes):
         raise DatasetError(
             f"{where} has labels from {int(labels.min())} to {int(labels.max())}, outside 0..{classes - 1}."
@@ -195,19 +199,24 @@ class _PlainUnpickler(pickle.Unpickler):
     """Makes plain values and numpy arrays; a pickle that names anything else is refused before it is called."""
 
     def find_class(self, module: str, name: str) -> Any:
-        known = _KNOWN.get((module.replace("numpy._core", "numpy.core"), name))
-        if known is None:
+        key = module.replace("numpy._core", "numpy.core"), name
+        if key not in _KNOWN:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which data files do not need")
-        return known
+        return _KNOWN[key]
 
 
 def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")  # how Python 3 writes bytes for Python 2
 
 
+def _empty_array(*_: Any) -> np.ndarray:
+    """An array that the values which follow in the pickle fill."""
+    return np.zeros(0, np.uint8)
+
+
 _KNOWN = {
-    ("numpy.core.multiarray", "_reconstruct"): np.zeros(0).__reduce__()[0],
-    ("numpy", "ndarray"): np.ndarray,
+    ("numpy.core.multiarray", "_reconstruct"): _empty_array,
+    ("numpy", "ndarray"): None,  # an argument of the above; called, it would make an array of any size
     ("numpy", "dtype"): np.dtype,
     ("_codecs", "encode"): _latin1,
 }
@@ -243,8 +252,8 @@ def _find_idx(root: Path, name: str) -> Path:
             if path.is_file():
                 return path
     raise DatasetError(
-        f"no {name} (or {name}.gz) in {root} (resolved: {root.resolve()}), its raw/ or its FashionMNIST/raw/: get the "
-        f"four files from the page of Fashion-MNIST, {FASHION_PAGE}; nothing is downloaded here."
+        f"no {name} (or {name}.gz) in {root} (resolved: {os.path.realpath(root)}), its raw/ or FashionMNIST/raw/: get "
+        f"the four files from the page of Fashion-MNIST, {FASHION_PAGE}; nothing is downloaded here."
     )
 
 

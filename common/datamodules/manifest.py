@@ -101,7 +101,9 @@ class Manifest:
         if not csv_path.is_file():
             raise DatasetError(f"no manifest at {csv_path}: give the CSV file that `python -m data.prepare` wrote.")
         if not root.is_dir():
-            raise DatasetError(f"no folder {root} (resolved: {root.resolve()}): set the root to that of the videos.")
+            raise DatasetError(
+                f"no folder {root} (resolved: {os.path.realpath(root)}): set the root to that of the videos."
+            )
         if class_names is None:
             class_names = read_class_names(csv_path.parent / CLASSES_FILE)
         rows = _Rows(csv_path)
@@ -240,6 +242,14 @@ def read_text(path: Path) -> str:
         line = text[: text.index("\0")].count("\n") + 1
         raise DatasetError(f"{path}:{line}: holds a NUL character: it is not a text file, or damaged.")
     return text
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can be printed and written; the bytes of a file's name need not be UTF-8."""
+    try:
+        return bool(name.encode()) and "\0" not in name
+    except UnicodeEncodeError:
+        return False
 
 
 def read_csv(path: Path, required: Sequence[str]) -> tuple[list[str], Iterator[Row]]:

@@ -47,11 +47,21 @@ class InputSpec:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Rebuild from plain values. Raises ValueError for an unknown key or a wrong value."""
-        if unknown := sorted(set(values) - {field.name for field in fields(cls)}):  # type: ignore[arg-type]
+        if not isinstance(values, dict):
+            raise ValueError(f"{cls.__name__} is {values!r}, not keys with values.")
+        kinds = {field.name: str(field.type) for field in fields(cls)}  # type: ignore[arg-type]
+        if unknown := sorted(map(str, set(values) - set(kinds))):
             raise ValueError(f"unknown keys in {cls.__name__}: {', '.join(unknown)}.")
+        for name, value in values.items():
+            if (
+                kinds[name] in ("int", "int | None")
+                and type(value) is not int
+                and (value, kinds[name]) != (None, "int | None")
+            ):
+                raise ValueError(f"{name} is {value!r}; it must be a whole number.")
         try:
             return cls(**values)
-        except TypeError as error:
+        except (TypeError, OverflowError) as error:
             raise ValueError(f"wrong values in {cls.__name__}: {error}.") from error
 
     def _check_memory(self) -> None:

@@ -33,6 +33,7 @@ from common.datamodules.folders import IMAGE_EXTENSIONS
 # Containers that store presentation times; in others (AVI) FFmpeg makes them up, in decoding order.
 _TIMED_CONTAINERS = {"mp4", "matroska", "mpegts"}
 DEFAULT_FPS = 30.0  # of frame folders, which carry no time
+MAX_PIXELS = 2**27  # of a frame; 16K has 133 million
 KEEP_BYTES = 256 * 2**20  # packets, or decoded frames, that a reader holds at most
 
 # Network abstraction layer types of the pictures at which decoding can start without earlier ones (IDR): H.264, table
@@ -243,6 +244,9 @@ class EncodedVideoReader(_Reader):
         if stream.codec_context is None:
             container.close()
             raise VideoReadError(self.path, "no decoder for its video stream.")
+        if (pixels := stream.width * stream.height) > MAX_PIXELS:
+            container.close()
+            raise VideoReadError(self.path, f"its frames have {pixels} pixels; at most {MAX_PIXELS} are read.")
         stream.thread_type = "SLICE"
         stream.codec_context.thread_count = 1  # more rarely pay in a loader with several workers
         return container, stream
@@ -427,6 +431,10 @@ class EncodedVideoReader(_Reader):
 
     def _image(self, frame: Any) -> np.ndarray:
         """RGB image (H, W, 3), oriented as the display matrix says."""
+        if frame.width * frame.height > MAX_PIXELS:
+            raise VideoReadError(
+                self.path, f"a frame of {frame.width}x{frame.height}; at most {MAX_PIXELS} pixels are read."
+            )
         # One thread: starting several, PyAV's default, takes many times longer than converting a small frame.
         image = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
         if (matrix := frame.side_data.get(SideData.DISPLAYMATRIX)) is None:

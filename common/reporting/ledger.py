@@ -362,6 +362,8 @@ def load(path: str | Path) -> Ledger:
         raise LedgerError(f"{path}: {error.strerror}. Every paper folder has a ledger.yaml.") from error
     except strict_yaml.EntryError as error:
         raise LedgerError(str(error)) from error
+    except (AttributeError, KeyError, TypeError, IndexError) as error:
+        raise LedgerError(f"{path}: a table has columns, shared values or rows of another form: {error!r}") from error
     ledger.path = path
     _check(ledger)
     shown_by_demo = {row.table_row for demo in ledger.demos for row in demo.rows}

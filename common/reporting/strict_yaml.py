@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from common.plain_yaml import YamlError, check_yaml
+
 
 class EntryError(ValueError):
     """A file is not what it should be; the message names file, line and key."""
@@ -59,11 +61,12 @@ def read(path: str | Path) -> Any:
         OSError: the file cannot be read.
         EntryError: it is not YAML, or a key is given twice.
     """
-    with Path(path).open(encoding="utf-8") as file:
-        try:
+    try:
+        check_yaml(path)
+        with Path(path).open(encoding="utf-8") as file:
             return yaml.load(file, _Loader)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise EntryError(f"{path}: {error}") from error
+    except (yaml.YAMLError, YamlError) as error:
+        raise EntryError(str(error) if isinstance(error, YamlError) else f"{path}: {error}") from error
 
 
 def build(kind: Any, value: Any, path: str, line: int = 1) -> Any:

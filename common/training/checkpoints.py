@@ -1,16 +1,22 @@
 """Checkpoint files: written whole or not at all, read without running code."""
 
+import itertools
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
+MAX_CLAIMED = 100  # times the weights that a checkpoint holds may its network have before it is compressed
+MAX_MODULES = 5_000  # of a network that a checkpoint describes
 LAST, PREVIOUS = "last.ckpt", "last-previous.ckpt"
 
 
@@ -59,15 +65,51 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(path)
 
 
+@contextmanager
+def building_what_a_file_says() -> Iterator[None]:
+    """Within it, networks are made on the meta device, which allocates nothing, and of a limited number of modules.
+
+    Raises:
+        CheckpointError: there are more.
+    """
+    numbers = itertools.count()
+
+    def count(parent: nn.Module, name: str, module: nn.Module | None) -> None:
+        if next(numbers) > MAX_MODULES:
+            raise CheckpointError(f"claims a network of more than {MAX_MODULES:,} modules; it is damaged")
+
+    handle = register_module_module_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        handle.remove()
+
+
+def check_claims(network: nn.Module, weights: Mapping[str, Any]) -> None:
+    """Raise CheckpointError if a network, on the meta device, has many times the weights that a file holds."""
+    claimed = sum(tensor.numel() for tensor in network.state_dict().values())
+    tensors = [value for value in weights.values() if _shape(value) is not None]
+    # A tensor that repeats a number may look larger than the file.
+    held = sum(min(x.numel(), x.untyped_storage().nbytes() // x.element_size()) for x in tensors)
+    if claimed > MAX_CLAIMED * held:
+        raise CheckpointError(f"claims {claimed:,} weights in its arguments, but holds {held:,}; it is damaged")
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    """The shape of a plain tensor; None for all that cannot be weights."""
+    return tuple(value.shape) if isinstance(value, Tensor) and value.layout == torch.strided else None
+
+
 def compare_state_dicts(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], limit: int = 5) -> str:
     """Say which keys are missing, unexpected or of another shape, the first ``limit`` of each; empty if none."""
     kinds = {
         "missing in the checkpoint": [k for k in ours if k not in theirs],
-        "unexpected in the checkpoint": [k for k in theirs if k not in ours],
+        "unexpected in the checkpoint": [str(k) for k in theirs if k not in ours],
         "of another shape": [
-            f"{k} {tuple(theirs[k].shape)} instead of {tuple(ours[k].shape)}"
+            f"{k} {_shape(theirs[k]) or type(theirs[k]).__name__} instead of {tuple(ours[k].shape)}"
             for k in ours
-            if k in theirs and theirs[k].shape != ours[k].shape
+            if k in theirs and _shape(theirs[k]) != tuple(ours[k].shape)
         ],
     }
     lines = []
@@ -86,6 +128,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = find_checkpoint(path)
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:  # of torch.save, which does not compress
+                size = sum(entry.file_size for entry in archive.infolist())
+            if size > path.stat().st_size:
+                raise ValueError(f"it would unpack to {size} bytes")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for damaged or foreign files
         raise CheckpointError(

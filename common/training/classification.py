@@ -112,6 +112,10 @@ class ClassificationModule(TaskModule):
         """The views (V, ...) of one file, made as ``spec`` says. Raises VideoReadError if it cannot be read."""
         raise NotImplementedError
 
+    @property
+    def num_outputs(self) -> int:
+        return self.num_classes
+
     # -- training ------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:

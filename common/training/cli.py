@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,6 +37,7 @@ from rich.table import Table
 
 from common.datamodules.datasets import read_datasets
 from common.datamodules.errors import ReadError
+from common.plain_yaml import YamlError, check_yaml
 from common.training import callbacks, export, predict, run_folders
 from common.training.checkpoints import AtomicCheckpointIO, find_checkpoint, find_last
 from common.training.task import TaskModule
@@ -191,7 +193,21 @@ class SpectralCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = parser.parse_args(args)
+        recipes = _recipes(args)
+        try:
+            for recipe in filter(os.path.isfile, recipes):
+                check_yaml(recipe)
+            self.config = parser.parse_args(args)
+        except YamlError as error:
+            raise UsageError(str(error)) from error
+        except UsageError as error:
+            for k, recipe in enumerate(recipes):  # the first that gives this error without the other options
+                try:
+                    parser.parse_args([args[0], *(f"--config={name}" for name in recipes[: k + 1])])
+                except UsageError as own:
+                    if str(own) == str(error) and recipe not in str(error):
+                        raise UsageError(f"{recipe}: {error}") from error
+            raise
 
     def _parse_ckpt_path(self) -> None:
         """Keep the recipe as it is written: a checkpoint that does not fit is an error, not a change of the recipe."""
@@ -325,6 +341,12 @@ class SpectralCLI(LightningCLI):
         console = Console()
         console.print(table)
         console.print(f"Written: {self.run_dir / 'result.json'}, {predictions}", soft_wrap=True)
+
+
+def _recipes(args: Sequence[str]) -> list[str]:
+    """The files that ``--config`` names."""
+    names = [after for word, after in pairwise(args) if word in ("-c", "--config")]
+    return names + [word.removeprefix("--config=") for word in args if word.startswith("--config=")]
 
 
 def _fill(arguments: Namespace, facts: Mapping[str, Any]) -> None:

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.training.checkpoints import CheckpointError
-from common.training.task import ALLOW_HELP, MAX_CLAIMED, TRUSTED, TaskModule, load_module, module_class_of
+from common.training.checkpoints import MAX_CLAIMED, CheckpointError
+from common.training.task import ALLOW_HELP, TRUSTED, TaskModule, load_module, module_class_of
 
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ".safetensors"}
 ENTRY = "spectral"  # of the metadata

@@ -163,6 +163,10 @@ class PoseEstimationModule(TaskModule):
             raise ValueError("the module has seen no data: it does not know the size of its input")
         return KeypointSpec.from_dict(self.spec)
 
+    @property
+    def num_outputs(self) -> int:
+        return self.num_joints
+
     # -- training ------------------------------------------------------------------------------------------------
 
     @staticmethod

@@ -76,13 +76,25 @@ class Predictor:
                 errors.append(reason if reason.startswith(path) else f"{path}: {reason}")
                 self.fail(path, reason)
             else:
-                table.add_row(*map(Text, (path, *self.predict(Path(path), content))))  # names are no markup
+                table.add_row(*map(Text, (path, *self._predict(Path(path), content))))  # names are no markup
         console = Console()
         console.print(table)
         for error in errors:
             console.print(f"error: {error}", soft_wrap=True, markup=False)
         self.finish()
         return int(bool(errors))
+
+    def _predict(self, path: Path, content: Any) -> Sequence[str]:
+        try:
+            return self.predict(path, content)
+        except NonFiniteError:
+            raise
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:  # torch has no type for wrong sizes
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise CheckpointError(
+                f"{path}: the network of {self.options.checkpoint} cannot take it ({reason}); it is damaged, or the "
+                "file too small"
+            ) from error
 
     def _read(self) -> Iterator[tuple[str, Any, str]]:
         """``(path, content, "")`` of every file; ``(path, None, reason)`` of one that cannot be read."""

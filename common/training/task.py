@@ -21,13 +21,19 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from common.backbones.imagenet import load_imagenet
+from common.datamodules.manifest import is_text
 from common.datamodules.spec import InputSpec
-from common.training.checkpoints import CheckpointError, compare_state_dicts, read_checkpoint
+from common.training.checkpoints import (
+    CheckpointError,
+    building_what_a_file_says,
+    check_claims,
+    compare_state_dicts,
+    read_checkpoint,
+)
 
 if TYPE_CHECKING:
     from common.training.predict import Predictor
 
-MAX_CLAIMED = 100  # times the weights that a checkpoint holds may its network have before it is compressed
 TRUSTED = ("papers", "common")  # packages whose modules a checkpoint may name
 ALLOW_HELP = "package whose modules a checkpoint may name besides those of this project; it is imported"
 STORED = "spectral"  # entry of a checkpoint with what TaskModule needs besides weights and arguments
@@ -117,6 +123,11 @@ class TaskModule(L.LightningModule):
     def forward(self, batch: Tensor) -> Tensor:
         """(B, ...) -> the network's output."""
         return self.network(batch)
+
+    @property
+    def num_outputs(self) -> int | None:
+        """Number of the outputs that ``output_names`` names; None if the task does not say."""
+        return None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -400,24 +411,38 @@ def load_module(path: str | Path, trusted_packages: Sequence[str] = TRUSTED) -> 
             ``trusted_packages``, or does not fit the class it names.
     """
     checkpoint = read_checkpoint(path)
-    class_path = _stored(checkpoint).get("class_path")
-    if not isinstance(class_path, str) or "state_dict" not in checkpoint:
+    class_path, weights = _stored(checkpoint).get("class_path"), checkpoint.get("state_dict")
+    if not isinstance(class_path, str) or not isinstance(weights, dict):
         raise CheckpointError(f"{path}: not a checkpoint written by this project")
     module_class = module_class_of(class_path, path, trusted_packages)
-    arguments = {**checkpoint.get("hyper_parameters", {}), "compile": False}
     try:
-        with torch.device("meta"):  # nothing is allocated for what the arguments claim
-            claimed = sum(tensor.numel() for tensor in module_class(**arguments).state_dict().values())
-        held = sum(tensor.numel() for tensor in checkpoint["state_dict"].values() if isinstance(tensor, Tensor))
-        if claimed > MAX_CLAIMED * held:  # a compressed network is some times smaller than the one that it is made of
-            raise CheckpointError(
-                f"{path}: claims {claimed:,} weights in its arguments, but holds {held:,}; it is damaged"
-            )
+        arguments = {**checkpoint.get("hyper_parameters", {}), "compile": False}
+        with building_what_a_file_says():
+            module = module_class(**arguments).to("meta")
+            check_claims(module, weights)
+            module.on_load_checkpoint(dict(checkpoint))  # it may describe another network, and compares the weights
+            check_claims(module, weights)
+            _check_names(module)
         module = module_class(**arguments)
-    except CheckpointError:
-        raise
-    except (TypeError, ValueError) as error:
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(checkpoint["state_dict"])
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except Exception as error:  # what a damaged file asks for fails in many ways
         raise CheckpointError(f"{path}: {class_path} takes other arguments now ({error})") from error
-    module.on_load_checkpoint(checkpoint)
-    module.load_state_dict(checkpoint["state_dict"])
     return module.eval()
+
+
+def _check_names(module: TaskModule) -> None:
+    """Check what a checkpoint says of the input and the outputs. Raises CheckpointError."""
+    names, count = module.output_names, module.num_outputs
+    if names is not None:
+        if not isinstance(names, list) or not all(isinstance(name, str) and is_text(name) for name in names):
+            raise CheckpointError(f"its {module.output} names are not a list of texts")
+        if count is not None and len(names) != count:
+            raise CheckpointError(f"it has {len(names)} {module.output} names, but {count} outputs")
+    if module.spec is not None:
+        try:
+            module.spec_class.from_dict(module.spec)
+        except ValueError as error:
+            raise CheckpointError(f"how a file becomes the network's input is damaged: {error}") from error

@@ -6,6 +6,7 @@ networks that are known not to read files, download weights or run other code ar
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import re
@@ -17,9 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.training.checkpoints import AtomicCheckpointIO, CheckpointError, compare_state_dicts, read_checkpoint
+from common.training.checkpoints import (
+    AtomicCheckpointIO,
+    CheckpointError,
+    building_what_a_file_says,
+    check_claims,
+    compare_state_dicts,
+    read_checkpoint,
+)
 from papers.fdc3d.deployment import resized
-from papers.fdc3d.layers import CompactConv3d, replace_module
+from papers.fdc3d.layers import CompactConv3d, numeric_padding, replace_module
 from papers.fdc3d.methods import CompressionError
 
 #: entry of the file that tells it from other checkpoints
@@ -104,7 +112,7 @@ def rebuild(description: Mapping[str, Any], network: nn.Module | None = None) ->
             new = _changed(old, dict(values))
             if new is not old:
                 replace_module(network, old, new)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except Exception as error:  # what a damaged file asks for fails in many ways
         raise CheckpointError(f"the description of the compact network is damaged: {error}") from error
     return network.eval()
 
@@ -113,7 +121,16 @@ def _changed(old: Any, arguments: dict[str, Any]) -> nn.Module:
     """The module that a description lists, given that of the dense network."""
     kind = arguments.pop("type")
     if kind == "CompactConv3d":
-        return CompactConv3d(**arguments)
+        compact = CompactConv3d(**arguments)
+        if isinstance(old, nn.Conv3d):
+            for name in ("kernel_size", "stride", "dilation", "groups"):
+                if getattr(compact, name) != getattr(old, name):
+                    raise CheckpointError(
+                        f"{name} is {getattr(compact, name)}, in the dense network {getattr(old, name)}"
+                    )
+            if compact.padding != numeric_padding(old):
+                raise CheckpointError(f"padding is {compact.padding}, in the dense network {old.padding}")
+        return compact
     if kind == "Identity":
         return old if isinstance(old, nn.Identity) else nn.Identity()
     if kind not in ("Conv3d", "BatchNorm3d"):
@@ -159,15 +176,19 @@ def load_compact(path: str | Path, network: nn.Module | None = None) -> nn.Modul
     stored = read_checkpoint(path)
     if stored.get(FORMAT) != 1:
         raise CheckpointError(f"{path}: not a compact network (`python -m papers.fdc3d` writes them)")
+    weights: dict[str, Tensor] | None = stored.get("state_dict")
+    if not isinstance(weights, dict):
+        raise CheckpointError(f"{path}: holds no weights; it is damaged")
     try:
+        with building_what_a_file_says():
+            claimed = rebuild(stored, None if network is None else copy.deepcopy(network).to("meta"))
+        if differences := compare_state_dicts(claimed.state_dict(), weights):
+            raise CheckpointError(f"the weights do not fit the described network:\n{differences}")
+        check_claims(claimed, weights)
         network = rebuild(stored, network)
-        weights: dict[str, Tensor] = stored["state_dict"]
-    except (CheckpointError, KeyError) as error:
+        network.load_state_dict(weights)
+    except (CheckpointError, RuntimeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    differences = compare_state_dicts(network.state_dict(), weights)
-    if differences:
-        raise CheckpointError(f"{path}: the weights do not fit the described network:\n{differences}")
-    network.load_state_dict(weights)
     return network
 
 
@@ -191,7 +212,7 @@ def _build(source: Mapping[str, Any]) -> nn.Module:
             built = builder(**arguments)
     except CheckpointError:
         raise
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # what a damaged file asks for fails in many ways
         raise CheckpointError(f"{name} does not take these arguments now ({error})") from error
     network = built.network if hasattr(built, "training_step") else built
     if not isinstance(network, nn.Module):

@@ -212,6 +212,8 @@ class CompactConv3d(nn.Module):
             raise ValueError(f"{groups} groups do not divide {in_channels} and {out_channels} channels")
         if not 1 <= rows <= taps:
             raise ValueError(f"cannot keep {rows} of {taps} rows")
+        if min(self.stride) < 1 or min(self.dilation) < 1 or min(self.padding) < 0:
+            raise ValueError("stride and dilation must be at least 1, and padding at least 0")
         if execution not in EXECUTIONS:
             raise ValueError(f"unknown execution {execution!r}; choose one of {', '.join(EXECUTIONS)}")
         if layout not in LAYOUTS:
@@ -245,6 +247,11 @@ class CompactConv3d(nn.Module):
         self.layout: Layout = layout
         self._prepared: dict[str, tuple[Any, Tensor]] = {}
         self.weight.data = _arranged(self.weight.data, layout)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        if not self.kept.is_meta and not bool(((self.kept >= 0) & (self.kept < self.in_channels)).all()):
+            args[-1].append(f"{args[1]}kept names channels outside of 0..{self.in_channels - 1}")
 
     def executions(self) -> tuple[Execution, ...]:
         """The executions that differ for this layer: without a dropped row, for instance, there is no transform."""
