@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-#: the classifier's name in the networks of torchvision and timm
-HEADS = ("fc", "head", "head.fc")
+#: the last layer's name in the networks of torchvision and timm, and in pose networks
+HEADS = ("fc", "head", "head.fc", "final_layer")
 
 
 class ImageNetError(ValueError):

@@ -156,6 +156,7 @@ def resnet3d_from_state_dict(state: Mapping[str, Tensor]) -> ResNet3d:
 
     Depth, shortcut, width and number of classes are read off the keys and shapes. Keys may begin with `module.`, as
     those of networks trained on several GPUs do; counters of batches, which old files lack, start at zero.
+    `common.backbones.imagenet.read_image_weights` reads the public files.
 
     Raises:
         ValueError: the keys are not those of a 3D-ResNet; the first that differ are named.

@@ -37,12 +37,16 @@ def small(**options: object) -> C2DResNet:
     return C2DResNet(50, num_classes=5, width=0.125, layers=(1, 2, 1, 1), **options)
 
 
-@pytest.mark.parametrize("depth", [18, 50])
-def test_equals_torchvision_on_frames(depth: int) -> None:
+@pytest.mark.parametrize(
+    ("library", "depth"), [("torchvision", 18), ("torchvision", 34), ("torchvision", 50), ("timm", 50)]
+)
+def test_equals_the_image_network_on_frames(tmp_path: Path, library: str, depth: int) -> None:
+    models = torchvision.models if library == "torchvision" else pytest.importorskip("timm").models
     torch.manual_seed(0)
-    theirs = getattr(torchvision.models, f"resnet{depth}")(num_classes=7).eval()
+    theirs = getattr(models, f"resnet{depth}")(num_classes=7).eval()
     ours = C2DResNet(depth, num_classes=7).eval()
-    ours.load_state_dict(theirs.state_dict())
+    torch.save(theirs.state_dict(), tmp_path / "image.pth")
+    load_imagenet(ours, str(tmp_path / "image.pth"))
     pictures = torch.randn(2, 3, 70, 65)
     with torch.no_grad():
         expected = theirs(pictures)

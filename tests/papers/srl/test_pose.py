@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+import torchvision
+from torch import Tensor, nn
 
+from common.backbones import load_imagenet
 from common.training.checkpoints import CheckpointError
 from common.training.cli import main
 from common.training.task import load_module, load_pretrained
@@ -76,6 +79,41 @@ def test_published_state_dicts_load(tmp_path: Path, depth: int, prefix: str) -> 
     assert all(torch.equal(own[name], value) for name, value in state.items())
     with torch.inference_mode():
         assert network.eval()(torch.randn(1, 3, 96, 64)).shape == (1, 17, 24, 16)
+
+
+class SimpleBaseline(torchvision.models.ResNet):
+    """The published network: torchvision's ResNet-50 with a decoder, as its names say."""
+
+    def __init__(self, num_joints: int) -> None:
+        super().__init__(torchvision.models.resnet.Bottleneck, [3, 4, 6, 3])
+        del self.avgpool, self.fc
+        steps: list[nn.Module] = []
+        for channels in (2048, 256, 256):
+            deconv = nn.ConvTranspose2d(channels, 256, kernel_size=4, stride=2, padding=1, bias=False)
+            steps += [deconv, nn.BatchNorm2d(256), nn.ReLU()]
+        self.deconv_layers = nn.Sequential(*steps)
+        self.final_layer = nn.Conv2d(256, num_joints, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        return self.final_layer(self.deconv_layers(self.layer4(self.layer3(self.layer2(self.layer1(x))))))
+
+
+@pytest.mark.parametrize("block", ["none", "srl-fft"])
+def test_published_weights_give_the_same_heatmaps(tmp_path: Path, block: Any) -> None:
+    """New blocks change nothing at first; the last layer is new for other joints."""
+    torch.manual_seed(0)
+    theirs = SimpleBaseline(16).eval()
+    torch.save(theirs.state_dict(), tmp_path / "pose_resnet_50_256x192.pth.tar")
+    ours = pose_resnet(16, (64, 48), block=block).eval()
+    load_imagenet(ours, str(tmp_path / "pose_resnet_50_256x192.pth.tar"))
+    images = torch.randn(1, 3, 64, 48)
+    with torch.no_grad():
+        expected = theirs(images)
+        torch.testing.assert_close(ours(images), expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-5)
+    other = pose_resnet(17, (64, 48), block=block)
+    assert "the classifier is new" in load_imagenet(other, str(tmp_path / "pose_resnet_50_256x192.pth.tar"))
+    assert torch.equal(other.deconv_layers[6].weight, theirs.deconv_layers[6].weight)
 
 
 def test_a_network_with_blocks_says_what_a_published_state_dict_lacks(tmp_path: Path) -> None:
