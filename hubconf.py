@@ -1,6 +1,5 @@
 """Entry points of `torch.hub`: the networks of all papers with untrained weights, and those of checkpoints.
 
-    torch.hub.list(".", source="local")
     torch.hub.load(".", "t_stft", source="local", num_classes=27)
     torch.hub.load(".", "checkpoint", source="local", path="runs/my_run")
 
