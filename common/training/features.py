@@ -24,8 +24,8 @@ def last_layer(network: nn.Module, num_classes: int) -> tuple[str, nn.Module]:
         ValueError: the network has none of these.
     """
     layers = list(network.named_modules())
-    linear = [(name, layer) for name, layer in layers if isinstance(layer, nn.Linear)]
-    found = (
+    linear: list[tuple[str, Any]] = [(name, layer) for name, layer in layers if isinstance(layer, nn.Linear)]
+    found: list[tuple[str, Any]] = (
         [(name, layer) for name, layer in linear if layer.out_features == num_classes]
         or [(n, layer) for n, layer in layers if isinstance(layer, _CONVOLUTIONS) and layer.out_channels == num_classes]
         or linear
@@ -77,9 +77,9 @@ class FeatureRecorder:
         features = np.stack([row["features"] for row in self.rows]) if self.rows else np.zeros((0, 0), np.float32)
         with written_whole(path, overwrite) as temporary:
             if path.suffix.lower() == ".npz":
-                columns = {"path": str, "start": np.float64, "end": np.float64}
-                arrays = {name: np.array([row[name] for row in self.rows], kind) for name, kind in columns.items()}
-                np.savez(temporary, features=features, **arrays)
+                paths = np.array([row["path"] for row in self.rows], str)
+                start, end = (np.array([row[name] for row in self.rows], np.float64) for name in ("start", "end"))
+                np.savez(temporary, path=paths, start=start, end=end, features=features)
             else:
                 np.save(temporary, features)
         if table := paths_file(path):
