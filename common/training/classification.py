@@ -19,8 +19,11 @@ from torchmetrics.classification import MulticlassAccuracy
 from common.datamodules.folders import find_files
 from common.evaluation.figures import clip_figure, confusion_figure
 from common.evaluation.scores import VideoResult, VideoScores, combine_views, prediction_table
-from common.training.predict import Predictor, write_rows
+from common.training.features import FeatureRecorder, paths_file
+from common.training.predict import Predictor, write_json, write_rows
 from common.training.task import TaskModule
+
+SUFFIXES = {"--features": (".npz", ".npy"), "--video": (".mp4",)}  # of the files that options name
 
 
 class ClassPredictor(Predictor):
@@ -30,15 +33,36 @@ class ClassPredictor(Predictor):
         super().__init__(module, options)
         if options.top < 1:
             raise ValueError(f"--top is {options.top}; it is at least 1")
-        if options.csv:
-            self.check_new(options.csv)
+        files: dict[Path, str] = {}
+        for option, path in self.outputs():
+            self.check_file(option, path, SUFFIXES.get(option, ()))
+            if (other := files.setdefault(path.resolve(), option)) != option:
+                raise ValueError(f"{other} and {option} both write {path}; give them different names")
+        self.features = FeatureRecorder(module.network, module.num_classes) if options.features else None
+        self.complete = [path for path in (options.csv, options.json) if path]
         self.columns = (module.kind, "prediction", "probability")
         self.rows: list[dict[str, Any]] = []
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--csv", type=Path, help="also write the predictions to this file")
+        parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the predictions to this file")
+        parser.add_argument("--json", type=Path, metavar="FILE", help="also write the same rows as a JSON list")
+        parser.add_argument(
+            "--features",
+            type=Path,
+            metavar="FILE",
+            help="also write the input of the last linear layer, averaged over views, as float32: .npz with the arrays "
+            "path, start, end and features, or .npy with a .csv of the paths beside it",
+        )
         parser.add_argument("--top", type=int, default=5, help="number of classes to show (default 5)")
+
+    def outputs(self) -> list[tuple[str, Path]]:
+        """The files to write, each with its option."""
+        names = ("csv", "json", "features")
+        files = [(f"--{name}", path) for name in names if (path := getattr(self.options, name))]
+        if self.options.features and (table := paths_file(self.options.features)):
+            files.append(("the table of --features", table))
+        return files
 
     def find_files(self, path: str) -> list[Path]:
         return find_files(path, self.module.kind)
@@ -47,11 +71,21 @@ class ClassPredictor(Predictor):
         return self.module.load_views(path)
 
     def predict(self, path: Path, content: Tensor) -> Sequence[str]:
-        probabilities = self.module.predict_views(content).cpu()
+        return self.add_row(path, self.classify(path, content))
+
+    def classify(self, path: Path, views: Tensor, **times: float) -> Tensor:
+        """Class probabilities (num_classes,) of some views of a file; their features are kept for ``--features``."""
+        probabilities = self.module.predict_views(views).cpu()
         self.check_finite(path, probabilities)
+        if self.features is not None:
+            self.features.end_row(str(path), **times)
+        return probabilities
+
+    def add_row(self, path: Path, probabilities: Tensor, **times: float) -> Sequence[str]:
+        """Note a prediction for the files to write; its cells in the printed table, without ``times``."""
         names = self.module.output_names
         (row,) = prediction_table(probabilities[None], names, [str(path)], top=self.options.top)
-        self.rows.append({**row, "error": ""})
+        self.rows.append({"path": str(path), **times, **row, "error": ""})
         ranks = range(1, 1 + min(self.options.top, len(names)))
         return "\n".join(row[f"top{k}"] for k in ranks), "\n".join(f"{row[f'p{k}']:.4f}" for k in ranks)
 
@@ -59,8 +93,15 @@ class ClassPredictor(Predictor):
         self.rows.append({"path": path, "error": reason})
 
     def finish(self) -> None:
+        force = self.options.force
         if self.options.csv:
-            write_rows(self.options.csv, self.rows, overwrite=self.options.force)
+            write_rows(self.options.csv, self.rows, overwrite=force)
+        if self.options.json:
+            write_json(self.options.json, self.rows, overwrite=force)
+        if self.features is not None:
+            self.features.write(self.options.features, overwrite=force)
+            count, layer = len(self.features.rows), self.features.layer
+            print(f"Written: {self.options.features}, {count} rows with the input of the layer {layer}")
 
 
 class ClassificationModule(TaskModule):

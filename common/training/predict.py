@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Iterator, Sequence
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +30,7 @@ class Predictor:
 
     Attributes:
         columns: names of the columns of the printed table, the first of which is the file.
+        complete: files that hold all rows, also those that the printed table leaves out.
 
     Args:
         module: on its device, with ``spec`` and ``output_names``.
@@ -36,6 +42,7 @@ class Predictor:
     """
 
     columns: tuple[str, ...]
+    complete: Sequence[Path] = ()
 
     def __init__(self, module: Any, options: argparse.Namespace) -> None:
         self.module, self.options = module, options
@@ -56,6 +63,10 @@ class Predictor:
         """Predict what :meth:`load` returned; the cells of its row in the table, after the path."""
         raise NotImplementedError
 
+    def predict_rows(self, path: Path, content: Any) -> Iterable[Sequence[str]]:
+        """The rows of a file, one unless a task makes more. Raises ReadError, after the rows before the damage."""
+        return [self._checked_prediction(path, content)]
+
     def check_finite(self, path: Path, output: Tensor | np.ndarray) -> None:
         """Raise NonFiniteError if the network's output for a file holds NaN or infinite values."""
         if not torch.as_tensor(output).isfinite().all():
@@ -70,21 +81,35 @@ class Predictor:
     def run(self) -> int:
         """Predict all files, print a table and write the results; returns 1 if a file could not be read, else 0."""
         table = Table(*(Column(name, overflow="fold") for name in self.columns))
-        errors = []
+        errors, left_out = [], 0
         for path, content, reason in self._read():
+            if not reason:
+                try:
+                    for cells in self.predict_rows(Path(path), content):
+                        if table.row_count < self.options.rows:
+                            table.add_row(*map(Text, (path, *cells)))  # names are no markup
+                        else:
+                            left_out += 1
+                except ReadError as unreadable:
+                    reason = unreadable.reason or str(unreadable)
             if reason:
                 errors.append(reason if reason.startswith(path) else f"{path}: {reason}")
                 self.fail(path, reason)
-            else:
-                table.add_row(*map(Text, (path, *self._predict(Path(path), content))))  # names are no markup
         console = Console()
         console.print(table)
+        if left_out:
+            total, files = table.row_count + left_out, " and ".join(map(str, self.complete))
+            console.print(
+                f"{left_out} more rows" + (f" in {files}" if files else f"; --rows {total} prints all"),
+                soft_wrap=True,
+                markup=False,
+            )
         for error in errors:
             console.print(f"error: {error}", soft_wrap=True, markup=False)
         self.finish()
         return int(bool(errors))
 
-    def _predict(self, path: Path, content: Any) -> Sequence[str]:
+    def _checked_prediction(self, path: Path, content: Any) -> Sequence[str]:
         try:
             return self.predict(path, content)
         except NonFiniteError:
@@ -119,6 +144,23 @@ class Predictor:
             what = "is not empty" if path.is_dir() else "exists"
             raise FileExistsError(f"{path} {what}; give another name, or --force to overwrite it")
 
+    def check_file(self, option: str, path: Path, suffixes: Sequence[str] = ()) -> None:
+        """Check, before anything is predicted, that a file can be written.
+
+        Raises:
+            ValueError: the name ends in none of ``suffixes``.
+            OSError: it exists and ``--force`` is not set, is a folder, or its folder does not take files.
+        """
+        if suffixes and path.suffix.lower() not in suffixes:
+            raise ValueError(f"{option} is {path}; the name must end in {' or '.join(suffixes)}")
+        if path.is_dir():
+            raise IsADirectoryError(f"{option} is {path}, which is a folder; give the name of a file")
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"{option} is {path}, but there is no folder {path.parent}; create it first")
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(f"{option} is {path}, but {path.parent} is not writable; give another folder")
+        self.check_new(path)
+
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]], overwrite: bool = False) -> None:
     """Write rows as CSV; the columns are those of all rows.
@@ -133,6 +175,32 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]], overwrite: bool = Fal
         writer.writerows({key: cell(value) for key, value in row.items()} for row in rows)
 
 
+def write_json(path: Path, rows: Sequence[dict[str, Any]], overwrite: bool = False) -> None:
+    """Write rows as a JSON list of objects, one a line.
+
+    Raises:
+        FileExistsError: the file exists and ``overwrite`` is False.
+    """
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    with path.open("w" if overwrite else "x", encoding="utf-8") as file:
+        file.write(f"[\n{lines}\n]\n")
+
+
+@contextmanager
+def written_whole(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary path beside ``path``, which takes its place at the end; after an error nothing is left of it.
+
+    Raises:
+        FileExistsError: the file exists at the end and ``overwrite`` is False.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        temporary = Path(folder) / path.name
+        yield temporary
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"{path} exists; give another name, or --force to overwrite it")
+        temporary.replace(path)
+
+
 def cell(value: Any) -> Any:
     """A value for a CSV file: text that a spreadsheet would take for a formula gets an apostrophe in front."""
     return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value
@@ -144,7 +212,7 @@ def main(args: list[str]) -> int:
     Raises:
         CheckpointError: the checkpoint cannot be used, or does not say how a file becomes the network's input.
         ValueError: the device cannot be used, or an option is out of its range.
-        FileExistsError: a file to write exists, and there is no ``--force``.
+        OSError: a file to write exists, and there is no ``--force``, or it cannot be written.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--checkpoint")
@@ -154,6 +222,7 @@ def main(args: list[str]) -> int:
     module = None if checkpoint is None else _load(checkpoint, trusted)
     options = _parser(module).parse_args(args)
     assert module is not None  # the parser requires a checkpoint
+    options.paths = list(_expand(options.paths))
     if module.spec is None or module.output_names is None:
         raise CheckpointError(
             f"{checkpoint} lacks the {module.output} names and how a file becomes the network's input: "
@@ -165,6 +234,18 @@ def main(args: list[str]) -> int:
         raise ValueError(f"--device {options.device} cannot be used: {error}") from error
     with torch.inference_mode():
         return module.predictor(module, options).run()
+
+
+def _expand(paths: Sequence[str]) -> Iterator[str]:
+    """The paths, with those on standard input in place of ``-``."""
+    for path in paths:
+        if path != "-":
+            yield path
+            continue
+        lines = [line for line in sys.stdin.read().split("\n") if line.strip()]
+        if not lines:
+            raise ValueError("- reads paths from standard input, one a line, and there are none")
+        yield from (line.removesuffix("\r") for line in lines)
 
 
 def _load(checkpoint: str, trusted: Sequence[str]) -> TaskModule:
@@ -182,11 +263,17 @@ def _parser(module: TaskModule | None) -> argparse.ArgumentParser:
         + ("With --checkpoint, --help shows the options of its task too." if module is None else ""),
         allow_abbrev=False,
     )
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="file, folder of files, .txt list; also frame folders")
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="file, folder of files, .txt list; also frame folders; - reads paths from standard input, one a line",
+    )
     parser.add_argument("--checkpoint", required=True, help="checkpoint or ONNX file, or a run's folder (best.ckpt)")
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, mps"
     )
+    parser.add_argument("--rows", type=int, default=10, help="rows of the printed table at most (default %(default)s)")
     parser.add_argument("--force", action="store_true", help="overwrite existing files")
     parser.add_argument("--allow", metavar="PACKAGE", action="append", help=ALLOW_HELP)
     if module is not None:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from common.datamodules.video_clips import ClipSpec, load_views
 from common.training.classification import ClassificationModule
+from common.training.predict_windows import VideoClassPredictor
 
 
 class VideoClassificationModule(ClassificationModule):
@@ -17,6 +18,7 @@ class VideoClassificationModule(ClassificationModule):
 
     kind = "video"
     spec_class = ClipSpec
+    predictor = VideoClassPredictor
 
     def load_views(self, path: str | Path) -> Tensor:
         return load_views(path, ClipSpec.from_dict(self.spec or {}))
