@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.training.predict import write_rows, written_whole
+from common.training.predict import new_file, write_rows
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -75,7 +75,7 @@ class FeatureRecorder:
             FileExistsError: a file exists and ``overwrite`` is False.
         """
         features = np.stack([row["features"] for row in self.rows]) if self.rows else np.zeros((0, 0), np.float32)
-        with written_whole(path, overwrite) as temporary:
+        with new_file(path, overwrite) as temporary:
             if path.suffix.lower() == ".npz":
                 paths = np.array([row["path"] for row in self.rows], str)
                 start, end = (np.array([row[name] for row in self.rows], np.float64) for name in ("start", "end"))

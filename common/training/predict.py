@@ -187,7 +187,7 @@ def write_json(path: Path, rows: Sequence[dict[str, Any]], overwrite: bool = Fal
 
 
 @contextmanager
-def written_whole(path: Path, overwrite: bool = False) -> Iterator[Path]:
+def new_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """A temporary path beside ``path``, which takes its place at the end; after an error nothing is left of it.
 
     Raises:

@@ -28,7 +28,7 @@ from common.datamodules.video_clips import ClipSpec, view_indices
 from common.datamodules.video_crops import square_crops
 from common.datamodules.video_reader import EncodedVideoReader, FrameFolderReader, open_video
 from common.training.classification import ClassPredictor
-from common.training.predict import written_whole
+from common.training.predict import new_file
 
 if TYPE_CHECKING:
     from common.training.classification import ClassificationModule
@@ -189,7 +189,7 @@ class VideoClassPredictor(ClassPredictor):
                 raise VideoReadError(path, f"{damage} {until}{video_kept}.")
             if self.options.video:
                 captions = [self._caption(probabilities) for probabilities in smoothed]
-                with written_whole(self.options.video, self.options.force) as temporary:
+                with new_file(self.options.video, self.options.force) as temporary:
                     write_captioned(temporary, video, windows, captions)
                 self.notes.append(f"Written: {self.options.video}")
 
