@@ -168,7 +168,7 @@ def test_clip_spec_round_trip():
         ({"num_clips": 10**9}, "1000000000 views of"),
         ({"crop_size": 10**6}, "more than"),
         ({"resize": 10**9}, "resize is 1000000000, too large"),
-        ({"num_frames": "x"}, "wrong values in ClipSpec"),
+        ({"num_frames": "x"}, "num_frames is 'x'; it must be a whole number"),
     ],
 )
 def test_clips_that_would_fill_the_memory_are_refused(values, words):

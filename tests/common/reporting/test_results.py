@@ -12,6 +12,7 @@ from common.reporting.results import Result, ResultError, append, from_json, rea
 CONTENT = {
     "top1": 0.75,
     "loss": 0.5,
+    "kind": "video",
     "videos": 8,
     "videos_expected": 8,
     "views": 1,

@@ -131,7 +131,7 @@ def test_training_learns_and_the_checkpoint_predicts_alone(
     parser = argparse.ArgumentParser()
     loaded.predictor.add_arguments(parser)
     options = parser.parse_args(["--out", str(tmp_path / "out")])
-    options.paths, options.force = [str(folder)], False
+    options.paths, options.force, options.rows = [str(folder)], False, 10
     assert loaded.predictor(loaded, options).run() == 0
     written = nib.load(tmp_path / "out" / f"{folder.name}.nii.gz")
     assert np.array_equal(written.affine, AFFINE)
