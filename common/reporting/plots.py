@@ -205,6 +205,6 @@ def frequency_use(found: Mapping[str, Mapping[str, Mapping[str, float]]], files:
                 axes.axhline(100 * groups["order"]["as it is"], color=colour, linewidth=0.6, linestyle=":")
             axes.set(title=title, xlabel=xlabel)
             axes.tick_params(axis="x", labelsize=8)
-        figure.axes[0].set_ylabel(f"accuracy (%), {files} clips")
+        figure.axes[0].set(ylabel=f"accuracy (%), {files} clips", ylim=(0, 102))
         figure.axes[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
     return figure
