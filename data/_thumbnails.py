@@ -21,6 +21,7 @@ from common.datamodules.video_clips import ClipSpec, make_views
 from common.datamodules.video_dataset import ClipAugmentation, make_training_clip
 from common.datamodules.video_reader import DEFAULT_FPS, FrameFolderReader, open_video
 from common.datamodules.video_sampling import segment_indices
+from common.training.cli import without_dump
 from data.check import count_problem
 
 THUMBNAIL = 128  # pixels, longest side
@@ -78,8 +79,7 @@ class VideoTransforms:
                     clip = make_views(count, video.get_frames, spec)[0]
         except ReadError as error:
             return Thumbnails(entry, problem=error.reason or str(error))
-        needed = spec.num_frames if spec.sampling == "segments" else (spec.num_frames - 1) * spec.stride + 1
-        short = f"too short: {count} frames, a clip takes {needed}; frames are repeated" if count < needed else ""
+        short = f"too short: {count} frames, a clip takes {spec.span}; frames are repeated" if count < spec.span else ""
         problems = [text for text in (count_problem(count, entry.num_frames), short) if text]
         chosen = segment_indices(spec.num_frames, min(spec.num_frames, SHOWN)).tolist()
         kind = "training clip" if entry.split == "train" else "validation clip"
@@ -157,14 +157,9 @@ def _data_module(recipe: Path | None, root: Path, kind: str) -> VideoDataModule 
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(f"{recipe} is not a recipe: it lacks a key `data` as in `spectral fit`.") from error
     except (ArgumentError, ValueError) as error:
-        raise DatasetError(f"{recipe}, for the {kind}s of {root}: {_without_dump(str(error))}") from error
-
-
-def _without_dump(message: str) -> str:
-    """A message of jsonargparse in one line, without the list of possible types and the value."""
-    noise = ('Parser key "data"', "Does not validate", "Subtypes", "Errors", "- Expected a <class 'NoneType'>", "Given")
-    lines = [line.strip() for line in message.splitlines() if not line.strip().startswith(noise)]
-    return " ".join(line.removeprefix("- ") for line in lines)
+        lines = [line.strip().removeprefix("- ") for line in without_dump(str(error)).splitlines()]
+        reason = " ".join(line for line in lines if not line.startswith('Parser key "data"'))
+        raise DatasetError(f"{recipe}, for the {kind}s of {root}: {reason}") from error
 
 
 def _first_size(items: Sequence[Item]) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.comparison.rows import StudyProgress
 from common.comparison.runs import Place
@@ -141,13 +142,12 @@ def score_table(progress: StudyProgress, data: str) -> RenderedTable:
         test = np.array([r.test for r in rows.values()], dtype=float)
         train = np.array([r.train for r in rows.values()], dtype=float)
         needed = study.fitted * study.methods[name].bound_on(data)
-        state = "" if progress.is_trained(data, name) is not False else " not trained"
         rate, rates = progress.rate(data, name), study.rates_on(data, name)
         edge = len(rates) > 1 and rate in (min(rates), max(rates))
         cells.append(
             [
                 title,
-                f"{plain(mean_interval(test))}{state}" if len(test) else DASH,
+                _score(progress, data, name, test),
                 f"{100 * train.mean():.1f}" if len(train) else DASH,
                 f"{len(rows)} ({sum(value >= needed for value in train)} fitted)" if len(train) else "0",
                 DASH if rate is None or rate != rate else f"{rate:g}{' (edge)' if edge else ''}",
@@ -167,6 +167,12 @@ def score_table(progress: StudyProgress, data: str) -> RenderedTable:
         notes.append(f"not trained: below {100 * study.fitted:g} % of what the method can reach on its training data.")
     title = study.data[data].title or data
     return RenderedTable(title, heads, cells, [*notes, *provenance(progress, data)], f"scores-{data}")
+
+
+def _score(progress: StudyProgress, data: str, method: str, test: NDArray[np.float64]) -> str:
+    """`71.2 [68.0, 74.4]`, with what is to be said of its training; a dash without scores."""
+    state = "" if progress.is_trained(data, method) is not False else " not trained"
+    return f"{plain(mean_interval(test))}{state}" if len(test) else DASH
 
 
 def plain(found: Interval, scale: float = 100) -> str:
@@ -236,8 +242,7 @@ def methods_table(progress: StudyProgress) -> RenderedTable:
         line = [own.title or method]
         for data in study.data:
             scores = [row.test for row in progress.scores(data, method).values() if row.test is not None]
-            state = "" if progress.is_trained(data, method) is not False else ", not trained"
-            line.append(f"{plain(mean_interval(np.array(scores, dtype=float)))}{state}" if scores else DASH)
+            line.append(_score(progress, data, method, np.array(scores, dtype=float)))
         cells.append(line)
     notes = [f"Test accuracy in per cent: mean of {len(study.seeds)} seeds with its 95 % interval."]
     if any("not trained" in cell for line in cells for cell in line):

@@ -26,6 +26,7 @@ from common.comparison.study import Study, StudyError
 from common.evaluation.complexity import count
 from common.evaluation.latency import measure_latency, peak_allocated
 from common.reporting.runs import (
+    ReproduceError,
     begin_worker,
     data_arguments,
     fit,
@@ -140,7 +141,7 @@ def train(study: Study, place: Place, item: Pending, start: str = "") -> StudyRo
             facts = fit(arguments, folder)
             found = _scores(study, item, arguments, folder)
     except Exception as error:
-        if isinstance(error, cli.UsageError | StudyError | AssertionError):
+        if isinstance(error, cli.UsageError | StudyError | ReproduceError | AssertionError):
             raise
         message = cli.plain_message(error).splitlines()[0] if str(error) else type(error).__name__
         return replace(row, error=message, seconds=round(time.monotonic() - began, 1))

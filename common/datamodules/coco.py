@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.datamodules.errors import DatasetError
-from common.datamodules.manifest import is_text, shorten
+from common.datamodules.manifest import is_text, leaves_root, shorten
 
 Array = NDArray[np.float64]
 MAX_SIDE = 10**6  # of an image, in pixels
@@ -106,7 +106,7 @@ def read_annotations(path: str | Path, category: str = "person") -> KeypointAnno
             if not isinstance(image.get(key), kind) or (kind is int and not 0 < image[key] <= MAX_SIDE):
                 raise DatasetError(f"{path}: image {image['id']} lacks {key}.")
         name = image["file_name"]
-        if not is_text(name) or os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir:
+        if not is_text(name) or leaves_root(name):
             raise DatasetError(f"{path}: image {image['id']} has the file name {name!r}; it must lie below the images.")
         images[image["id"]] = image
     annotations = []

@@ -408,7 +408,7 @@ class _Checks:
         """The entry of a row. Raises ValueError with the text after ``file:line``."""
         if not path:
             raise ValueError("the path is empty.")
-        if _ODD(path) and (os.path.isabs(path) or os.path.normpath(path).split(os.sep, 1)[0] == os.pardir):
+        if leaves_root(path):
             raise ValueError(f"the path {_excerpt(path)} leaves the data root; set `root` to a folder above it.")
         if others not in self.known:
             self.known[others] = self._checked(*others)
@@ -445,6 +445,11 @@ class _Checks:
 
 #: finds what `os.path.normpath` would change, or an absolute path
 _ODD = re.compile(r"//|(?:^|/)\.{0,2}(?:/|$)|\\|:").search
+
+
+def leaves_root(path: str) -> bool:
+    """Whether a path is absolute, or leads out of the folder that it is relative to."""
+    return bool(_ODD(path)) and (os.path.isabs(path) or os.path.normpath(path).split(os.sep, 1)[0] == os.pardir)
 
 
 def normal(path: str) -> str:

@@ -63,6 +63,11 @@ class ClipSpec(ColourSpec):
         return 1, 3, self.num_frames, self.crop_size, self.crop_size
 
     @property
+    def span(self) -> int:
+        """Frames of a video that a view spans without repeating any."""
+        return self.num_frames if self.sampling == "segments" else (self.num_frames - 1) * self.stride + 1
+
+    @property
     def num_views(self) -> int:  # type: ignore[override]
         """Views of one video."""
         return self.num_clips * self.num_crops

@@ -42,8 +42,8 @@ import io
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -176,9 +176,8 @@ def count(
     analysis.clear_op_handles()
     for name, handle in {**HANDLES, **(handles or {})}.items():
         analysis.set_op_handle(name, _for_fvcore(name, handle, complex_weight))
-    only_shapes = _ShapesOnly() if device == "meta" else nullcontext()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), reference_implementation(), only_shapes:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), reference_implementation(), _shapes_only(device):
             totals = analysis.by_operator()
     except UnknownOperatorError:
         raise
@@ -251,6 +250,23 @@ class _ShapesOnly(TorchDispatchMode):
         if func is torch.ops.aten._convolution.default:
             return torch.ops.aten.convolution.default(*args[:9])
         return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _shapes_only(device: str) -> Iterator[None]:
+    if device != "meta":
+        yield
+        return
+    autocast = torch.autocast
+    # Autocasting does not exist for this device; networks that switch it off around a spectrum would fail.
+    torch.autocast = lambda kind, *args, **kwargs: (  # type: ignore[misc, assignment]
+        nullcontext() if kind == "meta" else autocast(kind, *args, **kwargs)
+    )
+    try:
+        with _ShapesOnly():
+            yield
+    finally:
+        torch.autocast = autocast  # type: ignore[misc]
 
 
 def _for_fvcore(name: str, handle: Handle, complex_weight: int) -> Callable[[Any, Any], Counter[Any]]:

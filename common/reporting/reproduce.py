@@ -289,8 +289,10 @@ def _work(
         job.demos.append(runs)
         _train_demo(job, runs, ids, args, progress)
         if not args.rows:
+            task = progress.add_task("Removing parts of the spectra", total=1)
             with _noting_failure(job, f"{demo.id}, frequencies"):
                 runs.frequencies = frequency_uses(runs)
+            progress.advance(task)
     if data:
         _train_recipes(job, ids, args, data, progress)
     for figure in ledger.figures:

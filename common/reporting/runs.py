@@ -165,7 +165,9 @@ def last_checkpoint(folder: Path) -> Path:
     """The last checkpoint of the training in `folder/fit`. Raises ReproduceError if there is none."""
     found = sorted(folder.glob("fit/*/last.ckpt"), key=lambda path: path.stat().st_mtime_ns)
     if not found:
-        raise ReproduceError(f"{folder} has no checkpoint; it was deleted, or the training did not write one")
+        raise ReproduceError(
+            f"{folder} has no checkpoint; it was deleted. Delete the folder, and the rows of a study, to train it again"
+        )
     return found[-1]
 
 

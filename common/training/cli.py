@@ -70,7 +70,7 @@ class _Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         # the parser of a class reports first, its owner passes the message on
         hint = "" if "Did you mean" in message or "It takes" in message else self._hint(message)
-        raise UsageError(_without_dump(message) + hint) from ex
+        raise UsageError(without_dump(message) + hint) from ex
 
     def _hint(self, message: str) -> str:
         if found := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message):
@@ -105,7 +105,7 @@ class _Parser(LightningArgumentParser):
         return [key for key in dict.fromkeys(keys) if key not in ("help", "print_config")]
 
 
-def _without_dump(message: str) -> str:
+def without_dump(message: str) -> str:
     """A message of the parser without its list of all types that a value could have had, and the value itself."""
     noise = ("Does not validate against", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>", "Given value")
     lines = [line.rstrip() for line in message.splitlines() if not line.strip().startswith(noise)]
@@ -242,7 +242,7 @@ class SpectralCLI(LightningCLI):
         except ValueError as error:
             if "Does not validate against" not in str(error):
                 raise
-            raise UsageError(_without_dump(str(error))) from error
+            raise UsageError(without_dump(str(error))) from error
 
     def _instantiate_classes(self) -> None:
         config = self.config[str(self.subcommand)]

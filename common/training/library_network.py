@@ -50,8 +50,9 @@ def build_library_network(name: str, num_classes: int, **options: Any) -> nn.Mod
     except (ImportError, AttributeError, TypeError) as error:
         raise ValueError(f"network {name!r} does not exist: {error}") from error
     key = "model_num_class" if module_name.startswith("pytorchvideo.") else "num_classes"
-    if key not in parameters and module_name.startswith("papers."):
-        raise ValueError(f"{name} is no network function: it takes no {key}")
+    builds = inspect.isfunction(function) and function.__module__.endswith(".networks") and key in parameters
+    if module_name.startswith("papers.") and not builds:
+        raise ValueError(f"{name} is no function of a paper's networks.py with {key}")
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     if weights := {"weights", "weights_backbone", "pretrained"} & options.keys():
         raise ValueError(f"{name}: {weights.pop()} would download weights; start from a file with model.pretrained")

@@ -200,8 +200,7 @@ class VideoClassPredictor(ClassPredictor):
 
     def _note_short(self, path: Path, video: Reader, window: Window) -> None:
         """Say where a window has less than it should."""
-        spec, frames = self.spec, window.stop - window.first
-        needed = spec.num_frames if spec.sampling == "segments" else (spec.num_frames - 1) * spec.stride + 1
+        frames, needed = window.stop - window.first, self.spec.span
         if video.duration < self.options.windows - TICK:
             self.notes.append(
                 f"note: {path} lasts {video.duration:.2f} s, less than a window of {self.options.windows:g} s; "

@@ -69,14 +69,17 @@ def with_recipe_beside(args: Sequence[str]) -> list[str]:
 def explain(folder: Path, args: Sequence[str]) -> None:
     """Write ``README.txt`` into the folder of a training: the command, what each file is, and how to go on."""
     name, width = folder.parent.name, max(map(len, FILES))
+    config, last, run, root = (
+        shlex.quote(str(path)) for path in (folder / "config.yaml", folder / "last.ckpt", folder, folder.parent.parent)
+    )
     lines = [shlex.join(["spectral", *args]), ""]
     lines += [f"{file:{width}}  {text}" for file, text in FILES.items()]
     lines += [
         "",
-        f"Resume:   spectral fit --config {folder / 'config.yaml'} --ckpt_path last",
-        f"Test:     spectral test --config {folder / 'config.yaml'} --ckpt_path {folder / 'last.ckpt'}",
-        f"Predict:  spectral predict --checkpoint {folder} FILE ...",
-        f"List:     spectral runs {folder.parent.parent} --name {name}",
+        f"Resume:   spectral fit --config {config} --ckpt_path last",
+        f"Test:     spectral test --config {config} --ckpt_path {last}",
+        f"Predict:  spectral predict --checkpoint {run} FILE ...",
+        f"List:     spectral runs {root} --name {shlex.quote(name)}",
     ]
     (folder / "README.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

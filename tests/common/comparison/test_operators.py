@@ -1,0 +1,29 @@
+"""The study of operators across papers: every method trains for a step, with all options on all data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.comparison.study import load
+from common.training import cli
+from tests.datasets import write_dataset
+
+STUDY = load(Path(__file__).resolve().parents[3] / "common/comparison/operators/study.yaml")
+
+
+@pytest.fixture(scope="module")
+def motion(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return write_dataset("motion", tmp_path_factory.mktemp("motion"))
+
+
+@pytest.mark.parametrize("method", STUDY.methods)
+def test_a_method_trains(method: str, motion: list[str], tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    for data in STUDY.data:
+        cli.check_arguments(["fit", *STUDY.arguments(data, method, 0.03)])
+    done = cli.run(["fit", *STUDY.arguments("motion", method, 0.03), *motion, "--trainer.fast_dev_run", "1"])
+    assert done.trainer.global_step == 1
+    assert 100_000 < sum(p.numel() for p in done.model.network.parameters()) < 200_000  # one backbone for all
