@@ -226,7 +226,7 @@ def test_library_networks_are_those_of_a_few_packages():
     with pytest.raises(ValueError, match="not below torchvision"):
         build_library_network("os.system", 5)
     for name in ("papers.fdc3d.FDC3DModule", "papers.dtf.networks.dtf_blocks", "papers.fdc3d.load_compact"):
-        with pytest.raises(ValueError, match="is no function of a paper's networks.py with num_classes"):
+        with pytest.raises(ValueError, match=r"is no function of a paper's networks\.py with num_classes"):
             build_library_network(name, 5)
     with pytest.raises(ValueError, match="does not exist"):
         build_library_network("torchvision.models.video.r4d_18", 5)
