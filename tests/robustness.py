@@ -71,12 +71,14 @@ def gradients(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
     return {"input": x.grad} | {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
 
 
-def assert_same_gradients(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-3) -> None:
-    assert actual.keys() == expected.keys()
+def assert_same_gradients(
+    actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-3, message: str = ""
+) -> None:
+    assert actual.keys() == expected.keys(), message
     for name, gradient in expected.items():
         # Gradients that vanish (of a bias before a batch normalisation) are rounding errors.
         if gradient.abs().max() > 1e-6:
-            assert_same(actual[name], gradient, tolerance, f"gradient of {name}")
+            assert_same(actual[name], gradient, tolerance, f"{message}: gradient of {name}")
 
 
 # Construction and copies
@@ -349,6 +351,43 @@ def converts_to_synchronised_norms(build: Build, shape: Shape) -> None:
     module, x = prepare(build, shape)
     expected = module(x)
     assert_same(nn.SyncBatchNorm.convert_sync_batchnorm(module)(x), expected, message="synchronised norms")
+
+
+# Several processes
+
+
+def train_on_two_processes(cases: Sequence[tuple[str, Build, Shape]], folder: Path) -> None:
+    """Replicated (DDP) and sharded (FSDP2) over two processes with half of a batch of two each, modules have the
+    gradients of the whole batch, and none has a parameter that is not used.
+
+    Args:
+        cases: name, `build`, which can be pickled, and the shape of a batch of two.
+        folder: where the processes meet; empty.
+    """
+    torch.multiprocessing.spawn(_train_as_one_of_two, (str(folder / "meeting"), cases), nprocs=2)
+
+
+def _train_as_one_of_two(rank: int, meeting: str, cases: Sequence[tuple[str, Build, Shape]]) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
+    for name, build, shape in cases:
+        module, x = prepare(build, shape)
+        module.zero_grad()
+        expected, half = gradients(module, x), x[rank : rank + 1]
+        expected.pop("input")
+        replicated = nn.parallel.DistributedDataParallel(copy.deepcopy(module))
+        for _ in range(2):  # the second forward pass refuses parameters that the first has not used
+            replicated.zero_grad()
+            replicated(half).square().mean().backward()
+        actual = {n: p.grad for n, p in replicated.module.named_parameters() if p.grad is not None}
+        assert_same_gradients(actual, expected, message=f"{name}, replicated")
+        sharded: Any = torch.distributed.fsdp.fully_shard(module, mesh=mesh)
+        sharded.zero_grad()
+        sharded(half).square().mean().backward()
+        actual = {n: p.grad.full_tensor() for n, p in sharded.named_parameters() if p.grad is not None}  # type: ignore[attr-defined]
+        assert_same_gradients(actual, expected, message=f"{name}, sharded")
+    torch.distributed.destroy_process_group()
 
 
 #: checks that take nothing but `build` and the shape, and cost little

@@ -27,7 +27,6 @@ from common.evaluation.complexity import count
 from common.evaluation.latency import measure_latency, peak_allocated
 from common.reporting.runs import (
     ReproduceError,
-    begin_worker,
     data_arguments,
     fit,
     last_checkpoint,
@@ -35,6 +34,7 @@ from common.reporting.runs import (
     make_demo_data,
     output_to,
 )
+from common.reporting.workers import begin_worker
 from common.training import cli
 
 Told = Callable[[str], None]

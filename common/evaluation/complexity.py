@@ -249,6 +249,8 @@ class _ShapesOnly(TorchDispatchMode):
                 return torch._convolution(*args, False, False, False, False)  # type: ignore[call-overload]
         if func is torch.ops.aten._convolution.default:
             return torch.ops.aten.convolution.default(*args[:9])
+        if func is torch.ops.aten.native_batch_norm.default:  # deriving its shapes takes milliseconds
+            return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
         return func(*args, **(kwargs or {}))
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import torch
 from common.evaluation.complexity import Complexity
 from common.reporting.ledger import Ledger, RowNetwork
 from common.reporting.results import written_whole
+from common.reporting.workers import begin_worker
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,6 +31,10 @@ def source_hash(*folders: Path, exclude: Path | None = None) -> str:
                 digest.update(str(path.relative_to(ROOT) if ROOT in path.parents else path).encode())
                 digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _counted(ledger: Ledger, spec: RowNetwork) -> dict[str, Any]:
+    return ledger.complexity(spec).to_dict() | {"by_module": {}}
 
 
 class Counter:
@@ -48,15 +55,32 @@ class Counter:
         about = [network.function, network.arguments, network.classes]
         return json.dumps([*about, spec.input, spec.complex_weight, spec.counter])
 
+    def unknown(self, spec: RowNetwork) -> dict[str, RowNetwork]:
+        """What of a row's network has not been counted: itself, or its base and what is above it."""
+        parts = [replace(spec, baseline=None)]
+        parts += [replace(spec, network=spec.baseline, baseline=None)] if spec.baseline else []
+        return {name: part for part in parts if (name := self.name(part)) not in self.known}
+
     def count(self, spec: RowNetwork) -> Complexity:
-        if spec.baseline:  # the base of many rows is counted once
-            return self.count(replace(spec, baseline=None)).over(
-                self.count(replace(spec, network=spec.baseline, baseline=None))
-            )
-        name = self.name(spec)
-        if name not in self.known:
-            self.known[name] = self.ledger.complexity(spec).to_dict() | {"by_module": {}}
-        return Complexity(**self.known[name])
+        for name, part in self.unknown(spec).items():
+            self.known[name] = _counted(self.ledger, part)
+        found = Complexity(**self.known[self.name(replace(spec, baseline=None))])
+        if spec.baseline is None:
+            return found
+        return found.over(self.count(replace(spec, network=spec.baseline, baseline=None)))
+
+    def count_ahead(self, specs: Sequence[RowNetwork], jobs: int, counted: Callable[[int, int], None]) -> None:
+        """Count what is not known of these in `jobs` processes."""
+        missing = {name: part for spec in specs for name, part in self.unknown(spec).items()}
+        jobs = min(jobs, len(missing) // 8)  # starting a process takes as long as counting some networks
+        if jobs < 2:
+            return
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), begin_worker, (1,)) as pool:
+            futures = {pool.submit(_counted, self.ledger, part): name for name, part in missing.items()}
+            for done, future in enumerate(as_completed(futures), 1):
+                if not future.exception():  # else it is counted, and fails, where its row can be named
+                    self.known[futures[future]] = future.result()
+                counted(done, len(missing))
 
     def save(self) -> None:
         if self.cache:
@@ -65,9 +89,13 @@ class Counter:
 
 
 def count_rows(
-    ledger: Ledger, ids: Sequence[str], cache: Path | None = None, counted: Callable[[int, int], None] = lambda *_: None
+    ledger: Ledger,
+    ids: Sequence[str],
+    cache: Path | None = None,
+    counted: Callable[[int, int], None] = lambda *_: None,
+    jobs: int = 1,
 ) -> dict[str, dict[str, Complexity]]:
-    """Row id -> label -> complexity, for the rows among `ids` that have networks.
+    """Row id -> label -> complexity, for the rows among `ids` that have networks, counted in `jobs` processes.
 
     `counted` is called with the number of networks counted so far and that of all.
     """
@@ -76,6 +104,7 @@ def count_rows(
     total, done = sum(len(row.networks) for row in rows), 0
     counts: dict[str, dict[str, Complexity]] = {}
     try:
+        counter.count_ahead([spec for row in rows for spec in row.networks.values()], jobs, counted)
         for row in rows:
             counts[row.id] = {}
             for label, spec in row.networks.items():

@@ -38,6 +38,7 @@ from common.reporting.ledger import Ledger, LedgerError, load, package_root
 from common.reporting.page import EXPLANATION, png, run_facts, write_report
 from common.reporting.results import ResultError, append, read, replace_section, written_whole
 from common.reporting.runs import (
+    DemoJob,
     DemoRuns,
     Job,
     ReproduceError,
@@ -80,7 +81,7 @@ def main(folder: Path, figures: Mapping[str, FigureFunction], argv: Sequence[str
             return 0
         with _progress() as progress:
             if args.complexity:
-                counts = _count(ledger, ids, args.out, progress)
+                counts = _count(ledger, ids, args, progress)
                 finish: Callable[[], int] = lambda: _print_complexity(ledger, counts, args.json)  # noqa: E731
             else:
                 job = _work(ledger, ids, figures, args, data, progress)
@@ -179,7 +180,7 @@ def _parser(module: str, paper: str) -> argparse.ArgumentParser:
         "--jobs",
         type=int,
         default=1 if torch.cuda.is_available() else min(8, os.cpu_count() or 1),
-        help="demo networks to train at once, each in a process of its own (default here: %(default)s)",
+        help="networks to count or train at once, each in a process of its own (default here: %(default)s)",
     )
     parser.add_argument(
         "--readme",
@@ -266,11 +267,15 @@ def _wide_console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=200)
 
 
-def _count(ledger: Ledger, ids: Sequence[str], out: Path, progress: Progress) -> dict[str, dict[str, Complexity]]:
+def _count(
+    ledger: Ledger, ids: Sequence[str], args: argparse.Namespace, progress: Progress
+) -> dict[str, dict[str, Complexity]]:
     task = progress.add_task("Counting networks", total=None)
-    return count_rows(
-        ledger, ids, out / "complexity.json", lambda done, total: progress.update(task, completed=done, total=total)
-    )
+
+    def counted(done: int, total: int) -> None:
+        progress.update(task, completed=done, total=total)
+
+    return count_rows(ledger, ids, args.out / "complexity.json", counted, args.jobs)
 
 
 def _work(
@@ -283,46 +288,63 @@ def _work(
 ) -> Job:
     """Count, train, test and draw what was chosen; a failure is noted and the rest goes on."""
     job = Job(ledger)
-    job.counts = _count(ledger, ids, args.out, progress)
-    for demo in ledger.demos:
-        runs = DemoRuns(demo, args.out.parent / "demo" / demo.data_folder)
-        job.demos.append(runs)
-        _train_demo(job, runs, ids, args, progress)
-        if not args.rows:
-            task = progress.add_task("Removing parts of the spectra", total=1)
-            with _noting_failure(job, f"{demo.id}, frequencies"):
+    job.counts = _count(ledger, ids, args, progress)
+    job.demos = [DemoRuns(demo, args.out.parent / "demo" / demo.data_folder) for demo in ledger.demos]
+    _train_demos(job, ids, args, progress)
+    if not args.rows:
+        task = progress.add_task("Removing parts of the spectra", total=len(job.demos))
+        for runs in job.demos:
+            with _noting_failure(job, f"{runs.demo.id}, frequencies"):
                 runs.frequencies = frequency_uses(runs)
             progress.advance(task)
     if data:
         _train_recipes(job, ids, args, data, progress)
-    for figure in ledger.figures:
-        if figure.id in ids and figure.function:
-            with _noting_failure(job, figure.id):
-                if figure.function not in figures:
-                    raise LedgerError(f"{ledger.path}:{figure.line}: no figure function {figure.function}")
-                job.figures[figure.id] = png(figures[figure.function](job))
+    _draw_figures(job, ids, figures, progress)
     job.results = read(ledger.folder / "results.csv")
     return job
 
 
-def _train_demo(job: Job, runs: DemoRuns, ids: Sequence[str], args: argparse.Namespace, progress: Progress) -> None:
-    """Train and test the chosen rows of a demo."""
-    rows = [row for row in runs.demo.rows if row.id in ids or (args.demo and row.table_row in ids)]
-    if not rows:
+def _draw_figures(job: Job, ids: Sequence[str], figures: Mapping[str, FigureFunction], progress: Progress) -> None:
+    chosen = {
+        figure.id: (figure, figure.function) for figure in job.ledger.figures if figure.id in ids and figure.function
+    }
+    if not chosen:
         return
-    task = progress.add_task("Making the demo data", total=1)
-    make_demo_data(runs.demo.data, runs.data)
-    progress.advance(task)
-    task = progress.add_task("Training the demo networks", total=len(rows))
+    task = progress.add_task("Drawing figures", total=len(chosen))
+    for name, (figure, function) in chosen.items():
+        with _noting_failure(job, name):
+            if function not in figures:
+                raise LedgerError(f"{job.ledger.path}:{figure.line}: no figure function {function}")
+            job.figures[name] = png(figures[function](job))
+        progress.advance(task)
+
+
+def _train_demos(job: Job, ids: Sequence[str], args: argparse.Namespace, progress: Progress) -> None:
+    """Train and test the chosen rows of all demos."""
+    jobs = [
+        DemoJob(runs.demo, row, runs.data)
+        for runs in job.demos
+        for row in runs.demo.rows
+        if row.id in ids or (args.demo and row.table_row in ids)
+    ]
+    if not jobs:
+        return
+    demos = {own.data: own.demo for own in jobs}
+    task = progress.add_task("Making the demo data", total=len(demos))
+    for data, demo in demos.items():
+        make_demo_data(demo.data, data)
+        progress.advance(task)
+    task = progress.add_task("Training the demo networks", total=len(jobs))
     results: dict[int, Trained] = {}
-    where = (runs.data, args.out, args.seed, args.epochs, progress)
-    for position, result in train_all(job.ledger, runs.demo, rows, *where, min(args.jobs, len(rows))):
-        with _noting_failure(job, rows[position].id):
+    where = (args.out, args.seed, args.epochs, progress)
+    for position, result in train_all(job.ledger, jobs, *where, min(args.jobs, len(jobs))):
+        with _noting_failure(job, jobs[position].row.id):
             if isinstance(result, BaseException):
                 raise result
             results[position] = result
         progress.advance(task)
-    runs.rows += [results[position] for position in sorted(results)]
+    for runs in job.demos:
+        runs.rows = [results[position] for position in sorted(results) if jobs[position].demo is runs.demo]
 
 
 def _train_recipes(

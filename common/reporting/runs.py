@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import multiprocessing
-import multiprocessing.connection
 import os
 import shlex
 import shutil
@@ -20,7 +19,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -42,6 +40,7 @@ from common.evaluation.frequency_use import accuracies
 from common.reporting.counting import ROOT, source_hash
 from common.reporting.ledger import Demo, DemoRow, Ledger, Recipe, Row
 from common.reporting.results import Result, from_json, written_whole
+from common.reporting.workers import begin_worker
 from common.training.predict import cell
 
 
@@ -303,80 +302,75 @@ def train_demo(
     return Trained(row.id, row.name, result, folder, reused)
 
 
+@dataclass
+class DemoJob:
+    """A network of a demo that is to be trained on the demo's data."""
+
+    demo: Demo
+    row: DemoRow
+    data: Path
+
+    def before(self) -> DemoJob | None:
+        """The one that its training goes on from."""
+        start = self.row.starts_from
+        return None if start is None else DemoJob(self.demo, self.demo.row(start), self.data)
+
+
 def train_all(
     ledger: Ledger,
-    demo: Demo,
-    rows: Sequence[DemoRow],
-    data: Path,
+    jobs: Sequence[DemoJob],
     out: Path,
     seed: int,
     epochs: int | None,
     progress: Progress,
-    jobs: int = 1,
+    processes: int = 1,
 ) -> Iterator[tuple[int, Trained | BaseException]]:
-    """Train and test row after row, as `train_demo` does, in `jobs` processes.
+    """Train and test network after network, as `train_demo` does, in several processes.
 
     With several processes each has its share of the machine's cores: small networks gain little from more threads.
-    Rows that others go on from come first.
+    Networks that others go on from come first.
 
     Yields:
-        Position among the rows, and the training or what went wrong, as they end.
+        Position among the jobs, and the training or what went wrong, as they end.
     """
-    tasks: dict[str, DemoRow] = {}
-    positions = {row.id: position for position, row in enumerate(rows)}
-    for position, row in enumerate(rows):
-        finished = demo_folder(ledger, demo, row, data, out, seed, epochs) / "result.json"
-        if jobs > 1 and not finished.is_file():
-            tasks[row.id] = row
+    waiting: dict[str, DemoJob] = {}
+    positions = {job.row.id: position for position, job in enumerate(jobs)}
+    for position, job in enumerate(jobs):
+        finished = demo_folder(ledger, job.demo, job.row, job.data, out, seed, epochs) / "result.json"
+        if processes > 1 and not finished.is_file():
+            waiting[job.row.id] = job
             continue
         try:
-            yield position, train_demo(ledger, demo, row, data, out, seed, epochs, progress)
+            yield position, train_demo(ledger, job.demo, job.row, job.data, out, seed, epochs, progress)
         except Exception as error:
             yield position, error
-    if not tasks:
+    if not waiting:
         return
-    for row in list(tasks.values()):
-        while row.starts_from is not None:
-            row = demo.row(row.starts_from)
-            tasks.setdefault(row.id, row)
-    waiting = sorted(tasks, key=lambda key: tasks[key].starts_from is not None)
+    for job in list(waiting.values()):
+        while (before := job.before()) is not None:
+            job = waiting.setdefault(before.row.id, before)
     running: dict[Future[Trained], str] = {}
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, (os.cpu_count() or 1) // processes)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(tasks)), context, begin_worker, (threads,)) as pool:
+    with ProcessPoolExecutor(min(processes, len(waiting)), context, begin_worker, (threads,)) as pool:
         while waiting or running:
             # No more than run at once, so that an interruption finds none in a queue.
-            for key in [key for key in waiting if tasks[key].starts_from not in {*waiting, *running.values()}]:
-                if len(running) < jobs:
-                    waiting.remove(key)
-                    where = (data, out, seed, epochs)
-                    running[pool.submit(_train_in_worker, ledger, demo, tasks[key], *where)] = key
+            unfinished = {*waiting, *running.values()}
+            ready = [key for key, job in waiting.items() if job.row.starts_from not in unfinished]
+            for key in sorted(ready, key=lambda key: waiting[key].row.starts_from is not None)[
+                : processes - len(running)
+            ]:
+                running[pool.submit(_train_in_worker, ledger, waiting.pop(key), out, seed, epochs)] = key
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 key = running.pop(future)
                 if key in positions:
                     yield positions[key], future.exception() or future.result()
 
 
-def begin_worker(threads: int) -> None:
-    """Set up a process that trains: its threads, and that it ends when the process that it works for was killed."""
-    torch.set_num_threads(threads)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an idle process has nothing to interrupt
-
-
-def _end_after(sentinel: int) -> None:
-    multiprocessing.connection.wait([sentinel])
-    os._exit(1)
-
-
-def _train_in_worker(
-    ledger: Ledger, demo: Demo, row: DemoRow, data: Path, out: Path, seed: int, epochs: int | None
-) -> Trained:
+def _train_in_worker(ledger: Ledger, job: DemoJob, out: Path, seed: int, epochs: int | None) -> Trained:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return train_demo(ledger, demo, row, data, out, seed, epochs, Progress(disable=True))
+        return train_demo(ledger, job.demo, job.row, job.data, out, seed, epochs, Progress(disable=True))
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 

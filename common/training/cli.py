@@ -8,6 +8,7 @@ Every run gets a folder ``<trainer.default_root_dir>/<recipe name>/version_<n>``
 import ast
 import contextlib
 import difflib
+import importlib
 import json
 import logging
 import os
@@ -26,7 +27,8 @@ from typing import Any, NoReturn
 
 import lightning as L
 import torch
-from jsonargparse import Namespace
+import yaml
+from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -51,6 +53,7 @@ EXPECTED_WARNINGS = (
     r"It is recommended to use `self.log\('(val|test)_",  # the scores are already those of all processes
     r"Checkpoint directory .* exists and is not empty",  # the run's own folder
     r"Be aware that when using `ckpt_path`, callbacks used",  # testing needs no checkpoint callbacks
+    r"`\w+.configure_optimizers` will be overridden by",  # --optimizer
     r"The dirpath has changed from",  # a resumed run gets a folder of its own
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
 )
@@ -168,7 +171,6 @@ class SpectralCLI(LightningCLI):
                 "description": "Train and test. Other commands: predict, export, compare, runs; each has --help.",
                 **{name: {"allow_abbrev": False} for name in self.subcommands()},
             },
-            auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             args=args,
         )
@@ -214,6 +216,8 @@ class SpectralCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[str(self.subcommand)]
+        if config.get("lr_scheduler") and not config.get("optimizer"):
+            raise UsageError("--lr_scheduler needs --optimizer; together they replace those of the recipe")
         configs = config.get("config") or []
         name = config.name or (run_folders.run_name(str(configs[-1])) if configs else "")
         name = name or config.model.class_path.rpartition(".")[2]
@@ -343,6 +347,26 @@ class SpectralCLI(LightningCLI):
         console.print(f"Written: {self.run_dir / 'result.json'}, {predictions}", soft_wrap=True)
 
 
+def print_recipe_options(args: Sequence[str]) -> None:
+    """Print the options of the model and the data that the recipes of a command line name, with the recipes' values."""
+    recipe: dict[str, Any] = {}
+    for path in _recipes(args):
+        check_yaml(path)
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        recipe |= {key: value for key, value in content.items() if key in ("model", "data")}
+    parser = ArgumentParser(prog=f"spectral {args[0]}", usage=f"spectral {args[0]} --config RECIPE ...", add_help=False)
+    for key, given in recipe.items():
+        try:
+            module, _, name = given["class_path"].rpartition(".")
+            parser.add_class_arguments(getattr(importlib.import_module(module), name), key)
+        except (KeyError, TypeError, ImportError, AttributeError, ValueError) as error:
+            raise UsageError(f"{', '.join(_recipes(args))}: {key}.class_path names no class: {error}") from error
+        values = {f"{key}.{k}": value for k, value in (given.get("init_args") or {}).items()}
+        parser.set_defaults(values)
+    parser.print_help()
+    print(f"\nThe options of the trainer and of the command: spectral {args[0]} --help")
+
+
 def _recipes(args: Sequence[str]) -> list[str]:
     """The files that ``--config`` names."""
     names = [after for word, after in pairwise(args) if word in ("-c", "--config")]
@@ -460,6 +484,9 @@ def main(args: list[str] | None = None) -> int:
             near = difflib.get_close_matches(args[0], commands, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise UsageError(f"unknown command {args[0]!r}; the commands are {', '.join(commands)}.{hint}")
+        if {"-h", "--help"} & set(args) and _recipes(args):
+            print_recipe_options(args)
+            return 0
         run(args)
     except SIGTERMException:  # before SystemExit, which it is
         print("stopped by SIGTERM; --ckpt_path last resumes the training", file=sys.stderr)

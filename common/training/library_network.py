@@ -2,12 +2,12 @@
 
 import importlib
 import inspect
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from common.training.schedules import cosine_over_training, sgd
+from common.training.schedules import OPTIMIZERS, cosine_over_training
 from common.training.video_classification import VideoClassificationModule
 
 PACKAGES = ("torchvision.models.video", "pytorchvideo.models", "papers")
@@ -68,7 +68,7 @@ def build_library_network(name: str, num_classes: int, **options: Any) -> nn.Mod
 
 
 class LibraryNetworkModule(VideoClassificationModule):
-    """Any network, trained by SGD with a cosine schedule.
+    """Any network, trained by SGD or AdamW with a cosine schedule.
 
     Args:
         num_classes: number of classes; taken from the data by ``spectral``, as are ``num_frames`` and ``input_size``.
@@ -77,7 +77,9 @@ class LibraryNetworkModule(VideoClassificationModule):
         num_frames, input_size: of the clips, for functions that take them.
         learning_rate: peak of the schedule.
         warmup_epochs: epochs in which the learning rate rises to it, from a hundredth.
-        momentum, weight_decay: of SGD.
+        momentum: of SGD.
+        weight_decay: of the optimiser.
+        optimizer: `sgd` or `adamw`.
         kwargs: arguments of the base class.
     """
 
@@ -92,6 +94,7 @@ class LibraryNetworkModule(VideoClassificationModule):
         warmup_epochs: float = 1.0,
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
+        optimizer: Literal["sgd", "adamw"] = "sgd",
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, **kwargs)
@@ -102,4 +105,4 @@ class LibraryNetworkModule(VideoClassificationModule):
         return build_library_network(self.hparams["network"], self.hparams["num_classes"], **options)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return cosine_over_training(self, sgd(self), self.hparams["warmup_epochs"])
+        return cosine_over_training(self, OPTIMIZERS[self.hparams["optimizer"]](self), self.hparams["warmup_epochs"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import lightning as L
 import torch
@@ -18,6 +18,16 @@ def sgd(module: L.LightningModule) -> torch.optim.SGD:
     names = ("momentum", "dampening", "nesterov", "weight_decay")
     options = {name: module.hparams[name] for name in names if name in module.hparams}
     return torch.optim.SGD(module.parameters(), lr=module.hparams["learning_rate"], **options)
+
+
+def adamw(module: L.LightningModule) -> torch.optim.AdamW:
+    """AdamW over all parameters of a module, with its hyperparameters `learning_rate` and `weight_decay`."""
+    hparams = module.hparams
+    return torch.optim.AdamW(module.parameters(), lr=hparams["learning_rate"], weight_decay=hparams["weight_decay"])
+
+
+#: by the name that a module's hyperparameter `optimizer` gives
+OPTIMIZERS: dict[str, Callable[[L.LightningModule], Optimizer]] = {"sgd": sgd, "adamw": adamw}
 
 
 def divided_every(optimizer: Optimizer, epochs: int) -> OptimizerLRSchedulerConfig:

@@ -1,13 +1,13 @@
 """Training of DTF-Net, DTF-Transformer and the networks they are compared with, as Section 4.1 describes it."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from common.training.schedules import cosine_over_training, sgd
+from common.training.schedules import OPTIMIZERS, cosine_over_training
 from common.training.video_classification import VideoClassificationModule
 from papers.dtf.networks import DTFNetOptions, DTFTransformerOptions, dtf_net, dtf_transformer
 from papers.dtf.visualise import mean_responses, response_figure
@@ -22,7 +22,9 @@ class DTFModule(VideoClassificationModule):
         num_frames: frames of a clip, which the filters are made for; taken from the data by `spectral`.
         learning_rate: peak of the schedule.
         warmup_epochs: epochs in which the learning rate rises to it, from a hundredth.
-        momentum, nesterov, weight_decay: of SGD.
+        momentum, nesterov: of SGD.
+        weight_decay: of the optimiser.
+        optimizer: `sgd`, the paper's, or `adamw`, with which a new block begins to learn sooner.
         kwargs: arguments of `common.training.classification.ClassificationModule`.
     """
 
@@ -36,6 +38,7 @@ class DTFModule(VideoClassificationModule):
         momentum: float = 0.9,
         nesterov: bool = True,
         weight_decay: float = 1e-4,
+        optimizer: Literal["sgd", "adamw"] = "sgd",
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, **kwargs)
@@ -51,7 +54,7 @@ class DTFModule(VideoClassificationModule):
         return figures | ({"filter response": response_figure(responses)} if responses else {})
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return cosine_over_training(self, sgd(self), self.hparams["warmup_epochs"])
+        return cosine_over_training(self, OPTIMIZERS[self.hparams["optimizer"]](self), self.hparams["warmup_epochs"])
 
 
 class DTFTransformerModule(DTFModule):

@@ -105,7 +105,7 @@ def figure2(job: Job | None = None) -> Figure:
     data = job.data("motion") if job else None
     assert data is not None
     module: Any = load_module(run.checkpoint())
-    clips, labels = load_clips(data, module, "test")
+    clips, labels = load_clips(data, module, "test", 120)
     network = module.network
     conv: Any = network.conv1
     taps = conv.kernel_size[0]

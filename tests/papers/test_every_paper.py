@@ -40,8 +40,9 @@ from common.training import cli, predict
 from common.training.image_classification import ImageClassificationModule
 from common.training.pose_estimation import PoseEstimationModule
 from common.training.volume_segmentation import VolumeSegmentationModule
+from tests import robustness
 from tests.datasets import read_recipe, write_dataset
-from tests.networks import networks_of, small
+from tests.networks import kinds_of, networks_of, resized, small
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "data/README.md", "data/datasets.md")]
@@ -95,10 +96,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         elif "spec" in metafunc.fixturenames:
             networks = networks_of(ledger_of(folder))
             cases += [pytest.param((folder, spec), id=f"{name}-{where}") for where, spec in networks]
+        elif "kind" in metafunc.fixturenames:
+            networks = kinds_of(ledger_of(folder))
+            cases += [pytest.param((folder, spec), id=f"{name}-{where}") for where, spec in networks]
         elif "figure" in metafunc.fixturenames:
             figures = [figure for figure in ledger_of(folder).figures if figure.function]
             cases += [pytest.param((folder, figure), id=f"{name}-{figure.id}") for figure in figures]
-    for names in ("recipe", "spec", "figure", "folder"):
+    for names in ("recipe", "spec", "kind", "figure", "folder"):
         if names in metafunc.fixturenames:
             metafunc.parametrize(names, cases)
     if "document" in metafunc.fixturenames:
@@ -133,6 +137,59 @@ def test_every_network_takes_odd_sizes_and_trains_every_parameter(
             assert parameter.grad is not None, f"{name} gets no gradient"
             assert parameter.grad.isfinite().all(), f"the gradient of {name} is not finite"
             assert parameter.grad.any(), f"the gradient of {name} is zero"
+
+
+def _batches(shape: robustness.Shape) -> list[robustness.Shape]:
+    return [(size, *shape[1:]) for size in (3, 5)]
+
+
+def compiles(build: robustness.Build, shape: robustness.Shape) -> None:
+    robustness.compiles(build, shape, _batches(shape))
+
+
+def exports(build: robustness.Build, shape: robustness.Shape) -> None:
+    robustness.exports(build, shape, _batches(shape), dynamic=(0,))
+
+
+def traces(build: robustness.Build, shape: robustness.Shape) -> None:
+    robustness.traces(build, shape, _batches(shape))
+
+
+#: in deep networks the rounding of half precision adds up, and a step of differences crosses kinks
+NETWORK_CHECKS = [
+    *(
+        check
+        for check in robustness.QUICK
+        if check not in (robustness.keeps_precisions, robustness.has_second_derivatives_or_refuses)
+    ),
+    compiles,
+    exports,
+    traces,
+]
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        pytest.param(
+            check, id=check.__name__, marks=[] if check is robustness.survives_meta_construction else pytest.mark.slow
+        )
+        for check in NETWORK_CHECKS
+    ],
+)
+def test_every_kind_of_network_survives(
+    kind: tuple[Path, RowNetwork], check: Callable[[robustness.Build, robustness.Shape], None]
+) -> None:
+    folder, own = kind
+    network, shape = resized(ledger_of(folder).network(own), own.input, narrow=True)
+    check(network.build, shape)
+
+
+@pytest.mark.slow
+def test_every_kind_of_network_trains_on_two_processes(folder: Path, tmp_path: Path) -> None:
+    ledger = ledger_of(folder)
+    kinds = [(where, *resized(ledger.network(own), own.input, narrow=True)) for where, own in kinds_of(ledger)]
+    robustness.train_on_two_processes([(where, network.build, shape) for where, network, shape in kinds], tmp_path)
 
 
 def test_a_row_counts_the_network_that_its_recipe_trains(folder: Path) -> None:

@@ -267,3 +267,26 @@ def test_predictions_of_a_file_are_those_of_the_test(recipe, motion, tmp_path):
         other = ours[str(Path(row["path"]).relative_to(motion.parent))]
         assert row["top1"] == other["top1"]
         assert float(row["p1"]) == pytest.approx(float(other["p1"]), abs=2e-5)
+
+
+def test_the_help_of_a_recipe_shows_its_options_and_values(recipe, capsys):
+    path = recipe(data={"batch_size": 3})
+    assert main(["fit", "--config", path, "--help"]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "--data.batch_size BATCH_SIZE training items per step and process. (type: int, default: 3)" in words
+    assert "--model.average {probabilities,logits}" in words
+    edit(path, lambda content: content["model"].update(class_path="papers.nothing.Module"))
+    assert main(["fit", "--config", path, "--help"]) == 2
+    assert "model.class_path names no class" in capsys.readouterr().err
+
+
+def test_optimizer_and_scheduler_replace_those_of_the_recipe(recipe, capsys):
+    options = ["--optimizer", "AdamW", "--optimizer.lr", "0.02"]
+    schedule = ["--lr_scheduler", "ExponentialLR", "--lr_scheduler.gamma", "0.5"]
+    finished = run(["fit", "--config", recipe(max_epochs=2), *options, *schedule])
+    (optimizer,) = finished.trainer.optimizers
+    assert type(optimizer) is torch.optim.AdamW
+    assert optimizer.param_groups[0]["lr"] == 0.005
+    assert "torch.optim.AdamW" in (finished.run_dir / "config.yaml").read_text()
+    assert main(["fit", "--config", recipe("alone"), *schedule]) == 2
+    assert "--lr_scheduler needs --optimizer" in capsys.readouterr().err
