@@ -1,4 +1,9 @@
-"""Brain scans in the folders and files of BraTS 2018: NIfTI files, labels and the regions that are scored."""
+"""Brain scans in the folders and files of BraTS: NIfTI files, labels and the regions that are scored.
+
+Files named `<case>_t1ce.nii.gz` are those of 2018 to 2021, with the labels 0, 1, 2 and 4. Files named
+`<case>-t1c.nii.gz` are those of 2023 and later, where the enhancing tumour is 3 and 4 is a resection cavity. In this
+project labels are those of 2018; files are read and written in the convention of their names.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +27,11 @@ from common.datamodules.errors import VolumeReadError
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 SUFFIXES = (".nii.gz", ".nii")
+#: what the files of the modalities are called since 2023
+NAMES_2023 = {"flair": "t2f", "t1": "t1n", "t1ce": "t1c", "t2": "t2w", "seg": "seg"}
 LABELS = (0, 1, 2, 4)  # background, necrotic and non-enhancing core, oedema, enhancing tumour
+#: label since 2023 -> label here; a resection cavity belongs to no region
+LABELS_2023 = {0: 0, 1: 1, 2: 2, 3: 4, 4: 0}
 #: the regions that are scored, each a union of labels, in the order of Table 4 of the FDC3D paper
 REGIONS = {"ET": (4,), "WT": (1, 2, 4), "TC": (1, 4)}
 MAX_VOXELS = 2**28  # of a scan; BraTS has 8.9 million
@@ -39,7 +48,8 @@ class Case:
 
 
 def find_case_folders(paths: Iterable[str | Path]) -> list[Path]:
-    """Folders with files ``<case>_<modality>.nii.gz`` or ``.nii``: those given, or at any depth below them; sorted.
+    """Folders with files ``<case>_<modality>.nii.gz`` or ``.nii``, or ``<case>-<modality>`` with the names of 2023: those
+    given, or at any depth below them; sorted.
 
     Raises:
         FileNotFoundError: a path is not a folder, or has no such files.
@@ -48,9 +58,13 @@ def find_case_folders(paths: Iterable[str | Path]) -> list[Path]:
     for path in map(Path, paths):
         if not path.is_dir():
             raise FileNotFoundError(f"{path}: no such folder; a case is a folder with one file per modality.")
-        cases = sorted({file.parent for suffix in SUFFIXES for file in path.rglob(f"*_*{suffix}")})
+        patterns = ["*_*", *(f"*-{name}" for name in NAMES_2023.values())]
+        cases = sorted({f.parent for end in SUFFIXES for pattern in patterns for f in path.rglob(pattern + end)})
         if not cases:
-            raise FileNotFoundError(f"{path}: no file named <case>_<modality>.nii.gz lies in it or below it.")
+            raise FileNotFoundError(
+                f"{path}: no file named <case>_<modality>.nii.gz (2018 to 2021) or <case>-<modality>.nii.gz (since "
+                "2023) lies in it or below it."
+            )
         folders += cases
     return folders
 
@@ -59,15 +73,19 @@ def find_case(folder: Path, modalities: Sequence[str] = MODALITIES, labelled: bo
     """The files of one case. Raises VolumeReadError with the names of those missing (``labelled``: also of labels)."""
     name = folder.resolve().name
 
+    recent = any((folder / f"{name}-{part}{suffix}").is_file() for part in NAMES_2023.values() for suffix in SUFFIXES)
+
+    def stem(part: str) -> str:
+        return f"{name}-{NAMES_2023[part]}" if recent else f"{name}_{part}"
+
     def find(part: str) -> Path | None:
-        paths = [folder / f"{name}_{part}{suffix}" for suffix in SUFFIXES]
-        return next((path for path in paths if path.is_file()), None)
+        return next((path for suffix in SUFFIXES if (path := folder / f"{stem(part)}{suffix}").is_file()), None)
 
     images = {modality: find(modality) for modality in modalities}
-    missing = [f"{name}_{modality}.nii.gz" for modality, path in images.items() if path is None]
+    missing = [f"{stem(modality)}.nii.gz" for modality, path in images.items() if path is None]
     label = find("seg")
     if labelled and label is None:
-        missing.append(f"{name}_seg.nii.gz")
+        missing.append(f"{stem('seg')}.nii.gz")
     if missing:
         raise VolumeReadError(folder, f"it lacks {', '.join(missing)}.")
     return Case(name, folder, tuple(path for path in images.values() if path is not None), label)
@@ -121,12 +139,30 @@ def read_images(case: Case) -> Tensor:
     return torch.stack(images)
 
 
+def is_named_as_in_2023(path: Path) -> bool:
+    """Whether a file of a case has a name of 2023 or later, such as ``<case>-t1c.nii.gz``."""
+    stem = path.name.removesuffix(".gz").removesuffix(".nii")
+    return stem.rpartition("-")[2] in NAMES_2023.values()
+
+
 def read_label(path: Path) -> Tensor:
-    """A label file as uint8 (D, H, W). Raises VolumeReadError, also for labels other than 0, 1, 2 and 4."""
+    """A label file as uint8 (D, H, W) with the labels of 2018: 0, 1, 2 and 4.
+
+    Raises:
+        VolumeReadError: the file cannot be read, or holds another label than those of its convention.
+    """
     label = _load(path, lambda image: np.asarray(image.dataobj))
-    if unknown := sorted(set(np.unique(label).tolist()) - set(LABELS)):
-        raise VolumeReadError(path, f"it holds the label {unknown[0]}; those of BraTS 2018 are 0, 1, 2 and 4.")
-    return torch.from_numpy(label.astype(np.uint8).transpose(2, 1, 0).copy())
+    recent = is_named_as_in_2023(path)
+    known = sorted(LABELS_2023) if recent else LABELS
+    if unknown := sorted(set(np.unique(label).tolist()) - set(known)):
+        years = "since 2023" if recent else "of 2018 to 2021"
+        raise VolumeReadError(
+            path, f"it holds the label {unknown[0]:g}; those of BraTS {years} are {', '.join(map(str, known))}."
+        )
+    label = label.astype(np.uint8)
+    if recent:
+        label = np.array([LABELS_2023[value] for value in sorted(LABELS_2023)], np.uint8)[label]
+    return torch.from_numpy(label.transpose(2, 1, 0).copy())
 
 
 def load_volume(case: Case) -> Tensor:
@@ -159,7 +195,7 @@ def regions_to_label(regions: Tensor) -> Tensor:
 
 
 def save_label(label: Tensor, like: Path, out: Path, overwrite: bool = False) -> None:
-    """Write labels (D, H, W) as a NIfTI file with the shape, affine and space of the file ``like``.
+    """Write labels (D, H, W) as a NIfTI file with the shape, affine, space and convention of the file ``like``.
 
     Raises:
         FileExistsError: ``out`` exists and ``overwrite`` is False; it is left as it is.
@@ -168,6 +204,8 @@ def save_label(label: Tensor, like: Path, out: Path, overwrite: bool = False) ->
         raise FileExistsError(f"{out} exists; give another folder, or --force to overwrite it")
     affine, header = _load(like, lambda image: (image.affine, image.header.copy()))
     header.set_data_dtype(np.uint8)
+    if is_named_as_in_2023(like):
+        label = torch.where(label == 4, 3, label).to(torch.uint8)
     nib.save(nib.Nifti1Image(label.cpu().numpy().transpose(2, 1, 0), affine, header), out)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from monai.transforms import (
     Compose,
     RandCropByPosNegLabeld,
@@ -30,6 +31,7 @@ from common.datamodules.brats import (
     check_case,
     find_case,
     find_case_folders,
+    is_named_as_in_2023,
     load_volume,
     plain_tensor,
     read_label,
@@ -227,6 +229,11 @@ class VolumeDataModule(BaseDataModule):
                 if one.name == other.name:
                     raise DatasetError(f"the case {one.name} exists twice: {one.folder} and {other.folder}.")
             shapes = [check_case(case) for case in cases]
+            recent = sum(is_named_as_in_2023(case.images[0]) for case in cases)
+            if recent:
+                rank_zero_info(
+                    f"{recent} of {len(cases)} cases are named as in BraTS 2023: the enhancing tumour has the label 3"
+                )
             split = self._read_splits(cases) if self.splits_file else self._draw_splits(cases)
             by_split: dict[str, list[Case]] = {}
             digest = hashlib.sha256()

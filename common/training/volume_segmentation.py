@@ -35,7 +35,7 @@ OUTSIDE = -20.0  # logit of what lies outside of the scan, where all channels ar
 
 
 class VolumePredictor(Predictor):
-    """Writes ``<case>.nii.gz`` with the labels 0, 1, 2 and 4 and the affine of the scan, for every case folder."""
+    """Writes ``<case>.nii.gz`` with the labels and the affine of the scan, for every case folder."""
 
     columns = ("case", f"{' / '.join(REGIONS)} (ml)", f"Dice {' / '.join(REGIONS)}", "written")
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from common.datamodules.brats import (
+    NAMES_2023,
     REGIONS,
     VolumeReadError,
     check_case,
@@ -251,3 +252,25 @@ def test_wrong_values_are_named(root: Path, tmp_path: Path) -> None:
         find_case_folders([tmp_path / "none"])
     with pytest.raises(ValueError, match="unknown keys in VolumeSpec: size"):
         VolumeSpec.from_dict({"size": 3})
+
+
+def test_folders_of_2023_give_the_same_cases(tmp_path: Path) -> None:
+    old = write_case(tmp_path / "2018", "BraTS-GLI-00005-000", seed=3)
+    new = tmp_path / "2023" / old.name
+    new.mkdir(parents=True)
+    for modality, name in NAMES_2023.items():
+        target = new / f"{old.name}-{name}.nii.gz"
+        shutil.copy(old / f"{old.name}_{modality}.nii.gz", target)
+    seg, reference = new / f"{old.name}-seg.nii.gz", read_label(old / f"{old.name}_seg.nii.gz")
+    assert (reference == 4).any()
+    assert not (read_label(seg) == 4).any()  # 4 is a resection cavity there
+    save_label(reference, new / f"{old.name}-t1c.nii.gz", seg, overwrite=True)
+    assert set(np.unique(np.asarray(nib.load(seg).dataobj))) == {0, 1, 2, 3}
+    (folder,) = find_case_folders([tmp_path / "2023"])
+    case = find_case(folder, labelled=True)
+    assert case.label == seg
+    assert torch.equal(read_label(seg), reference)
+    assert torch.equal(load_volume(case), load_volume(find_case(old)))
+    seg.unlink()
+    with pytest.raises(VolumeReadError, match=r"it lacks BraTS-GLI-00005-000-seg\.nii\.gz"):
+        find_case(folder, labelled=True)
