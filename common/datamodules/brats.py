@@ -48,8 +48,9 @@ class Case:
 
 
 def find_case_folders(paths: Iterable[str | Path]) -> list[Path]:
-    """Folders with files ``<case>_<modality>.nii.gz`` or ``.nii``, or ``<case>-<modality>`` with the names of 2023: those
-    given, or at any depth below them; sorted.
+    """Folders with files ``<case>_<modality>.nii.gz`` or ``.nii``, or ``<case>-<modality>`` with the names of 2023.
+
+    They are those given, or lie at any depth below them; sorted.
 
     Raises:
         FileNotFoundError: a path is not a folder, or has no such files.
