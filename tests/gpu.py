@@ -25,26 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from common.reporting.ledger import Network, load
-from tests.networks import networks_of, small
+from tests.networks import SPEED, channels_last, networks_of, small
 
 ROOT = Path(__file__).resolve().parents[1]
-SRL_SIZE: dict[str, Any] = {"num_frames": 16, "input_size": [112, 112]}
-#: networks whose speed is measured: name, function, arguments; clips of 16 frames, 112 x 112
-SPEED: dict[str, tuple[str, dict[str, Any]]] = {
-    "torchvision R3D-18": ("torchvision.models.video.r3d_18", {}),
-    "torchvision R(2+1)D-18": ("torchvision.models.video.r2plus1d_18", {}),
-    "torchvision MC3-18": ("torchvision.models.video.mc3_18", {}),
-    "pytorchvideo Slow-R50": ("pytorchvideo.models.resnet.create_resnet", {"head_pool_kernel_size": (16, 4, 4)}),
-    "stft3d ST-STFT": ("papers.stft3d.networks.st_stft", {}),
-    "stft3d T-STFT": ("papers.stft3d.networks.t_stft", {}),
-    "stft3d S-STFT": ("papers.stft3d.networks.s_stft", {}),
-    "stft3d I3D": ("papers.stft3d.networks.i3d", {}),
-    "dtf DTF-Net R50": ("papers.dtf.networks.dtf_net", {"num_frames": 16}),
-    "dtf without blocks": ("papers.dtf.networks.dtf_net", {"num_frames": 16, "block": "2d"}),
-    "srl C2D-18 + SRL-FFT": ("papers.srl.networks.srl_c2d", SRL_SIZE | {"block": "srl-fft"}),
-    "srl C2D-18": ("papers.srl.networks.srl_c2d", SRL_SIZE | {"block": "none"}),
-    "fdc3d 3D-ResNet-18": ("papers.fdc3d.networks.resnet", {"depth": 18}),
-}
 
 
 def networks() -> Iterator[tuple[str, Network, list[int]]]:
@@ -99,15 +82,6 @@ def milliseconds(call: Callable[[], Any], repeats: int) -> float:
         end.synchronize()
         times.append(start.elapsed_time(end))
     return statistics.median(times)
-
-
-def channels_last(network: nn.Module) -> nn.Module:
-    """The network with the weights of its 2D and 3D convolutions in channels-last memory."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    for parameter in network.parameters():
-        if parameter.ndim in formats:
-            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
-    return network
 
 
 def speed(function: str, arguments: dict[str, Any], device: torch.device) -> dict[str, float]:

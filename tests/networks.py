@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +16,32 @@ from common.reporting.ledger import Ledger, Network, RowNetwork
 LIBRARIES = ("torch", "torchvision", "pytorchvideo", "monai")
 #: options that change a network's size or an element-wise function, but not the kinds of its layers
 SIZES = ("depth", "num_frames", "input_size", "head", "b", "f", "num_classes", "activation")
+
+
+SRL_SIZE: dict[str, Any] = {"num_frames": 16, "input_size": [112, 112]}
+#: networks whose speed is measured: name, function, arguments; clips of 16 frames, 112 x 112
+SPEED: dict[str, tuple[str, dict[str, Any]]] = {
+    "torchvision R3D-18": ("torchvision.models.video.r3d_18", {}),
+    "torchvision R(2+1)D-18": ("torchvision.models.video.r2plus1d_18", {}),
+    "torchvision MC3-18": ("torchvision.models.video.mc3_18", {}),
+    "pytorchvideo Slow-R50": ("pytorchvideo.models.resnet.create_resnet", {"head_pool_kernel_size": (16, 4, 4)}),
+    "pytorchvideo X3D-S": (
+        "pytorchvideo.models.x3d.create_x3d",
+        {"input_clip_length": 16, "input_crop_size": 112},
+    ),
+    "stft3d ST-STFT": ("papers.stft3d.networks.st_stft", {}),
+    "stft3d T-STFT": ("papers.stft3d.networks.t_stft", {}),
+    "stft3d S-STFT": ("papers.stft3d.networks.s_stft", {}),
+    "stft3d I3D": ("papers.stft3d.networks.i3d", {}),
+    "stft3d S3D": ("papers.stft3d.networks.s3d", {}),
+    "dtf DTF-Net R50": ("papers.dtf.networks.dtf_net", {"num_frames": 16}),
+    "dtf without blocks": ("papers.dtf.networks.dtf_net", {"num_frames": 16, "block": "2d"}),
+    "srl C2D-18 + SRL-FFT": ("papers.srl.networks.srl_c2d", SRL_SIZE | {"block": "srl-fft"}),
+    "srl C2D-18": ("papers.srl.networks.srl_c2d", SRL_SIZE | {"block": "none"}),
+    "fdc3d 3D-ResNet-18": ("papers.fdc3d.networks.resnet", {"depth": 18}),
+    "fdc3d 3D-ResNet-18, 2x": ("papers.fdc3d.networks.resnet", {"depth": 18, "rate": 2}),
+    "fdc3d 3D-ResNet-18, 4x": ("papers.fdc3d.networks.resnet", {"depth": 18, "rate": 4}),
+}
 
 
 def networks_of(ledger: Ledger) -> Iterator[tuple[str, RowNetwork]]:
@@ -84,3 +111,12 @@ def small(network: Network, shape: list[int]) -> tuple[nn.Module, torch.Tensor]:
         if parameter.requires_grad and not parameter.any():
             nn.init.normal_(parameter, std=0.02)  # small: blocks that multiply maps blow up otherwise
     return built, torch.randn(*shape)
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    """The network with the weights of its 2D and 3D convolutions in channels-last memory."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for parameter in network.parameters():
+        if parameter.ndim in formats:
+            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
+    return network
