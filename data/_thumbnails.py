@@ -74,7 +74,7 @@ class VideoTransforms:
                 spec = self.train if entry.split == "train" else self.val
                 if entry.split == "train":
                     generator = sample_generator(self.augmentation.seed, 0, 0)
-                    clip = make_training_clip(count, video.get_frames, spec, self.augmentation, generator)
+                    clip, _ = make_training_clip(count, video.get_frames, spec, self.augmentation, generator)
                 else:
                     clip = make_views(count, video.get_frames, spec)[0]
         except ReadError as error:

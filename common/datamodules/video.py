@@ -1,5 +1,6 @@
 """The Lightning data module for video classification."""
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -40,8 +41,9 @@ class VideoDataModule(LabelledDataModule):
         frame_stride: distance of the frames in dense sampling.
         num_clips: test views in time.
         num_crops: test views in space, 1 or 3.
-        horizontal_flip: mirror half of the training clips (default False). Not for classes that differ by left and
-            right.
+        horizontal_flip: mirror half of the training clips (default False). With ``swap_left_right`` a mirrored clip
+            takes the class whose name has left and right, or clockwise and counterclockwise, the other way round; plain
+            mirroring is not for such classes.
         scales: multi-scale cropping in training, fractions of the short side (default 1, 0.84, 0.59, 0.5).
         resize_range: in training the short side is resized to a random number of pixels in this range before the crop,
             in place of ``scales``; ``[256, 340]`` for example.
@@ -76,7 +78,7 @@ class VideoDataModule(LabelledDataModule):
         frame_stride: int = 1,
         num_clips: int = 1,
         num_crops: int = 1,
-        horizontal_flip: bool | None = None,
+        horizontal_flip: bool | Literal["swap_left_right"] | None = None,
         scales: tuple[float, ...] | None = None,
         resize_range: tuple[int, int] | None = None,
         crop_places: CropPlaces = "anywhere",
@@ -116,8 +118,11 @@ class VideoDataModule(LabelledDataModule):
             num_frames, sampling, frame_stride, num_clips, num_crops, crop_size, card["resize"], mean, std
         )
         sides = None if resize_range is None else (int(resize_range[0]), int(resize_range[1]))
-        flip = bool(card["horizontal_flip"])
-        self.augmentation = ClipAugmentation(scales, flip, self.seed, sides, crop_places)
+        flip = card["horizontal_flip"]
+        self.swap_left_right = isinstance(flip, str)
+        if self.swap_left_right:
+            check_choice("swap_left_right", horizontal_flip=flip)
+        self.augmentation = ClipAugmentation(scales, bool(flip), self.seed, sides, crop_places)
         self._given_names = class_names
         self._manifest: Manifest | None = None
 
@@ -191,8 +196,9 @@ class VideoDataModule(LabelledDataModule):
             names = shorten(empty).replace("\n", ", ")
             warnings.warn(f"{len(empty)} classes have no training videos: {names}.", stacklevel=2)
         replaced = self.on_read_error == "replace"
+        labels = mirrored_labels(self.class_names) if self.swap_left_right else None
         return TrainVideos(
-            part.items(), self.train_spec, self.augmentation, replaced, part.expected, self.cache_decoded
+            part.items(), self.train_spec, self.augmentation, replaced, part.expected, self.cache_decoded, labels
         )
 
     def _eval_dataset(self, split: str, stage: str) -> EvalVideos:
@@ -207,3 +213,30 @@ class VideoDataModule(LabelledDataModule):
 
     def _files_dataset(self, paths: Sequence[str]) -> EvalVideos:
         return EvalVideos([Item(str(path)) for path in find_files(paths, "video")], self.spec)
+
+
+#: words that a mirror exchanges
+MIRRORED = {"left": "right", "right": "left", "clockwise": "counterclockwise", "counterclockwise": "clockwise"}
+_SIDE = re.compile(rf"(?<![a-z])({'|'.join(MIRRORED)})(?![a-z])", re.IGNORECASE)
+
+
+def mirrored_labels(class_names: Sequence[str]) -> list[int]:
+    """For each class, that of its mirrored clips: itself, or the one whose name has the words of `MIRRORED` exchanged.
+
+    Raises:
+        DatasetError: that class does not exist, or no class name has such a word.
+    """
+
+    def mirrored(name: str) -> str:
+        return _SIDE.sub(lambda word: MIRRORED[word[0].lower()], name.lower())
+
+    places = {name.lower(): label for label, name in enumerate(class_names)}
+    if missing := [name for name in class_names if mirrored(name) not in places]:
+        raise DatasetError(
+            "horizontal_flip is swap_left_right, but these classes have no counterpart: "
+            f"{', '.join(missing[:5])}. Set it to false."
+        )
+    labels = [places[mirrored(name)] for name in class_names]
+    if labels == list(range(len(class_names))):
+        raise DatasetError("horizontal_flip is swap_left_right, but no class name says left or right. Set it to true.")
+    return labels

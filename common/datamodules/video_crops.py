@@ -19,7 +19,6 @@ def random_multi_scale_crop(
     size: int,
     generator: Generator,
     scales: Sequence[float] = SCALES,
-    flip: bool = False,
     resize_range: tuple[int, int] | None = None,
     places: CropPlaces = "anywhere",
 ) -> Tensor:
@@ -32,9 +31,8 @@ def random_multi_scale_crop(
     Args:
         clip: uint8 (T, H, W, 3).
         size: side of the result in pixels; small crops are enlarged.
-        generator: source of scale, position and flip.
+        generator: source of scale and position.
         scales: fractions of the short side, each in (0, 1].
-        flip: mirror left and right with probability 1/2.
         resize_range: smallest and largest short side in pixels, at least ``size``; replaces ``scales``.
         places: ``anywhere``, or one of the four ``corners`` or the centre.
 
@@ -51,9 +49,7 @@ def random_multi_scale_crop(
     left = int(torch.randint(width - side + 1, (), generator=generator))
     if places == "corners":
         top, left = _corners_and_centre(height - side, width - side)[int(torch.randint(5, (), generator=generator))]
-    mirrored = bool(torch.rand((), generator=generator) < 0.5)  # always drawn: the crops do not depend on `flip`
-    out = _resize(clip[:, top : top + side, left : left + side], (size, size))
-    return F.horizontal_flip(out) if flip and mirrored else out
+    return _resize(clip[:, top : top + side, left : left + side], (size, size))
 
 
 def _corners_and_centre(bottom: int, right: int) -> list[tuple[int, int]]:

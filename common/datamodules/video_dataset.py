@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Generator, Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms.v2.functional import horizontal_flip
 
 from common.datamodules.errors import VideoReadError
 from common.datamodules.loading import sample_generator
@@ -65,7 +66,7 @@ class VideoDataset(Dataset):
 
 @dataclass(frozen=True)
 class ClipAugmentation:
-    """Random crops of a training clip.
+    """Random crops of a training clip, and whether it is mirrored.
 
     Attributes:
         scales: sides of the crop as fractions of the short side, each in (0, 1].
@@ -88,17 +89,18 @@ class ClipAugmentation:
             raise ValueError(f"resize_range is {self.resize_range}; give the smallest and the largest short side.")
         check_choice("anywhere", "corners", crop_places=self.crop_places)
 
-    def crop(self, clip: Tensor, size: int, generator: Generator) -> Tensor:
-        """uint8 (T, H, W, 3) to (T, 3, size, size)."""
-        return random_multi_scale_crop(
-            clip, size, generator, self.scales, self.horizontal_flip, self.resize_range, self.crop_places
-        )
+    def crop(self, clip: Tensor, size: int, generator: Generator) -> tuple[Tensor, bool]:
+        """uint8 (T, H, W, 3) to (T, 3, size, size), and whether it was mirrored."""
+        out = random_multi_scale_crop(clip, size, generator, self.scales, self.resize_range, self.crop_places)
+        mirrored = self.horizontal_flip and bool(torch.rand((), generator=generator) < 0.5)
+        return (horizontal_flip(out) if mirrored else out), mirrored
 
 
 class TrainVideos(VideoDataset):
     """Random clips. The key of a sample is (epoch, index); a plain index means epoch 0.
 
-    ``read_errors`` counts the videos that could not be read and were replaced, over all workers of this process.
+    ``read_errors`` counts the videos that could not be read and were replaced, over all workers of this process. A
+    mirrored clip of class c has the label ``mirrored_labels[c]`` if these are given.
     """
 
     def __init__(
@@ -109,9 +111,11 @@ class TrainVideos(VideoDataset):
         replace_unreadable: bool = False,
         expected: int | None = None,
         cache_decoded: bool = False,
+        mirrored_labels: Sequence[int] | None = None,
     ) -> None:
         super().__init__(items, spec, expected, cache_decoded)
         self.augmentation, self.replace_unreadable = augmentation, replace_unreadable
+        self.mirrored_labels = mirrored_labels
         self._errors = multiprocessing.Value("q", 0)
 
     @property
@@ -124,11 +128,14 @@ class TrainVideos(VideoDataset):
         generator = sample_generator(self.augmentation.seed, epoch, index)
         for _ in range(REPLACEMENTS):
             try:
-                video = self._read(
+                video, mirrored = self._read(
                     index,
                     lambda count, frames: make_training_clip(count, frames, self.spec, self.augmentation, generator),
                 )
-                return {"video": video, "label": self.items[index].label, "video_index": index}
+                label = self.items[index].label
+                if mirrored and self.mirrored_labels is not None and label is not None:
+                    label = self.mirrored_labels[label]
+                return {"video": video, "label": label, "video_index": index}
             except VideoReadError as error:
                 if not self.replace_unreadable:
                     raise
@@ -141,11 +148,13 @@ class TrainVideos(VideoDataset):
 
 def make_training_clip(
     num_frames: int, get_frames: Frames, spec: ClipSpec, augmentation: ClipAugmentation, generator: Generator
-) -> Tensor:
-    """A random clip of a video, given its length and a function from indices to uint8 frames: (3, T, S, S)."""
+) -> tuple[Tensor, bool]:
+    """A random clip of a video, given its length and a function from indices to uint8 frames: (3, T, S, S), and whether
+    it is mirrored."""
     indices = clip_indices(num_frames, spec.num_frames, spec.sampling, spec.stride, generator)
     clip = get_frames(indices.tolist())
-    return spec.normalise(augmentation.crop(clip, spec.crop_size, generator))
+    crop, mirrored = augmentation.crop(clip, spec.crop_size, generator)
+    return spec.normalise(crop), mirrored
 
 
 class EvalVideos(VideoDataset):

@@ -42,15 +42,17 @@ import io
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from traceback import extract_tb
 from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch.amp import autocast_mode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.spectral import reference_implementation
@@ -150,7 +152,7 @@ def count(
         complex_weight: what a complex multiply-add counts in `macs_paper`, 1 to 4 (`macs_full` always has 4).
         handles: costs of further operators, or other costs of known ones, by name such as `"aten::stft"`.
         device: where to trace. "meta" needs neither time nor memory; a network whose control flow depends on values
-            needs "cpu".
+            needs "cpu". One that calls `torch.autocast` is always traced on the CPU.
 
     Raises:
         UnknownOperatorError: for an operator without a handle; names it and the module that runs it.
@@ -177,11 +179,15 @@ def count(
     for name, handle in {**HANDLES, **(handles or {})}.items():
         analysis.set_op_handle(name, _for_fvcore(name, handle, complex_weight))
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), reference_implementation(), _shapes_only(device):
+        shapes_only = _ShapesOnly() if device == "meta" else nullcontext()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), reference_implementation(), shapes_only:
             totals = analysis.by_operator()
     except UnknownOperatorError:
         raise
     except Exception as error:
+        # Autocasting, which a network may switch off around a spectrum, does not exist for that device.
+        if device == "meta" and extract_tb(error.__traceback__)[-1].filename == autocast_mode.__file__:
+            return count(network, *inputs, complex_weight=complex_weight, handles=handles, device="cpu")
         shapes = ", ".join("x".join(map(str, x.shape)) for x in tensors)
         error.add_note(
             f"Raised while counting the multiply-adds of {type(network).__name__} for an input of {shapes}."
@@ -252,23 +258,6 @@ class _ShapesOnly(TorchDispatchMode):
         if func is torch.ops.aten.native_batch_norm.default:  # deriving its shapes takes milliseconds
             return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
         return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def _shapes_only(device: str) -> Iterator[None]:
-    if device != "meta":
-        yield
-        return
-    autocast = torch.autocast
-    # Autocasting does not exist for this device; networks that switch it off around a spectrum would fail.
-    torch.autocast = lambda kind, *args, **kwargs: (  # type: ignore[misc, assignment]
-        nullcontext() if kind == "meta" else autocast(kind, *args, **kwargs)
-    )
-    try:
-        with _ShapesOnly():
-            yield
-    finally:
-        torch.autocast = autocast  # type: ignore[misc]
 
 
 def _for_fvcore(name: str, handle: Handle, complex_weight: int) -> Callable[[Any, Any], Counter[Any]]:

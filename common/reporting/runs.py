@@ -409,7 +409,7 @@ class DemoRuns:
     frequencies: list[tuple[dict[str, Any], int]] = field(default_factory=list)
 
 
-def frequency_uses(runs: DemoRuns, files: int = 100) -> list[tuple[dict[str, Any], int]]:
+def frequency_uses(runs: DemoRuns, files: int = 60) -> list[tuple[dict[str, Any], int]]:
     """`frequency_use.accuracies` of the video networks of a demo on test clips, and their number; networks with the
     same input together."""
     if not runs.rows or runs.rows[0].result.facts["kind"] != "video":

@@ -45,7 +45,10 @@ from tests.datasets import read_recipe, write_dataset
 from tests.networks import kinds_of, networks_of, resized, small
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "data/README.md", "data/datasets.md")]
+DOCUMENTS = [
+    ROOT / name
+    for name in ("README.md", "CONTRIBUTING.md", "data/README.md", "data/datasets.md", "common/training/README.md")
+]
 #: put before a block of a document whose commands need data or files that the reader has; it is parsed, not run
 PARSED_ONLY = "<!-- parsed only -->"
 #: networks with more parameters are trained for a step only where slow tests run

@@ -16,6 +16,7 @@ from common.datamodules import VideoDataModule, loading
 from common.datamodules.errors import DatasetError, VideoReadError
 from common.datamodules.loading import EvalBatchSampler, TrainBatchSampler
 from common.datamodules.manifest import Entry, Manifest
+from common.datamodules.video import mirrored_labels
 from common.datamodules.video_clips import ClipSpec, load_views
 from tests import media
 
@@ -452,6 +453,7 @@ def test_class_without_training_videos_is_warned_of(data, tmp_path):
         {"train_crop_size": 0},
         {"seed": -1},
         {"crop_places": "edges"},
+        {"horizontal_flip": "swap"},
         {"on_read_error": "skip"},
         {"on_missing": "skip"},
         {"num_crops": 2},
@@ -485,3 +487,34 @@ def test_loaders_need_setup(data):
     for name in ("train", "test", "predict"):
         with pytest.raises(RuntimeError, match="setup"):
             getattr(module(data), f"{name}_dataloader")()
+
+
+def test_mirrored_clips_take_the_class_of_the_other_side(tmp_path):
+    for name in ("swipe_left", "swipe_right"):
+        for number in range(6):
+            media.write_video(tmp_path / name / f"{number}.mp4", codec="libx264", num_frames=4, width=32, height=32)
+    common = {**SMALL, "batch_size": 100, "scales": (1.0,), "crop_size": 32}
+    batches = []
+    for flip in (False, True, "swap_left_right"):
+        dm = VideoDataModule(str(tmp_path), horizontal_flip=flip, **common)
+        dm.setup("fit")
+        batches.append(next(iter(dm.train_dataloader())))
+    still, plain, swapped = batches
+    assert torch.equal(plain["video"], swapped["video"])
+    own = torch.tensor([item.label for item in dm.train_dataset.items])[swapped["video_index"]]
+    mirrored = swapped["label"] != own
+    assert mirrored.any()
+    assert not mirrored.all()
+    assert torch.equal(plain["label"], own)
+    assert torch.equal(still["video"][mirrored], swapped["video"][mirrored].flip(-1))
+    assert torch.equal(still["video"][~mirrored], swapped["video"][~mirrored])
+
+
+def test_classes_of_the_other_side():
+    names = ["Pulling from left to right", "Waving", "Pulling from right to left", "Turning Clockwise"]
+    with pytest.raises(DatasetError, match="no counterpart: Turning Clockwise"):
+        mirrored_labels(names)
+    assert mirrored_labels([*names, "Turning Counterclockwise"]) == [2, 1, 0, 4, 3]
+    assert mirrored_labels(["move_left", "leftover", "move_right"]) == [2, 1, 0]
+    with pytest.raises(DatasetError, match="no class name says left or right"):
+        mirrored_labels(["Waving", "Bright light"])

@@ -10,6 +10,7 @@ from torch.nn.functional import interpolate
 from common.datamodules.loading import sample_generator
 from common.datamodules.video_clips import ClipSpec, load_views
 from common.datamodules.video_crops import SCALES, random_multi_scale_crop, square_crops
+from common.datamodules.video_dataset import ClipAugmentation
 from tests import media
 
 SHAPES = [(48, 64), (64, 48), (17, 5), (1, 1), (2, 3), (240, 135), (112, 112)]
@@ -27,7 +28,7 @@ def coordinates(height: int, width: int, frames: int = 2) -> torch.Tensor:
 def test_multi_scale_crop_of_every_shape(shape, size):
     clip = coordinates(*shape)
     for seed in range(5):
-        out = random_multi_scale_crop(clip, size, sample_generator(seed), flip=True)
+        out = random_multi_scale_crop(clip, size, sample_generator(seed))
         assert out.shape == (2, 3, size, size)
         assert out.dtype == torch.uint8
         assert (out[0, 2] == 0).all()
@@ -93,14 +94,15 @@ def test_resize_range_is_a_resized_crop():
 
 def test_flip_half_of_the_clips_and_only_if_enabled():
     clip = coordinates(32, 32, 1)
-    mirrored = 0
+    count = 0
     for seed in range(200):
-        plain = random_multi_scale_crop(clip, 16, sample_generator(seed), flip=False)
-        flipped = random_multi_scale_crop(clip, 16, sample_generator(seed), flip=True)
+        plain, never = ClipAugmentation(SCALES, False, 0).crop(clip, 16, sample_generator(seed))
+        flipped, mirrored = ClipAugmentation(SCALES, True, 0).crop(clip, 16, sample_generator(seed))
+        assert not never
         assert plain[0, 1, 0, 0] < plain[0, 1, 0, -1]
-        assert torch.equal(flipped, plain) or torch.equal(flipped, plain.flip(-1))
-        mirrored += not torch.equal(flipped, plain)
-    assert 70 < mirrored < 130
+        assert torch.equal(flipped, plain.flip(-1) if mirrored else plain)
+        count += mirrored
+    assert 70 < count < 130
 
 
 def test_crop_of_the_right_size_is_not_resampled():

@@ -1,5 +1,6 @@
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -57,5 +58,40 @@ def test_two_processes_equal_one_with_the_whole_batch(recipe):
     spectral("fit", "--config", path, "--trainer.strategy", "ddp", "--trainer.devices", "2")
     one = torch.load(whole.run_dir / "last.ckpt", weights_only=True)["state_dict"]
     two = torch.load("runs/two/version_0/last.ckpt", weights_only=True)["state_dict"]
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=1e-4, atol=1e-5)
+
+
+def test_two_machines_under_torchrun_equal_one_with_the_whole_batch(recipe):
+    whole = run(["fit", "--config", recipe(model={"dropout": 0.0}, data={"batch_size": 4}, max_epochs=2)])
+    path = recipe("machines", model={"dropout": 0.0}, data={"batch_size": 2}, max_epochs=2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    launch += ["--master-addr", "127.0.0.1", "--master-port", str(port)]
+    fit = [
+        "-m",
+        "common.training.cli",
+        "fit",
+        "--config",
+        path,
+        "--trainer.strategy",
+        "ddp",
+        "--trainer.num_nodes",
+        "2",
+    ]
+    agents = [
+        subprocess.Popen(
+            [*launch, "--node-rank", str(node), *fit], env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for node in (0, 1)
+    ]
+    outputs = [agent.communicate(timeout=300) for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], outputs
+    assert os.listdir("runs/machines") == ["version_0"]
+    one = torch.load(whole.run_dir / "last.ckpt", weights_only=True)["state_dict"]
+    two = torch.load("runs/machines/version_0/last.ckpt", weights_only=True)["state_dict"]
     for key in one:
         torch.testing.assert_close(two[key], one[key], rtol=1e-4, atol=1e-5)
