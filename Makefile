@@ -1,4 +1,5 @@
 # make reproduce [PAPER=stft3d]   set up, then the paper's tables beside what this machine computes and measures
+# make report                    claims, counts and tables of all papers on one page, runs/report/index.html
 # make test | test-all            set up, then the tests; with the slow ones too
 # make lint | bench | notebooks   checks of style and types | speed and memory ratios | run the notebooks
 # make claims [PAPER=stft3d]      train the paper's claims again: all methods, learning rates and seeds
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup reproduce claims test test-all soak lint bench gpu notebooks clean
+.PHONY: help setup reproduce report claims test test-all soak lint bench gpu notebooks clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -32,6 +33,9 @@ $(READY): pyproject.toml
 
 reproduce: $(READY)
 	$(BIN)/python -m papers.$(PAPER).reproduce
+
+report: $(READY)
+	$(BIN)/python -m common.comparison.papers_page
 
 claims: $(READY)
 	$(BIN)/spectral compare papers/$(PAPER)/claims.yaml --out runs/claims/$(PAPER)

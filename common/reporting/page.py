@@ -77,6 +77,10 @@ class Report:
         """A paragraph; `code` between backquotes, **bold** between double stars."""
         self._add(f"<p>{inline_html(text)}</p>", text)
 
+    def link(self, text: str, target: str) -> None:
+        """A line that leads to another page."""
+        self._add(f'<p><a href="{html.escape(target)}">{html.escape(text)}</a></p>', f"[{text}]({target})")
+
     def code(self, text: str) -> None:
         """Lines to type."""
         self._add(f"<pre><code>{html.escape(text)}</code></pre>", f"```\n{text}\n```")
@@ -106,7 +110,7 @@ class Report:
                 file.write(content)
         with written_whole(folder / "report.md") as file:
             file.write(self._markdown())
-        page = Environment(autoescape=True).from_string(_PAGE).render(report=self, style=_STYLE)
+        page = Environment(autoescape=True).from_string(_PAGE).render(report=self, style=_STYLE, script=_SCRIPT)
         with written_whole(folder / "index.html") as file:
             file.write(page)
         return folder / "index.html"
@@ -164,8 +168,43 @@ _PAGE = """<!doctype html>
 </section>
 {%- endfor %}
 </main>
+<script>{{ script | safe }}</script>
 </body>
 </html>
+"""
+
+# Sorts a table by a column when its header is clicked, or Enter is pressed on it; the third time in the paper's order.
+_SCRIPT = """
+for (const table of document.querySelectorAll("table")) {
+  const body = table.tBodies[0], rows = [...body.rows];
+  if (rows.length < 3) continue;
+  const heads = [...table.tHead.rows[0].cells], own = [...(table.tHead.rows[1] || {cells: []}).cells];
+  const columns = heads.flatMap(head => head.className == "group" ? own.splice(0, head.colSpan) : head);
+  columns.forEach((head, column) => {
+    let turn = 0;
+    const value = row => {
+      const text = row.cells[column].textContent.trim();
+      const found = column && text.replace(/[,\u2009]/g, "").match(/^[+\u2212-]?\\d+(\\.\\d+)?/);
+      const scale = {k: 1e3, M: 1e6, G: 1e9}[(text.match(/\\d\\s?([kMG])/) || [])[1]] || 1;
+      return found ? scale * parseFloat(found[0].replace("\u2212", "-")) : text;
+    };
+    const sort = () => {
+      turn = (turn + 1) % 3;
+      columns.forEach(other => other.removeAttribute("aria-sort"));
+      if (turn) head.setAttribute("aria-sort", turn == 1 ? "ascending" : "descending");
+      const order = (a, b) => {
+        const [x, y] = [value(a), value(b)], numbers = (typeof x == "number") - (typeof y == "number");
+        if (numbers) return -numbers;
+        return (turn == 2 ? -1 : 1) * (typeof x == "number" ? x - y : x.localeCompare(y));
+      };
+      body.append(...(turn ? [...rows].sort(order) : rows));
+    };
+    head.tabIndex = 0;
+    head.title = "Sort";
+    head.addEventListener("click", sort);
+    head.addEventListener("keydown", event => { if (event.key == "Enter") sort(); });
+  });
+}
 """
 
 _STYLE = """
@@ -203,6 +242,11 @@ dd { margin: .05rem 0 0; overflow-wrap: anywhere; font-size: .92rem; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; white-space: nowrap; }
 th, td { padding: .36rem .8rem; text-align: right; }
 th { background: var(--soft); font-weight: 600; color: var(--dim); }
+th[tabindex] { cursor: pointer; }
+th[tabindex]:hover, th[tabindex]:focus-visible { color: var(--accent); }
+th[aria-sort=ascending]::after { content: " ↑"; }
+th[aria-sort=descending]::after { content: " ↓"; }
+a { color: var(--accent); }
 th.group { text-align: center; color: var(--fg); border-left: 1px solid var(--line); }
 th.text, td.text { text-align: left; }
 td.long { white-space: normal; min-width: 15rem; max-width: 28rem; }
