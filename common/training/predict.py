@@ -161,6 +161,15 @@ class Predictor:
             raise PermissionError(f"{option} is {path}, but {path.parent} is not writable; give another folder")
         self.check_new(path)
 
+    def check_folder(self, option: str, path: Path) -> None:
+        """Make a folder for files to write. Raises FileExistsError if it is a file or holds something, without
+        ``--force``."""
+        if path.is_file():
+            raise FileExistsError(f"{option} is {path}, which is a file; give the name of a folder")
+        if path.is_dir():
+            self.check_new(path)
+        path.mkdir(parents=True, exist_ok=True)
+
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]], overwrite: bool = False) -> None:
     """Write rows as CSV; the columns are those of all rows.

@@ -126,6 +126,12 @@ class VideoClassPredictor(ClassPredictor):
             self.columns = (self.columns[0], "start", "end", *self.columns[1:])
         if options.video is not None:
             self._check_source()
+        if options.explain is not None:
+            if options.windows is not None or options.features is not None:
+                raise ValueError("--explain works with neither --windows nor --features; leave them out")
+            if not any(True for _ in module.network.parameters()):
+                raise ValueError("--explain needs gradients, which an exported network lacks; give its checkpoint")
+            self.check_folder("--explain", options.explain)
         self.spec = ClipSpec.from_dict(module.spec or {})
         self.notes: list[str] = []
 
@@ -147,6 +153,13 @@ class VideoClassPredictor(ClassPredictor):
             metavar="OUT.mp4",
             help="write the video, without sound, with the classes of the window whose centre is nearest",
         )
+        parser.add_argument(
+            "--explain",
+            type=Path,
+            metavar="FOLDER",
+            help="write a video for each file: its middle view, and beside it where the network looks for the class "
+            "that it predicts (Grad-CAM)",
+        )
 
     def outputs(self) -> list[tuple[str, Path]]:
         return [*super().outputs(), *([("--video", self.options.video)] if self.options.video else [])]
@@ -161,6 +174,21 @@ class VideoClassPredictor(ClassPredictor):
 
     def load(self, path: Path) -> Any:
         return super().load(path) if self.options.windows is None else open_video(path)
+
+    def predict(self, path: Path, content: Tensor) -> Sequence[str]:
+        probabilities = self.classify(path, content)
+        if self.options.explain is not None:
+            self._explain(path, content[len(content) // 2], int(probabilities.argmax()))
+        return self.add_row(path, probabilities)
+
+    def _explain(self, path: Path, view: Tensor, target: int) -> None:
+        from common.training.explain import write_explanation
+
+        frames = torch.stack([self.spec.denormalise(frame) for frame in view.unbind(1)])
+        out = self.options.explain / f"{len(self.rows):04d}_{path.stem}.mp4"
+        with new_file(out, self.options.force) as temporary:
+            write_explanation(self.module.network, view.to(self.module.device), frames, target, temporary)
+        self.notes.append(f"Written: {out}")
 
     def predict_rows(self, path: Path, content: Any) -> Iterable[Sequence[str]]:
         return super().predict_rows(path, content) if self.options.windows is None else self._predict(path, content)

@@ -1,0 +1,85 @@
+"""Where a video network looks: Grad-CAM of a clip as a video, for ``spectral predict --explain``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from matplotlib import colormaps
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.evaluation.grad_cam import grad_cam
+
+SIDE = 224  # smaller frames are enlarged to at least this many pixels
+FPS = 5
+OPACITY = 0.5
+
+
+def last_map_layer(network: nn.Module, clip: Tensor) -> nn.Module:
+    """The last module of a forward pass whose output is a feature map of more than one position in space.
+
+    Args:
+        network: clip (1,C,T,H,W) -> logits.
+        clip: its input.
+
+    Returns:
+        A module that is called once and whose output is (1,C,T',H',W'), or (T',C,H',W') if it has no fewer channels
+        than positions along an axis, as features in channels-last order have.
+
+    Raises:
+        ValueError: there is none.
+    """
+    calls: dict[nn.Module, int] = {}
+    found: list[nn.Module] = []
+
+    def note(module: nn.Module, _: Any, output: Any) -> None:
+        calls[module] = calls.get(module, 0) + 1
+        if not isinstance(output, Tensor) or output.dim() not in (4, 5):
+            return
+        channels, height, width = output.shape[1], *output.shape[-2:]
+        if height * width > 1 and (output.dim() == 5 or channels >= max(height, width)):
+            found.append(module)
+
+    handles = [module.register_forward_hook(note) for module in network.modules() if module is not network]
+    try:
+        with torch.no_grad():
+            network(clip)
+    finally:
+        for handle in handles:
+            handle.remove()
+    layers = [module for module in found if calls[module] == 1]
+    if not layers:
+        raise ValueError(f"no module of {type(network).__name__} has a feature map that Grad-CAM could show")
+    return layers[-1]
+
+
+def write_explanation(network: nn.Module, clip: Tensor, frames: Tensor, target: int, path: Path) -> None:
+    """Write the frames of a clip beside the same frames under Grad-CAM of a class, as H.264 in mp4.
+
+    Args:
+        network: clip (1,C,T,H,W) -> logits.
+        clip: (C,T,H,W), its input, on its device.
+        frames: uint8 (T,3,S,S), what is shown.
+        target: the class.
+        path: the file.
+    """
+    with torch.inference_mode(False):
+        clip = clip[None].clone()
+        heat, _ = grad_cam(network, last_map_layer(network, clip), clip, target)
+    scale = max(1, -(-SIDE // frames.shape[-1]))
+    side = frames.shape[-1] * scale + frames.shape[-1] * scale % 2
+    shown = F.interpolate(frames.float(), (side, side), mode="bilinear", antialias=True).permute(0, 2, 3, 1)
+    heat = F.interpolate(heat.float().cpu()[None, None], (len(frames), side, side), mode="trilinear")[0, 0]
+    colours = torch.from_numpy(255 * colormaps["turbo"](heat.numpy())[..., :3])
+    mixed = torch.lerp(shown.double(), colours, OPACITY * heat[..., None].double())
+    both = torch.cat([shown.double(), mixed], dim=2).round().clamp(0, 255).byte().numpy()
+    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        stream: Any = container.add_stream("libx264", rate=FPS)
+        stream.pix_fmt, stream.height, stream.width = "yuv420p", *both.shape[1:3]
+        for image in both:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
+        container.mux(stream.encode())
