@@ -17,10 +17,13 @@ from common.evaluation.grad_cam import grad_cam
 SIDE = 224  # smaller frames are enlarged to at least this many pixels
 FPS = 5
 OPACITY = 0.5
+POSITIONS = 16  # a map of fewer, such as 2 x 2, shows little
 
 
 def last_map_layer(network: nn.Module, clip: Tensor) -> nn.Module:
-    """The last module of a forward pass whose output is a feature map of more than one position in space.
+    """The last module of a forward pass whose output is a feature map of at least `POSITIONS` positions in space.
+
+    Where no map is as large, it is the last of the largest.
 
     Args:
         network: clip (1,C,T,H,W) -> logits.
@@ -34,7 +37,7 @@ def last_map_layer(network: nn.Module, clip: Tensor) -> nn.Module:
         ValueError: there is none.
     """
     calls: dict[nn.Module, int] = {}
-    found: list[nn.Module] = []
+    found: list[tuple[int, nn.Module]] = []
 
     def note(module: nn.Module, _: Any, output: Any) -> None:
         calls[module] = calls.get(module, 0) + 1
@@ -42,7 +45,7 @@ def last_map_layer(network: nn.Module, clip: Tensor) -> nn.Module:
             return
         channels, height, width = output.shape[1], *output.shape[-2:]
         if height * width > 1 and (output.dim() == 5 or channels >= max(height, width)):
-            found.append(module)
+            found.append((min(height * width, POSITIONS), module))
 
     handles = [module.register_forward_hook(note) for module in network.modules() if module is not network]
     try:
@@ -51,10 +54,11 @@ def last_map_layer(network: nn.Module, clip: Tensor) -> nn.Module:
     finally:
         for handle in handles:
             handle.remove()
-    layers = [module for module in found if calls[module] == 1]
-    if not layers:
+    maps = [(size, module) for size, module in found if calls[module] == 1]
+    if not maps:
         raise ValueError(f"no module of {type(network).__name__} has a feature map that Grad-CAM could show")
-    return layers[-1]
+    largest = max(size for size, _ in maps)
+    return [module for size, module in maps if size == largest][-1]
 
 
 def write_explanation(network: nn.Module, clip: Tensor, frames: Tensor, target: int, path: Path) -> None:
