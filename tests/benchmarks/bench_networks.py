@@ -30,13 +30,13 @@ from tests.networks import SPEED, channels_last
 
 CLIP = (1, 3, 16, 112, 112)
 REFERENCE = "torchvision R3D-18"
-PREAMBLE = (
-    "# Whole networks on a CPU",
-    "",
-    "Measured by `python -m tests.benchmarks.bench_networks --markdown FILE` in one run in which the networks took turns, in",
-    "float32: inference of one clip of 16 x 112 x 112, in the faster of two memory orders; a training step of two clips.",
-    "Memory: tensors held at once in that step. Only the ratios mean something elsewhere.",
-)
+PREAMBLE = """\
+# Whole networks on a CPU
+
+Measured by `python -m tests.benchmarks.bench_networks --markdown FILE` in one run in which the networks took turns, in
+float32: inference of one clip of 16 x 112 x 112, in the faster of two memory orders; a training step of two clips.
+Memory: tensors held at once in that step. Only the ratios mean something elsewhere.
+"""
 COLUMNS = {
     "parameters": ("parameters (M)", "{:.1f}"),
     "macs": ("multiply-adds (G)", "{:.1f}"),
@@ -104,7 +104,7 @@ def markdown(found: dict[str, dict[str, Any]]) -> str:
     for name, values in found.items():
         cells = [form.format(values[key]) for key, (_, form) in COLUMNS.items()]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join([*PREAMBLE, "", f"{machine()}.", "", *lines, ""])
+    return "\n".join([PREAMBLE, f"{machine()}.", "", *lines, ""])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
