@@ -251,7 +251,7 @@ def demo_table(demo: Demo, runs: Sequence[Trained]) -> RenderedTable:
     names = dict.fromkeys(k for run in runs for k in run.result.metrics if k != "loss")
     columns = demo.columns or [Column(k, k.replace("top", "top ").replace("_", " "), k, 0.01) for k in names]
     columns = columns if demo.columns else [*columns, Column("loss", "loss", "loss")]
-    heads = [ColumnHeader("Network"), *(ColumnHeader(c.name, "measured", "ours") for c in columns)]
+    heads = [ColumnHeader("Network"), *(ColumnHeader(c.name, kind="ours") for c in columns)]
     heads += [ColumnHeader(name) for name in ("Params", "MACs", "Tested on", "Seed", "Time")]
     cells = []
     for run in runs:
