@@ -53,7 +53,7 @@ from common.datamodules.image_archives import read_cifar, read_fashion_mnist
 from common.datamodules.manifest import Manifest
 from common.datamodules.video_reader import open_video
 from common.reporting import ledger
-from common.training import predict
+from common.training import export, predict
 from common.training.cli import USER_ERRORS, check_arguments
 from papers.fdc3d import files
 from papers.fdc3d.compression import compress
@@ -531,6 +531,58 @@ CHECKPOINTS = Kind(
 )
 
 
+def write_onnx(folder: Path) -> None:
+    write_checkpoint(folder)
+    export.main([str(folder / "best.ckpt"), "--out", str(folder / "network.onnx")])
+    (folder / "best.ckpt").unlink()
+
+
+def read_onnx(folder: Path, damaged: Path) -> None:
+    assert predict.main(["--checkpoint", str(folder / "network.onnx"), str(folder / "clip.mp4")]) == 0
+
+
+def described(change: Callable[[dict[str, Any]], Any]) -> Special:
+    """An ONNX file in which what `spectral export` says of the network is changed."""
+
+    def write(rng: Random, folder: Path) -> Path:
+        import onnx
+
+        path = folder / "network.onnx"
+        model = onnx.load(str(path))
+        (entry,) = (entry for entry in model.metadata_props if entry.key == export.ENTRY)
+        about = json.loads(entry.value)
+        change(about)
+        entry.value = json.dumps(about)
+        onnx.save(model, str(path))
+        return path
+
+    return write
+
+
+ONNX = Kind(
+    write_onnx,
+    read_onnx,
+    "*.onnx",
+    (
+        content("network.onnx", b""),
+        content("network.onnx", pickle.dumps(Command())),
+        described(lambda about: about.clear()),
+        described(lambda about: about.update(class_path="os.system")),
+        described(lambda about: about.update(arguments=[1])),
+        described(lambda about: about["arguments"].update(num_classes=10**9)),
+        described(lambda about: about["arguments"].update(num_classes=7)),
+        described(lambda about: about["arguments"]["network"].update(width=1e9)),
+        described(lambda about: about["spec"].update(num_frames=10**9)),
+        described(lambda about: about["spec"].update(num_frames=7)),
+        described(lambda about: about.update(output_names=["a"])),
+        described(lambda about: about.update(output_names={"a": 1})),
+        described(lambda about: about.update(spec=None)),
+        *odd_place("network.onnx"),
+    ),
+    also="clip.mp4",
+)
+
+
 def write_compact(folder: Path) -> None:
     torch.manual_seed(0)
     builder = ("common.backbones.resnet3d.ResNet3d", {"depth": 10, "num_classes": 4, "width": 0.0625})
@@ -975,6 +1027,7 @@ KINDS: dict[str, Kind] = {
     "manifests": MANIFESTS,
     "class folders": CLASSES,
     "checkpoints": CHECKPOINTS,
+    "onnx files": ONNX,
     "compact files": COMPACT,
     "recipes": RECIPES,
     "studies": STUDIES,

@@ -22,6 +22,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -331,9 +332,9 @@ def _train_demos(job: Job, ids: Sequence[str], args: argparse.Namespace, progres
         return
     demos = {own.data: own.demo for own in jobs}
     task = progress.add_task("Making the demo data", total=len(demos))
-    for data, demo in demos.items():
-        make_demo_data(demo.data, data)
-        progress.advance(task)
+    with ThreadPoolExecutor(args.jobs) as pool:  # each waits for a process that draws
+        for _ in pool.map(make_demo_data, [demo.data for demo in demos.values()], demos):
+            progress.advance(task)
     task = progress.add_task("Training the demo networks", total=len(jobs))
     results: dict[int, Trained] = {}
     where = (args.out, args.seed, args.epochs, progress)

@@ -540,8 +540,10 @@ class DepthwiseSTFT(ConstantBuffers):
         fields = grad.reshape(batch * channels, rows, -1)
         factors = self.constant("factors", grad)
         step = max(1, _BUFFER_BYTES // (self._buffer_rows * fields.shape[-1] * fields.element_size()))
+        # The number of slices depends on the batch; a compiler would compile for each number anew.
+        slices = (fields,) if torch.compiler.is_compiling() else fields.split(step)
         results = []
-        for result in fields.split(step):
+        for result in slices:
             for stage in reversed(self._stages):
                 window = [self.kernel_size[a] for a in stage.axes]
                 total: dict[int, Tensor] = {}

@@ -196,7 +196,10 @@ class OnnxNetwork(nn.Module):
         self.about = self.session.get_modelmeta().custom_metadata_map.get(ENTRY)
 
     def forward(self, x: Tensor) -> Tensor:
-        (output,) = self.session.run(None, {self.session.get_inputs()[0].name: x.detach().cpu().numpy()})
+        try:
+            (output,) = self.session.run(None, {self.session.get_inputs()[0].name: x.detach().cpu().numpy()})
+        except Exception as error:  # onnxruntime's errors have no base of their own
+            raise RuntimeError(str(error)) from error
         return torch.from_numpy(output)
 
 

@@ -36,7 +36,7 @@ from papers.fdc3d.layers import MaskedConv3d
 from papers.fdc3d.learning import learn_transform, row_norms, temporal_products
 
 KEPT = 4  # of the 7 rows of the first layer, as in Figure 3
-RATES = (1.5, 2.0, 3.0, 4.0, 8.0)
+RATES = (2.0, 4.0, 8.0)
 #: name, method, and place among the demo's networks, whose colour it has
 LADDER: tuple[tuple[str, str, int], ...] = (
     ("FDC3D", "fdc3d", 1),
@@ -261,7 +261,7 @@ def _subject(
     """The dense network of a demo, batches of its training data, its score on the test data, and the input's shape."""
     module: Any = load_module(dense.checkpoint())
     if name == "motion":
-        clips, labels = load_clips(data, module, "test")
+        clips, labels = load_clips(data, module, "test", 120)
         train, _ = load_clips(data, module, "train")
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
         batches = list(train[order[:48]].split(16))

@@ -118,6 +118,15 @@ def test_the_ledger_loads(folder: Path) -> None:
     ledger_of(folder)
 
 
+def test_demos_that_share_a_folder_share_its_data(pytestconfig: pytest.Config) -> None:
+    data: dict[str, tuple[str, list[str]]] = {}
+    for folder in folders(pytestconfig):
+        for demo in ledger_of(folder).demos:
+            where = f"{folder.name}, demo {demo.id}"
+            other, arguments = data.setdefault(demo.data_folder, (where, demo.data))
+            assert arguments == demo.data, f"{where} and {other} both write runs/demo/{demo.data_folder}"
+
+
 # Networks
 
 
