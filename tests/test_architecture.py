@@ -67,7 +67,7 @@ def test_only_the_fixed_names_stand_at_the_top() -> None:
 
 def test_reporting_flows_one_way() -> None:
     """Ledger, counting, runs, tables and plots, page, command: each imports only what stands before it."""
-    order = ["strict_yaml", "results", "ledger", "counting", "runs", "plots", "tables", "page", "reproduce"]
+    order = ["strict_yaml", "results", "ledger", "workers", "counting", "runs", "plots", "tables", "page", "reproduce"]
     folder = ROOT / "common" / "reporting"
     assert {path.stem for path in folder.glob("*.py")} - {"__init__"} == set(order)
     for position, name in enumerate(order):

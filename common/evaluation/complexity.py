@@ -195,7 +195,6 @@ def count(
         )
         raise
     _refuse_unknown(analysis, network)
-
     operators = {name for name, _ in totals}
     by_operator = {name: (totals[name, "paper"], totals[name, "full"]) for name in operators}
     by_module = {}

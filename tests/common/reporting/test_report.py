@@ -31,7 +31,7 @@ def test_the_page_loads_nothing(tmp_path: Path) -> None:
     assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", page)
     assert "url(" not in page
     assert "@import" not in page
-    assert "<script" not in page
+    assert page.count("<script") == page.count("<script>") == 1  # the one that sorts tables
     assert "http" not in page
     assert 'src="data:image/png;base64,iVBOR' in page
 

@@ -282,7 +282,7 @@ def test_the_help_of_a_recipe_shows_its_options_and_values(recipe, capsys):
 
 def test_optimizer_and_scheduler_replace_those_of_the_recipe(recipe, capsys):
     options = ["--optimizer", "AdamW", "--optimizer.lr", "0.02"]
-    schedule = ["--lr_scheduler", "ExponentialLR", "--lr_scheduler.gamma", "0.5"]
+    schedule = ["--lr_scheduler", "torch.optim.lr_scheduler.ExponentialLR", "--lr_scheduler.gamma", "0.5"]
     finished = run(["fit", "--config", recipe(max_epochs=2), *options, *schedule])
     (optimizer,) = finished.trainer.optimizers
     assert type(optimizer) is torch.optim.AdamW
