@@ -259,6 +259,7 @@ class SpectralCLI(LightningCLI):
         self.config_init = self.parser.instantiate_classes(self.config)
         self.config_init[str(self.subcommand)].data = self.datamodule
         self.model = self._get(self.config_init, "model")
+        self._add_configure_optimizers_method_to_model(self.subcommand)
         self.trainer = self.instantiate_trainer()
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
