@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from common.training.checkpoints import MAX_CLAIMED, CheckpointError
-from common.training.task import ALLOW_HELP, TRUSTED, TaskModule, load_module, module_class_of
+from common.training.task import ALLOW_HELP, TRUSTED, TaskModule, check_stored_facts, load_module, module_class_of
 
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ".safetensors"}
 ENTRY = "spectral"  # of the metadata
@@ -219,9 +219,10 @@ def load_onnx(path: str | Path, trusted_packages: Sequence[str] = TRUSTED) -> Ta
             raise CheckpointError(f"{path}: its arguments claim {claimed:,} weights; it is damaged")
         module = module_class(**about["arguments"])
         module.output_names, module.spec = about["output_names"], about["spec"]
+        check_stored_facts(module)
     except (ValueError, TypeError, KeyError) as error:
         if isinstance(error, CheckpointError):
-            raise
+            raise error if str(path) in str(error) else CheckpointError(f"{path}: {error}") from error
         raise CheckpointError(f"{path}: not an ONNX file of `spectral export` ({error})") from error
     module.network = network
     return module.eval()

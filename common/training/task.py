@@ -422,7 +422,7 @@ def load_module(path: str | Path, trusted_packages: Sequence[str] = TRUSTED) -> 
             check_claims(module, weights)
             module.on_load_checkpoint(dict(checkpoint))  # it may describe another network, and compares the weights
             check_claims(module, weights)
-            _check_names(module)
+            check_stored_facts(module)
         module = module_class(**arguments)
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"])
@@ -433,8 +433,8 @@ def load_module(path: str | Path, trusted_packages: Sequence[str] = TRUSTED) -> 
     return module.eval()
 
 
-def _check_names(module: TaskModule) -> None:
-    """Check what a checkpoint says of the input and the outputs. Raises CheckpointError."""
+def check_stored_facts(module: TaskModule) -> None:
+    """Check what a stored file said of the input and the outputs of a module. Raises CheckpointError."""
     names, count = module.output_names, module.num_outputs
     if names is not None:
         if not isinstance(names, list) or not all(isinstance(name, str) and is_text(name) for name in names):
