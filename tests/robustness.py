@@ -382,6 +382,7 @@ def _train_as_one_of_two(rank: int, meeting: str, cases: Sequence[tuple[str, Bui
     mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
     for name, build, shape in cases:
         module, x = prepare(build, shape)
+        module, x = module.double(), x.double()  # in float32 rounding crosses kinks of deep networks
         module.zero_grad()
         expected, half = gradients(module, x), x[rank : rank + 1]
         expected.pop("input")
@@ -390,12 +391,12 @@ def _train_as_one_of_two(rank: int, meeting: str, cases: Sequence[tuple[str, Bui
             replicated.zero_grad()
             replicated(half).square().mean().backward()
         actual = {n: p.grad for n, p in replicated.module.named_parameters() if p.grad is not None}
-        assert_same_gradients(actual, expected, message=f"{name}, replicated")
+        assert_same_gradients(actual, expected, 1e-7, f"{name}, replicated")
         sharded: Any = torch.distributed.fsdp.fully_shard(module, mesh=mesh)
         sharded.zero_grad()
         sharded(half).square().mean().backward()
         actual = {n: p.grad.full_tensor() for n, p in sharded.named_parameters() if p.grad is not None}  # type: ignore[attr-defined]
-        assert_same_gradients(actual, expected, message=f"{name}, sharded")
+        assert_same_gradients(actual, expected, 1e-7, f"{name}, sharded")
     torch.distributed.destroy_process_group()
 
 

@@ -30,8 +30,8 @@ SUFFIXES = (".nii.gz", ".nii")
 #: what the files of the modalities are called since 2023
 NAMES_2023 = {"flair": "t2f", "t1": "t1n", "t1ce": "t1c", "t2": "t2w", "seg": "seg"}
 LABELS = (0, 1, 2, 4)  # background, necrotic and non-enhancing core, oedema, enhancing tumour
-#: label since 2023 -> label here; a resection cavity belongs to no region
-LABELS_2023 = {0: 0, 1: 1, 2: 2, 3: 4, 4: 0}
+#: the labels 0 to 4 since 2023 as labels here; a resection cavity belongs to no region
+LABELS_2023 = (0, 1, 2, 4, 0)
 #: the regions that are scored, each a union of labels, in the order of Table 4 of the FDC3D paper
 REGIONS = {"ET": (4,), "WT": (1, 2, 4), "TC": (1, 4)}
 MAX_VOXELS = 2**28  # of a scan; BraTS has 8.9 million
@@ -73,7 +73,6 @@ def find_case_folders(paths: Iterable[str | Path]) -> list[Path]:
 def find_case(folder: Path, modalities: Sequence[str] = MODALITIES, labelled: bool = False) -> Case:
     """The files of one case. Raises VolumeReadError with the names of those missing (``labelled``: also of labels)."""
     name = folder.resolve().name
-
     recent = any((folder / f"{name}-{part}{suffix}").is_file() for part in NAMES_2023.values() for suffix in SUFFIXES)
 
     def stem(part: str) -> str:
@@ -154,7 +153,7 @@ def read_label(path: Path) -> Tensor:
     """
     label = _load(path, lambda image: np.asarray(image.dataobj))
     recent = is_named_as_in_2023(path)
-    known = sorted(LABELS_2023) if recent else LABELS
+    known = range(len(LABELS_2023)) if recent else LABELS
     if unknown := sorted(set(np.unique(label).tolist()) - set(known)):
         years = "since 2023" if recent else "of 2018 to 2021"
         raise VolumeReadError(
@@ -162,7 +161,7 @@ def read_label(path: Path) -> Tensor:
         )
     label = label.astype(np.uint8)
     if recent:
-        label = np.array([LABELS_2023[value] for value in sorted(LABELS_2023)], np.uint8)[label]
+        label = np.array(LABELS_2023, np.uint8)[label]
     return torch.from_numpy(label.transpose(2, 1, 0).copy())
 
 

@@ -230,13 +230,12 @@ def mirrored_labels(class_names: Sequence[str]) -> list[int]:
     def mirrored(name: str) -> str:
         return _SIDE.sub(lambda word: MIRRORED[word[0].lower()], name.lower())
 
-    places = {name.lower(): label for label, name in enumerate(class_names)}
-    if missing := [name for name in class_names if mirrored(name) not in places]:
+    places = {name.lower(): label for label, name in enumerate(class_names) if _SIDE.search(name)}
+    if missing := [name for name in class_names if _SIDE.search(name) and mirrored(name) not in places]:
         raise DatasetError(
             "horizontal_flip is swap_left_right, but these classes have no counterpart: "
             f"{', '.join(missing[:5])}. Set it to false."
         )
-    labels = [places[mirrored(name)] for name in class_names]
-    if labels == list(range(len(class_names))):
+    if not places:
         raise DatasetError("horizontal_flip is swap_left_right, but no class name says left or right. Set it to true.")
-    return labels
+    return [places[mirrored(name)] if _SIDE.search(name) else label for label, name in enumerate(class_names)]

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import multiprocessing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +33,12 @@ def source_hash(*folders: Path, exclude: Path | None = None) -> str:
     return digest.hexdigest()
 
 
+def _parts(spec: RowNetwork) -> list[RowNetwork]:
+    """The network itself, and the one that it is compared with, if any."""
+    own = replace(spec, baseline=None)
+    return [own] if spec.baseline is None else [own, replace(own, network=spec.baseline)]
+
+
 def _counted(ledger: Ledger, spec: RowNetwork) -> dict[str, Any]:
     return ledger.complexity(spec).to_dict() | {"by_module": {}}
 
@@ -55,32 +61,33 @@ class Counter:
         about = [network.function, network.arguments, network.classes]
         return json.dumps([*about, spec.input, spec.complex_weight, spec.counter])
 
-    def unknown(self, spec: RowNetwork) -> dict[str, RowNetwork]:
-        """What of a row's network has not been counted: itself, or its base and what is above it."""
-        parts = [replace(spec, baseline=None)]
-        parts += [replace(spec, network=spec.baseline, baseline=None)] if spec.baseline else []
-        return {name: part for part in parts if (name := self.name(part)) not in self.known}
-
-    def count(self, spec: RowNetwork) -> Complexity:
-        for name, part in self.unknown(spec).items():
-            self.known[name] = _counted(self.ledger, part)
-        found = Complexity(**self.known[self.name(replace(spec, baseline=None))])
-        if spec.baseline is None:
-            return found
-        return found.over(self.count(replace(spec, network=spec.baseline, baseline=None)))
-
-    def count_ahead(self, specs: Sequence[RowNetwork], jobs: int, counted: Callable[[int, int], None]) -> None:
-        """Count what is not known of these in `jobs` processes."""
-        missing = {name: part for spec in specs for name, part in self.unknown(spec).items()}
+    def count_all(self, specs: Sequence[RowNetwork], jobs: int, counted: Callable[[int, int], None]) -> None:
+        """Count what is not known of these networks and of those that they are compared with, in `jobs` processes."""
+        parts = [part for spec in specs for part in _parts(spec)]
+        missing = {name: part for part in parts if (name := self.name(part)) not in self.known}
         jobs = min(jobs, len(missing) // 8)  # starting a process takes as long as counting some networks
+        for done, (name, found) in enumerate(self._counts(missing, jobs), 1):
+            self.known[name] = found
+            counted(done, len(missing))
+
+    def _counts(self, missing: Mapping[str, RowNetwork], jobs: int) -> Iterator[tuple[str, dict[str, Any]]]:
         if jobs < 2:
+            for name, part in missing.items():
+                yield name, _counted(self.ledger, part)
             return
         with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), begin_worker, (1,)) as pool:
             futures = {pool.submit(_counted, self.ledger, part): name for name, part in missing.items()}
-            for done, future in enumerate(as_completed(futures), 1):
-                if not future.exception():  # else it is counted, and fails, where its row can be named
-                    self.known[futures[future]] = future.result()
-                counted(done, len(missing))
+            try:
+                for future in as_completed(futures):
+                    yield futures[future], future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def count(self, spec: RowNetwork) -> Complexity:
+        """The counts of a network, over those of its baseline if it has one. `count_all` has counted both."""
+        own, *base = (Complexity(**self.known[self.name(part)]) for part in _parts(spec))
+        return own.over(*base) if base else own
 
     def save(self) -> None:
         if self.cache:
@@ -97,23 +104,15 @@ def count_rows(
 ) -> dict[str, dict[str, Complexity]]:
     """Row id -> label -> complexity, for the rows among `ids` that have networks, counted in `jobs` processes.
 
-    `counted` is called with the number of networks counted so far and that of all.
+    `counted` is called with the number of networks counted so far and that of all that were not known.
     """
     rows = [row for _, row in ledger.rows() if row.id in ids and row.networks]
     counter = Counter(ledger, cache)
-    total, done = sum(len(row.networks) for row in rows), 0
-    counts: dict[str, dict[str, Complexity]] = {}
     try:
-        counter.count_ahead([spec for row in rows for spec in row.networks.values()], jobs, counted)
-        for row in rows:
-            counts[row.id] = {}
-            for label, spec in row.networks.items():
-                counts[row.id][label] = counter.count(spec)
-                done += 1
-                counted(done, total)
+        counter.count_all([spec for row in rows for spec in row.networks.values()], jobs, counted)
     finally:
         counter.save()
-    return counts
+    return {row.id: {label: counter.count(spec) for label, spec in row.networks.items()} for row in rows}
 
 
 def complexity_records(ledger: Ledger, counts: Mapping[str, Mapping[str, Complexity]]) -> list[dict[str, Any]]:

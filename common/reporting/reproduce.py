@@ -276,7 +276,9 @@ def _count(
     def counted(done: int, total: int) -> None:
         progress.update(task, completed=done, total=total)
 
-    return count_rows(ledger, ids, args.out / "complexity.json", counted, args.jobs)
+    counts = count_rows(ledger, ids, args.out / "complexity.json", counted, args.jobs)
+    progress.update(task, completed=1, total=1)  # also where all were known
+    return counts
 
 
 def _work(
@@ -306,17 +308,16 @@ def _work(
 
 
 def _draw_figures(job: Job, ids: Sequence[str], figures: Mapping[str, FigureFunction], progress: Progress) -> None:
-    chosen = {
-        figure.id: (figure, figure.function) for figure in job.ledger.figures if figure.id in ids and figure.function
-    }
+    chosen = [figure for figure in job.ledger.figures if figure.id in ids and figure.function]
     if not chosen:
         return
     task = progress.add_task("Drawing figures", total=len(chosen))
-    for name, (figure, function) in chosen.items():
-        with _noting_failure(job, name):
-            if function not in figures:
-                raise LedgerError(f"{job.ledger.path}:{figure.line}: no figure function {function}")
-            job.figures[name] = png(figures[function](job))
+    for figure in chosen:
+        with _noting_failure(job, figure.id):
+            function = figures.get(str(figure.function))
+            if function is None:
+                raise LedgerError(f"{job.ledger.path}:{figure.line}: no figure function {figure.function}")
+            job.figures[figure.id] = png(function(job))
         progress.advance(task)
 
 

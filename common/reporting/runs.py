@@ -357,9 +357,8 @@ def train_all(
             # No more than run at once, so that an interruption finds none in a queue.
             unfinished = {*waiting, *running.values()}
             ready = [key for key, job in waiting.items() if job.row.starts_from not in unfinished]
-            for key in sorted(ready, key=lambda key: waiting[key].row.starts_from is not None)[
-                : processes - len(running)
-            ]:
+            ready.sort(key=lambda key: waiting[key].row.starts_from is not None)
+            for key in ready[: processes - len(running)]:
                 running[pool.submit(_train_in_worker, ledger, waiting.pop(key), out, seed, epochs)] = key
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 key = running.pop(future)

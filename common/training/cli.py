@@ -354,6 +354,8 @@ def print_recipe_options(args: Sequence[str]) -> None:
     for path in _recipes(args):
         check_yaml(path)
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise UsageError(f"{path}: a recipe is a mapping of model, data and trainer")
         recipe |= {key: value for key, value in content.items() if key in ("model", "data")}
     parser = ArgumentParser(prog=f"spectral {args[0]}", usage=f"spectral {args[0]} --config RECIPE ...", add_help=False)
     for key, given in recipe.items():
@@ -362,8 +364,11 @@ def print_recipe_options(args: Sequence[str]) -> None:
             parser.add_class_arguments(getattr(importlib.import_module(module), name), key)
         except (KeyError, TypeError, ImportError, AttributeError, ValueError) as error:
             raise UsageError(f"{', '.join(_recipes(args))}: {key}.class_path names no class: {error}") from error
-        values = {f"{key}.{k}": value for k, value in (given.get("init_args") or {}).items()}
-        parser.set_defaults(values)
+        for name, value in (given.get("init_args") or {}).items():
+            try:
+                parser.set_defaults({f"{key}.{name}": value})
+            except (KeyError, TypeError, ValueError) as error:
+                raise UsageError(f"{', '.join(_recipes(args))}: {key}.init_args.{name}: {error}") from error
     parser.print_help()
     print(f"\nThe options of the trainer and of the command: spectral {args[0]} --help")
 
@@ -485,7 +490,7 @@ def main(args: list[str] | None = None) -> int:
             near = difflib.get_close_matches(args[0], commands, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise UsageError(f"unknown command {args[0]!r}; the commands are {', '.join(commands)}.{hint}")
-        if {"-h", "--help"} & set(args) and _recipes(args):
+        if {"-h", "--help"} & set(args) and _recipes(args) and args[0] in SpectralCLI.subcommands():
             print_recipe_options(args)
             return 0
         run(args)

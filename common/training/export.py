@@ -219,10 +219,13 @@ def load_onnx(path: str | Path, trusted_packages: Sequence[str] = TRUSTED) -> Ta
             raise CheckpointError(f"{path}: its arguments claim {claimed:,} weights; it is damaged")
         module = module_class(**about["arguments"])
         module.output_names, module.spec = about["output_names"], about["spec"]
-        check_stored_facts(module)
     except (ValueError, TypeError, KeyError) as error:
         if isinstance(error, CheckpointError):
-            raise error if str(path) in str(error) else CheckpointError(f"{path}: {error}") from error
+            raise
         raise CheckpointError(f"{path}: not an ONNX file of `spectral export` ({error})") from error
+    try:
+        check_stored_facts(module)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     module.network = network
     return module.eval()

@@ -45,8 +45,7 @@ class PosePredictor(Predictor):
         if options.boxes and options.box:
             raise ValueError("give --boxes or --box, not both")
         self.boxes = read_boxes(options.boxes) if options.boxes else None
-        self.check_new(options.out)
-        options.out.mkdir(parents=True, exist_ok=True)
+        self.check_folder("--out", options.out)
         self.drawings: dict[Path, Path] = {}  # by image; images of one name in several folders get numbers
         self.persons: list[dict[str, Any]] = []
 
