@@ -76,15 +76,16 @@ def kinds_of(ledger: Ledger) -> Iterator[tuple[str, RowNetwork]]:
 def resized(network: Network, shape: list[int], narrow: bool = False) -> tuple[Network, list[int]]:
     """The network made for a small input, of odd size if it takes that, and the shape of a batch of two such inputs.
 
-    With `narrow` it has a quarter of its width, if it has that option, and at most 50 layers.
+    With `narrow` it has a quarter of its width, if it has that option, and at most 50 layers; a Swin is the tiny one.
     """
     module, _, name = network.function.rpartition(".")
     parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
     arguments = dict(network.arguments)
     if narrow:
         arguments |= {"depth": min(arguments["depth"], 50)} if "depth" in arguments else {}
-        has_width = "options" in parameters and hasattr(parameters["options"].default, "width")
-        arguments |= {"width": 0.25} if has_width or "width" in parameters else {}
+        options = parameters["options"].default if "options" in parameters else None
+        arguments |= {"width": 0.25} if hasattr(options, "width") or "width" in parameters else {}
+        arguments |= {"size": "t"} if hasattr(options, "size") else {}  # of a Swin
     frames = shape[2:-2] if "num_frames" in parameters else [min(n, 16) for n in shape[2:-2]]
     errors = []
     for size in {3: [(33, 37), (32, 32)], 2: [(65, 97), (64, 64)]}[3 if len(shape) == 5 else 2]:

@@ -392,6 +392,7 @@ def _train_as_one_of_two(rank: int, meeting: str, cases: Sequence[tuple[str, Bui
             replicated(half).square().mean().backward()
         actual = {n: p.grad for n, p in replicated.module.named_parameters() if p.grad is not None}
         assert_same_gradients(actual, expected, 1e-7, f"{name}, replicated")
+        del replicated
         sharded: Any = torch.distributed.fsdp.fully_shard(module, mesh=mesh)
         sharded.zero_grad()
         sharded(half).square().mean().backward()

@@ -147,7 +147,7 @@ class SRLBlock(FeatureBlock):
             raise ValueError("phi='time' needs frames: images have no time to work along")
         self.channels, self.size, self.frames, self.name = channels, (size[0], size[1]), frames, name
         self.transform = transform2d(transform, self.size, options.spectrum)
-        self.alpha = nn.Parameter(torch.zeros(()))
+        self.alpha = nn.Parameter(torch.zeros(1))  # one axis: `fully_shard` takes no scalars
         self.phi = self._phi(options, options.groups or (8 if transform == "fourier" else 2))
 
     def _phi(self, options: SpectralOptions, groups: int) -> nn.Sequential:
@@ -327,7 +327,7 @@ class CrissCrossAttention(nn.Module):
         inner = max(1, channels // 8)
         self.query, self.key = (nn.Conv2d(channels, inner, 1) for _ in range(2))
         self.value = nn.Conv2d(channels, channels, 1)
-        self.gamma = nn.Parameter(torch.zeros(()))
+        self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.query(x), self.key(x), self.value(x)
