@@ -132,7 +132,8 @@ def orthogonalized(matrix: Tensor) -> Tensor:
     flip columns. Takes and returns (..., m, n) with m >= n; the columns of the result are orthonormal.
     """
     q, r = torch.linalg.qr(matrix)
-    return q * torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q).unsqueeze(-2)
+    signs = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q).unsqueeze(-2)
+    return (q * signs).contiguous()  # LAPACK's is in column order, which `fully_shard` takes no parameters in
 
 
 _MATRICES: dict[str, Callable[[int], Tensor]] = {

@@ -81,10 +81,10 @@ def cosine_over_training(
     if steps == float("inf"):
         raise ValueError("a cosine schedule needs the length of the training: set trainer.max_epochs or max_steps")
     epochs = module.trainer.max_epochs
-    per_epoch = (
-        steps / epochs
-        if epochs and epochs > 0
-        else module.trainer.num_training_batches / module.trainer.accumulate_grad_batches
-    )
+    if epochs and epochs > 0:
+        per_epoch = steps / epochs
+    else:
+        module.trainer.fit_loop.setup_data()  # with a length in steps, the batches have not been counted yet
+        per_epoch = module.trainer.num_training_batches / module.trainer.accumulate_grad_batches
     schedule = cosine_with_warmup(optimizer, int(steps), round(warmup_epochs * per_epoch), warmup_start)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

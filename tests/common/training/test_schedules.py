@@ -77,15 +77,15 @@ class Module(L.LightningModule):
         return cosine_over_training(self, torch.optim.SGD(self.parameters(), lr=1.0), warmup_epochs=1.0)
 
 
+@pytest.mark.parametrize("limit", ["epochs", "steps"])
 @pytest.mark.parametrize("accumulate", [1, 2, 4])
-def test_accumulation_makes_steps_rarer_and_keeps_the_curve(accumulate: int, tmp_path: Any) -> None:
+def test_accumulation_makes_steps_rarer_and_keeps_the_curve(accumulate: int, limit: str, tmp_path: Any) -> None:
     module = Module()
     options: dict[str, Any] = {"enable_checkpointing": False, "enable_progress_bar": False, "logger": False}
-    trainer = L.Trainer(
-        max_epochs=4, accumulate_grad_batches=accumulate, accelerator="cpu", default_root_dir=tmp_path, **options
-    )
-    trainer.fit(module, DataLoader(torch.zeros(8, 1), batch_size=1))
     per_epoch = 8 // accumulate
+    options |= {"max_epochs": 4} if limit == "epochs" else {"max_epochs": -1, "max_steps": 4 * per_epoch}
+    trainer = L.Trainer(accumulate_grad_batches=accumulate, accelerator="cpu", default_root_dir=tmp_path, **options)
+    trainer.fit(module, DataLoader(torch.zeros(8, 1), batch_size=1))
     assert len(module.rates) == 4 * per_epoch
     assert module.rates[0] == pytest.approx(0.01)
     assert module.rates[per_epoch] == pytest.approx(1.0)  # after the first epoch, the warm-up
