@@ -35,20 +35,13 @@ def prepare(build: Build, shape: Shape) -> tuple[nn.Module, Tensor]:
     No parameter is left at zero, where a new module may have a branch that does nothing, and batch normalisations hold
     the statistics of the module as it is.
     """
-    for noise in (0.05, 0.01, 0.002):
-        module, x = _prepare(build, shape, noise)
-        with torch.no_grad():
-            if module(x).isfinite().all():  # deep networks whose blocks multiply maps may overflow
-                break
-    return module, x
-
-
-def _prepare(build: Build, shape: Shape, noise: float) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     module, x = build(), torch.randn(*shape)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=noise)
+            # Relative to its size: noise of one size for all lets deep networks that multiply maps overflow.
+            scale = parameter.abs().mean().item()
+            parameter.add_(torch.randn_like(parameter), alpha=0.05 * scale if scale else 0.05)
         norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
         momenta = [norm.momentum for norm in norms]
         for norm in norms:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.spectral.folding import conv_norm, is_channels_last, reshaped
+
 ActivationFactory = Callable[[], nn.Module]
 Size3 = int | tuple[int, int, int]
 
@@ -48,34 +50,40 @@ class DepthwiseConv3d(nn.Conv3d):
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, groups=in_channels, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # Compilers and traces fix the sizes that the 2D forms depend on.
         general = torch.compiler.is_compiling() or torch.jit.is_tracing()
         if general or x.device.type != "cpu" or x.dim() != 5 or x.numel() == 0:
-            return super().forward(x)
+            return super()._conv_forward(x, weight, bias)
         batch, channels, time, height, width = x.shape
         assert not isinstance(self.padding, str)
         only_space = (self.kernel_size[0], self.stride[0], self.padding[0]) == (1, 1, 0)
         only_time = self.kernel_size[1:] == (1, 1) and self.stride[1:] == (1, 1) and self.padding[1:] == (0, 0)
+        channels_last = is_channels_last(x)
+        if only_space and channels_last:
+            frames = reshaped(x, batch * time, height, width)
+            y = F.conv2d(frames, weight.squeeze(2), bias, self.stride[1:], self.padding[1:], groups=channels)
+            return reshaped(y, batch, time, *y.shape[2:])
         if only_space and self.out_channels == channels:
             # Every frame of every channel is a channel of its own: nothing is copied but the small weight.
             frames = x.reshape(batch, channels * time, height, width)
-            weight = self.weight.squeeze(2).repeat_interleave(time, dim=0)
-            y = F.conv2d(frames, weight, None, self.stride[1:], self.padding[1:], groups=channels * time)
+            weight = weight.squeeze(2).repeat_interleave(time, dim=0)
+            bias = None if bias is None else bias.repeat_interleave(time)
+            y = F.conv2d(frames, weight, bias, self.stride[1:], self.padding[1:], groups=channels * time)
             return y.view(batch, channels, time, *y.shape[2:])
         if only_time:
             # Time is the height and a whole frame the width of an image.
-            lines = x.reshape(batch, channels, time, height * width)
-            weight = self.weight.squeeze(-1)
-            y = F.conv2d(lines, weight, None, (self.stride[0], 1), (self.padding[0], 0), groups=channels)
-            return y.view(batch, self.out_channels, -1, height, width)
-        return super().forward(x)
+            lines = reshaped(x, batch, time, height * width) if channels_last else x.flatten(3)
+            y = F.conv2d(lines, weight.squeeze(-1), bias, (self.stride[0], 1), (self.padding[0], 0), groups=channels)
+            return reshaped(y, batch, -1, height, width) if channels_last else y.unflatten(3, (height, width))
+        return super()._conv_forward(x, weight, bias)
 
 
 class ConvUnit3d(nn.Sequential):
     """Convolution without bias, batch normalisation, activation: (B,C,T,H,W) -> (B,out,T',H',W').
 
-    The padding keeps the size at stride 1 (kernel sizes are odd).
+    The padding keeps the size at stride 1 (kernel sizes are odd). In evaluation without gradients on the CPU the
+    normalisation is folded into the convolution, anew in every call.
     """
 
     def __init__(
@@ -97,6 +105,9 @@ class ConvUnit3d(nn.Sequential):
         )
         self.norm = nn.BatchNorm3d(out_channels)
         self.activation = activation()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(conv_norm(self.conv, self.norm, x))
 
 
 def initialize_orthogonal(network: nn.Module) -> None:

@@ -7,14 +7,16 @@ X-STFT network; the rest stays.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from common.backbones.blocks import ActivationFactory, ConvUnit3d
+from common.spectral.folding import evaluates, hooked
 
 BlockFactory = Callable[[int, int, int], nn.Module]
 Pool = tuple[tuple[int, int, int], tuple[int, int, int]]
@@ -63,12 +65,36 @@ def scale_width(channels: int, width: float) -> int:
     return channels if width == 1 else max(2, 2 * round(channels * width / 2))
 
 
+def _max_of_three(x: Tensor, dim: int) -> Tensor:
+    """The maximum of every entry and its two neighbours along an axis."""
+    n = x.shape[dim]
+    if n == 1:
+        return x
+    pairs = torch.maximum(x.narrow(dim, 0, n - 1), x.narrow(dim, 1, n - 1))
+    out = torch.empty_like(x)
+    out.narrow(dim, 0, 1).copy_(pairs.narrow(dim, 0, 1))
+    out.narrow(dim, n - 1, 1).copy_(pairs.narrow(dim, n - 2, 1))
+    torch.maximum(pairs.narrow(dim, 0, n - 2), pairs.narrow(dim, 1, n - 2), out=out.narrow(dim, 1, n - 2))
+    return out
+
+
 class _BranchPool(nn.MaxPool3d):
-    """Max-pool of stride 1, on the CPU over channels-last tensors, for which torch has a vectorised kernel."""
+    """Max-pool of stride 1 over 3 or no frames and 3x3 pixels, on the CPU over channels-last tensors, for which torch
+    has vectorised kernels. In evaluation it takes one axis after the other, which needs no indices.
+    """
+
+    def __init__(self, time: int) -> None:
+        super().__init__((time, 3, 3), stride=1, padding=(time // 2, 1, 1))
+        self.axes = (3, 2, 1) if time == 3 else (3, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":
             return super().forward(x)
+        if evaluates(x):
+            x = x.movedim(1, -1).contiguous()
+            for axis in self.axes:
+                x = _max_of_three(x, axis)
+            return x.movedim(-1, 1)
         # Permuted rather than by `memory_format`, which `torch.vmap` does not take.
         return super().forward(x.movedim(1, -1).contiguous().movedim(-1, 1)).contiguous()
 
@@ -90,14 +116,13 @@ class InceptionModule(nn.Module):
         gate: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        pool = 3 if pool_time else 1
         self.branches = nn.ModuleList(
             [
                 ConvUnit3d(in_channels, widths.pointwise, activation=activation),
                 block(in_channels, *widths.branch1),
                 block(in_channels, *widths.branch2),
                 nn.Sequential(
-                    _BranchPool((pool, 3, 3), stride=1, padding=(pool // 2, 1, 1)),
+                    _BranchPool(3 if pool_time else 1),
                     ConvUnit3d(in_channels, widths.pool_projection, activation=activation),
                 ),
             ]
@@ -112,11 +137,19 @@ class InceptionModule(nn.Module):
         return torch.cat([branch(x) for branch in self.branches], dim=1)
 
 
+# Allocators ask the system for larger blocks anew each time, whose pages then take as long as a convolution.
+_MAP_BYTES = 32 * 2**20
+
+
 class BNInception3d(nn.Module):
     """BN-Inception over clips: video (B,3,T,H,W), float, to logits (B,`num_classes`). Any T, H, W of at least 1.
 
     Layers: `first`, pool, block, pool, Inception 1-2, pool, Inception 3-7, pool, Inception 8-9, global average
     over time and space, `head`.
+
+    In evaluation on the CPU without gradients it works in channels-last order. Where `first` and the block behind it
+    say by an attribute `reach` how many frames before and after one their output depends on, large clips pass them
+    in slices.
 
     Args:
         first: the first layer, 3 -> `scale_width(64, width)` channels.
@@ -152,7 +185,7 @@ class BNInception3d(nn.Module):
         def scaled(channels: int) -> int:
             return scale_width(channels, width)
 
-        channels = scaled(192)
+        self._first_channels, channels = scaled(64), scaled(192)
         self.features = nn.Sequential()
         self.features.add_module("first", first)
         self.features.add_module("pool1", _max_pool(pools[0]))
@@ -181,7 +214,40 @@ class BNInception3d(nn.Module):
                 f"{type(self).__name__} takes a video of shape (batch, 3, frames, height, width), "
                 f"not {tuple(video.shape)}"
             )
-        return self.head(self.dropout(self.features(video).mean(dim=(2, 3, 4))))
+        x = self._evaluated(video) if evaluates(video) else self.features(video)
+        return self.head(self.dropout(x.mean(dim=(2, 3, 4))))
+
+    def _evaluated(self, x: Tensor) -> Tensor:
+        """`self.features(x)` in channels-last order, a part of the clips and frames at a time in the first layers,
+        whose maps are large.
+        """
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+        first, pool1, block2, pool2, *rest = cast("list[Any]", list(self.features))
+        step = _MAP_BYTES // (self._first_channels * math.prod(x.shape[3:]) * x.element_size())
+        clips, _, frames = x.shape[:3]
+        pairs = ((first, pool1), (block2, pool2))
+        sees_neighbours = all(hasattr(block, "reach") and pool.kernel_size[0] == 1 for block, pool in pairs)
+        if step >= clips * frames or not sees_neighbours or hooked(*self.features.modules()):
+            return self.features(x)
+        groups = []
+        for group in x.split(max(1, step // frames)):
+            for block, pool in pairs:
+                group = _in_slices(block, pool, group, min(frames, step - 2) if step >= 6 else frames)
+            groups.append(group)
+        x = torch.cat(groups)
+        for layer in rest:
+            x = layer(x)
+        return x
+
+
+def _in_slices(block: Any, pool: nn.Module, x: Tensor, step: int) -> Tensor:
+    """`pool(block(x))`, which looks at single frames behind the block, for `step` frames at a time."""
+    parts, frames, reach = [], x.shape[2], block.reach
+    for start in range(0, frames, step):
+        stop, low = min(start + step, frames), max(start - reach, 0)
+        y = block(x[:, :, low : stop + reach])
+        parts.append(pool(y[:, :, start - low : stop - low]))
+    return torch.cat(parts, dim=2)
 
 
 def _max_pool(pool: Pool) -> nn.Module:

@@ -161,19 +161,10 @@ def count(
     if complex_weight not in (1, 2, 3, 4):
         raise ValueError(f"complex_weight must be 1, 2, 3 or 4, but is {complex_weight}")
     tensors = tuple(
-        (torch.empty_like(x, device=device) if device == "meta" else x.detach().to(device))
-        if isinstance(x, Tensor)
-        else torch.zeros(tuple(x), device=device)
-        for x in inputs
+        _moved(x, device) if isinstance(x, Tensor) else torch.zeros(tuple(x), device=device) for x in inputs
     )
-    memo: dict[int, Any] = {}
-    if device == "meta":
-        for parameter in network.parameters():
-            memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
-        memo |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in network.buffers()}
-    traced = copy.deepcopy(network, memo).to(device).eval()
-
-    analysis = JitModelAnalysis(traced, tensors)
+    memo: dict[int, Any] = {id(t): _moved(t, device) for t in (*network.parameters(), *network.buffers())}
+    analysis = JitModelAnalysis(copy.deepcopy(network, memo).eval(), tensors)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     analysis.clear_op_handles()
     for name, handle in {**HANDLES, **(handles or {})}.items():
@@ -195,6 +186,7 @@ def count(
         )
         raise
     _refuse_unknown(analysis, network)
+
     operators = {name for name, _ in totals}
     by_operator = {name: (totals[name, "paper"], totals[name, "full"]) for name in operators}
     by_module = {}
@@ -211,6 +203,13 @@ def count(
         input_shapes=tuple(tuple(x.shape) for x in tensors),
         complex_weight=complex_weight,
     )
+
+
+def _moved(tensor: Tensor, device: str) -> Tensor:
+    """The tensor on a device; zeros where it has no values or needs none."""
+    valueless = device == "meta" or tensor.is_meta
+    moved = torch.zeros_like(tensor, device=device) if valueless else tensor.detach().to(device, copy=True)
+    return nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
 
 
 def _fixed_values(network: nn.Module) -> int:

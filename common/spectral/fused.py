@@ -17,11 +17,21 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from common.spectral.stft import _CONV, DepthwiseSTFT, autocast_dtype, uses_reference_implementation, without_autocast
+from common.spectral.folding import (
+    CHANNELS_LAST,
+    apply_conv,
+    can_fold,
+    folded,
+    hooked,
+    is_affine_map,
+    only_stock_operators,
+    reshaped,
+    scale_and_shift,
+)
+from common.spectral.stft import _CONV, DepthwiseSTFT, autocast_dtype, without_autocast
 
 _NORM: dict[int, type[_BatchNorm]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _POINTWISE: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 # Activations that act on every value alone, draw nothing at random and have no parameters: these can be recomputed
 # for some of the channels at a time.
 _ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.SiLU, nn.GELU, nn.Identity)
@@ -51,12 +61,6 @@ class _RunningStatisticsKept:
             setattr(norm, name, buffer)
 
 
-def _cannot_recompute() -> bool:
-    if torch.compiler.is_compiling() or uses_reference_implementation():
-        return True
-    return torch._C._are_functorch_transforms_active()  # torch.func takes no saved-tensor hooks
-
-
 def _recomputed(function: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor) -> Tensor:
     """`function(x)`, which runs parts of `module`, recomputed in the backward pass."""
     return checkpoint(
@@ -79,7 +83,7 @@ def checkpoint_once(module: nn.Module, x: Tensor) -> Tensor:
     Returns:
         The output of the module; gradients and updated running statistics equal those of `module(x)`.
     """
-    if not torch.is_grad_enabled() or _cannot_recompute():
+    if not torch.is_grad_enabled() or only_stock_operators():
         return module(x)
     return _recomputed(module, module, x)
 
@@ -155,6 +159,32 @@ class _SlicedTraining(torch.autograd.Function):
         return (*(gradients.get(i) for i in range(4)), None)
 
 
+def folded_filters(stft: DepthwiseSTFT, norm: _BatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Filters (2K C, 1, *kernel_size) and bias (2K C,) of the grouped convolution that does the work of `stft` and of
+    `norm` in evaluation, on the device of `x`.
+    """
+    scale, shift = scale_and_shift(norm)
+    ones = [1] * (len(stft.kernel_size) + 1)
+    return stft.constant("kernels", x).repeat(stft.in_channels, *ones) * scale.view(-1, *ones), shift
+
+
+def stft_norm(stft: DepthwiseSTFT, norm: Any, x: Tensor) -> Tensor:
+    """`norm(stft(x))`, as one grouped convolution where no derivatives are recorded; its output may be in
+    channels-last order.
+    """
+    if torch.is_grad_enabled() or only_stock_operators() or not is_affine_map(norm) or hooked(stft):
+        return norm(stft(x))
+    x = stft._checked(x)
+    with without_autocast(x.device.type):
+        if x.device.type != "cpu" and stft._by_shift() is not None:
+            scale, shift = (t.view(-1, *[1] * len(stft.kernel_size)) for t in scale_and_shift(norm))
+            return stft._forward(x).mul_(scale).add_(shift)
+        weight, shift = folded_filters(stft, norm, x)
+        if x.dim() in CHANNELS_LAST:
+            x = x.contiguous(memory_format=CHANNELS_LAST[x.dim()])
+        return _CONV[len(stft.kernel_size)](x, weight, shift, stft.stride, stft.padding, 1, stft.in_channels)
+
+
 class STFTPointwise(nn.Module):
     """STFT -> batch normalisation -> activation -> 1x1 convolution, the second half of an ST-STFT block (Section 3).
 
@@ -168,9 +198,12 @@ class STFTPointwise(nn.Module):
       activation has parameters, is random or is unknown, the whole segment is recomputed at once with
       `checkpoint_once`. Under `torch.compile` it is the plain composition;
     - evaluation without gradients: the normalisation is folded into the filters (or applied in place), anew in every
-      call, so changed parameters are seen. The output may be in channels-last order.
+      call, so changed parameters are seen. The output may be in channels-last order. With forward hooks on a submodule
+      it is the plain composition.
 
-    Only the plain composition calls the submodules, and therefore their hooks. Under autocast the STFT, normalisation
+    `forward(x, out_norm)` applies a further normalisation of the output, which evaluation folds too.
+
+    Only the plain composition calls the submodules. Under autocast the STFT, normalisation
     and activation run in float32, the 1x1 convolution in the autocast dtype.
 
     Args:
@@ -205,12 +238,14 @@ class STFTPointwise(nn.Module):
         self.pointwise = _POINTWISE[axes](self.stft.out_channels, out_channels, 1, bias=False)
         self.memory_efficient = memory_efficient
 
-    def forward(self, x: Tensor) -> Tensor:
-        if _cannot_recompute():
-            return self._plain(x)
-        if not torch.is_grad_enabled():
-            return self._folded(x) if self._can_fold() else self._plain(x)
-        if not self.memory_efficient:
+    def forward(self, x: Tensor, out_norm: nn.Module | None = None) -> Tensor:
+        if not torch.is_grad_enabled() and not only_stock_operators() and self._can_fold():
+            return self._folded(x, out_norm)
+        y = self._recorded(x)
+        return y if out_norm is None else out_norm(y)
+
+    def _recorded(self, x: Tensor) -> Tensor:
+        if not self.memory_efficient or not torch.is_grad_enabled() or only_stock_operators():
             return self._plain(x)
         if self._can_slice() and x.numel() > 0:
             return _SlicedTraining.apply(x, self.norm.weight, self.norm.bias, self.pointwise.weight, self)
@@ -254,31 +289,44 @@ class STFTPointwise(nn.Module):
             return F.leaky_relu_(y, self.activation.negative_slope)
         return F.relu_(y) if type(self.activation) is nn.ReLU else self.activation(y)
 
-    def _folded(self, x: Tensor) -> Tensor:
-        """Evaluation: the normalisation is an affine map per channel, so it goes into the filters and a bias."""
-        norm, stft = self.norm, self.stft
-        x = stft._checked(x)
-        with without_autocast(x.device.type):
-            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-            shift = norm.bias - norm.running_mean * scale
-            ones = [1] * (x.dim() - 1)
-            # With one thread the shifted additions of a window along one axis, with the affine map in place, beat a
-            # convolution, and a matrix product beats a 1x1 convolution of channels-last values. With more threads
-            # the convolutions, which share out their work better, are ahead in both (`make bench`).
-            one_thread = x.device.type == "cpu" and torch.get_num_threads() == 1
-            by_shift = stft._by_shift() is not None and (one_thread or x.device.type != "cpu")
-            if by_shift:
-                y = stft._forward(x).mul_(scale.view(-1, *ones[1:])).add_(shift.view(-1, *ones[1:]))
-            else:
-                weight = stft.constant("kernels", x).repeat(stft.in_channels, *ones) * scale.view(-1, *ones)
-                if x.dim() in _CHANNELS_LAST:
-                    x = x.contiguous(memory_format=_CHANNELS_LAST[x.dim()])
-                conv = _CONV[len(stft.kernel_size)]
-                y = conv(x, weight, shift, stft.stride, stft.padding, 1, stft.in_channels)
+    def _folded(self, x: Tensor, out_norm: nn.Module | None) -> Tensor:
+        """Evaluation: each normalisation is an affine map per channel, so it goes into the filters and a bias."""
+        out_folds = out_norm is not None and can_fold(self.pointwise, out_norm)
+        weight, bias = folded(self.pointwise, out_norm) if out_folds else (self.pointwise.weight, None)
+        if self._by_rows(x):
+            y = self._rows_and_products(self.stft._checked(x), weight.flatten(1), bias)
+        else:
+            y = stft_norm(self.stft, self.norm, x)
+            with without_autocast(x.device.type):
+                y = self._activated(y)
+            y = apply_conv(self.pointwise, y, weight, bias)
+        return y if out_norm is None or out_folds else out_norm(y)
+
+    def _by_rows(self, x: Tensor) -> bool:
+        """Whether to transform a window along time on the CPU frequency by frequency.
+
+        Depthwise convolutions with one output a channel have a fast kernel there, those with several have not.
+        """
+        in_time = len(self.stft.kernel_size) == 3 and self.stft._by_shift() == 0 and self.stft._keeps_size
+        return in_time and x.device.type == "cpu" and x.numel() > 0 and autocast_dtype("cpu") is None
+
+    def _rows_and_products(self, x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+        """The segment as a sum over the rows of the transform, with whole frames as the width of an image."""
+        kernels, shift = folded_filters(self.stft, self.norm, x)
+        channels, rows = self.stft.in_channels, self.stft.out_channels // self.stft.in_channels
+        batch, _, time, height, width = x.shape
+        lines = reshaped(x.contiguous(memory_format=torch.channels_last_3d), batch, time, height * width)
+        out = lines  # of the first row
+        for row in range(rows):
+            weight = kernels[row::rows].squeeze(-1)
+            y = F.conv2d(lines, weight, shift[row::rows], 1, (self.stft.padding[0], 0), 1, channels)
             y = self._activated(y)
-        if by_shift or not one_thread:
-            return self.pointwise(y)
-        return F.linear(y.movedim(1, -1), self.pointwise.weight.flatten(1)).movedim(-1, 1)
+            part = matrix[:, row::rows]
+            if row == 0:
+                out = F.conv2d(y, part[:, :, None, None], bias).movedim(1, -1).reshape(-1, len(part))
+            else:
+                out.addmm_(y.movedim(1, -1).reshape(-1, channels), part.t())
+        return out.view(batch, time, height, width, -1).movedim(-1, 1)
 
     def _is_stock(self) -> bool:
         """Whether norm and 1x1 convolution are those made here, and not something the user put in their place."""
@@ -289,4 +337,5 @@ class STFTPointwise(nn.Module):
         return self._is_stock() and self.norm.training and type(self.activation) in _ELEMENTWISE
 
     def _can_fold(self) -> bool:
-        return self._is_stock() and not self.norm.training and self.norm.running_mean is not None
+        parts = (self.stft, self.norm, self.activation, self.pointwise)
+        return self._is_stock() and is_affine_map(self.norm) and not hooked(*parts)

@@ -357,6 +357,8 @@ def print_recipe_options(args: Sequence[str]) -> None:
         if not isinstance(content, dict):
             raise UsageError(f"{path}: a recipe is a mapping of model, data and trainer")
         recipe |= {key: value for key, value in content.items() if key in ("model", "data")}
+    if not recipe:
+        raise UsageError(f"{', '.join(_recipes(args))}: names no model or data")
     parser = ArgumentParser(prog=f"spectral {args[0]}", usage=f"spectral {args[0]} --config RECIPE ...", add_help=False)
     for key, given in recipe.items():
         try:
@@ -364,7 +366,10 @@ def print_recipe_options(args: Sequence[str]) -> None:
             parser.add_class_arguments(getattr(importlib.import_module(module), name), key)
         except (KeyError, TypeError, ImportError, AttributeError, ValueError) as error:
             raise UsageError(f"{', '.join(_recipes(args))}: {key}.class_path names no class: {error}") from error
-        for name, value in (given.get("init_args") or {}).items():
+        values = given.get("init_args") or {}
+        if not isinstance(values, dict):
+            raise UsageError(f"{', '.join(_recipes(args))}: {key}.init_args is no mapping of options")
+        for name, value in values.items():
             try:
                 parser.set_defaults({f"{key}.{name}": value})
             except (KeyError, TypeError, ValueError) as error:

@@ -1,12 +1,14 @@
 """The blocks of Figure 1: ST-, S- and T-STFT, Fact.+DW, and those of the networks they are compared with.
 
 Every block is built as `Block(in_channels, bottleneck, out_channels)` and maps (B,in,T,H,W) to (B,out,T,H,W).
-Each layer, fixed or trainable, is followed by batch normalisation and an activation (Section 4).
+Each layer, fixed or trainable, is followed by batch normalisation and an activation (Section 4). An output depends on
+`reach` frames before and after its own.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 from common.backbones import ACTIVATIONS, ConvUnit3d
 from common.backbones.blocks import ActivationFactory
 from common.spectral import DepthwiseSTFT, STFTPointwise, checkpoint_once
+from common.spectral.folding import conv_norm, evaluates, hooked
+from common.spectral.fused import stft_norm
 
 LEAKY_RELU = ACTIVATIONS["leaky_relu"]
 
@@ -23,6 +27,8 @@ class STSTFTBlock(nn.Sequential):
 
     Trainable weights without normalisation: (c + 26 f) b (Section 3.3).
     """
+
+    reach = 1
 
     def __init__(
         self,
@@ -40,12 +46,17 @@ class STSTFTBlock(nn.Sequential):
         self.norm = nn.BatchNorm3d(out_channels)
         self.activation = activation()
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.transform(self.reduce(x), self.norm))
+
 
 class TSTFTBlock(nn.Sequential):
     """Figure 1g: 1x1x1 to b channels, trainable depthwise 1x3x3, 3x1x1 STFT of one frequency to 2b, 1x1x1.
 
     Trainable weights without normalisation: (c + 9 + 2 f) b (Section 3.3).
     """
+
+    reach = 1
 
     def __init__(
         self,
@@ -64,6 +75,9 @@ class TSTFTBlock(nn.Sequential):
         self.norm = nn.BatchNorm3d(out_channels)
         self.activation = activation()
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.transform(self.spatial(self.reduce(x)), self.norm))
+
 
 class SSTFTBlock(nn.Module):
     """Figure 1f: 1x1x1 to b channels, 1x3x3 STFT of 4 frequencies to 8b, trainable depthwise 3x1x1, 1x1x1.
@@ -71,6 +85,8 @@ class SSTFTBlock(nn.Module):
     The depthwise convolution acts on the 8b transformed channels: only so has the block the (c + 8n + 8f) b
     trainable weights of Section 3.3.
     """
+
+    reach = 1
 
     def __init__(
         self,
@@ -100,12 +116,18 @@ class SSTFTBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.reduce(x)
-        x = checkpoint_once(self.transform, x) if self.memory_efficient else self.transform(x)
-        return self.activation(self.norm(x))
+        parts: Any = self.transform
+        if not evaluates(x) or hooked(parts):
+            x = checkpoint_once(parts, x) if self.memory_efficient else parts(x)
+            return self.activation(self.norm(x))
+        x = parts.temporal(parts.activation(stft_norm(parts.stft, parts.norm, x)))
+        return self.activation(conv_norm(parts.pointwise, self.norm, x))
 
 
 class FactorizedDepthwiseBlock(nn.Sequential):
     """Figure 1e, Fact.+DW: the T-STFT block with its fixed STFT made a trainable depthwise 3x1x1, b to 2b."""
+
+    reach = 1
 
     def __init__(
         self,
@@ -124,6 +146,8 @@ class FactorizedDepthwiseBlock(nn.Sequential):
 class ConvBlock(nn.Sequential):
     """Figure 1a: 1x1x1 reduction, dense convolution. Kernel (3,3,3) makes I3D, (1,3,3) makes I2D."""
 
+    reach = 1
+
     def __init__(
         self,
         in_channels: int,
@@ -139,6 +163,8 @@ class ConvBlock(nn.Sequential):
 
 class SeparableConvBlock(nn.Sequential):
     """Figure 1d, S3D: 1x1x1 reduction, 1x3x3 convolution, 3x1x1 convolution."""
+
+    reach = 1
 
     def __init__(
         self,

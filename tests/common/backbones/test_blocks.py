@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.backbones.blocks import DepthwiseConv3d, activation_factory, initialize_orthogonal
+from common.backbones.blocks import ConvUnit3d, DepthwiseConv3d, activation_factory, initialize_orthogonal
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
@@ -61,3 +61,38 @@ def test_orthogonal_initialisation_covers_wide_and_tall_layers() -> None:
         assert layer.bias is not None
         assert not layer.bias.any()
     assert network[3].weight.eq(1).all()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("shape", [(1, 3, 4, 5, 6), (2, 3, 1, 1, 1), (1, 3, 1, 7, 1)])
+@pytest.mark.parametrize(
+    ("kernel", "groups", "outputs"), [((1, 1, 1), 1, 8), ((1, 3, 3), 3, 3), ((3, 1, 1), 3, 6), ((3, 3, 3), 1, 4)]
+)
+def test_a_unit_folds_its_normalisation_in_evaluation(
+    kernel: tuple[int, int, int], groups: int, outputs: int, shape: tuple[int, ...], layout: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    unit = ConvUnit3d(3, outputs, kernel, groups=groups).double().eval()
+    nn.init.uniform_(unit.norm.weight, 0.5, 2)
+    nn.init.normal_(unit.norm.bias)
+    nn.init.normal_(unit.norm.running_mean)
+    nn.init.uniform_(unit.norm.running_var, 0.5, 2)
+    x = torch.randn(shape, dtype=torch.float64).to(memory_format=layout)
+    expected = unit(x.requires_grad_()).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(unit(x), expected, rtol=1e-12, atol=1e-12)
+        unit.norm.running_mean += 1  # the fold follows the statistics
+        torch.testing.assert_close(unit(x), unit.activation(unit.norm(unit.conv(x))), rtol=1e-12, atol=1e-12)
+
+
+def test_a_unit_runs_the_hooks_of_its_parts_and_what_stands_in_their_place() -> None:
+    unit = ConvUnit3d(3, 4).eval()
+    calls = []
+    unit.norm.register_forward_pre_hook(lambda *_: calls.append("norm"))
+    unit.conv.register_forward_hook(lambda *_: calls.append("conv"))
+    with torch.no_grad():
+        unit(torch.zeros(1, 3, 2, 2, 2))
+        assert calls == ["conv", "norm"]
+        unit.norm = nn.Identity()
+        unit(torch.zeros(1, 3, 2, 2, 2))
+        assert calls == ["conv", "norm", "conv"]

@@ -236,6 +236,19 @@ def test_autocasting_regions_are_counted() -> None:
     assert full(island, (2, 8)) == fft_cost(8, 2, real=True) + 3 * 2 * 5
 
 
+def test_autocasting_regions_of_networks_without_memory_are_counted() -> None:
+    class Island(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast(x.device.type, enabled=False):
+                return torch.fft.rfft(super().forward(x)).abs()
+
+    with torch.device("meta"):
+        network = nn.Sequential(Island(4, 8), nn.BatchNorm1d(5))
+    assert count(network, (2, 4)).macs_full == 2 * 4 * 8 + fft_cost(8, 2, real=True) + 3 * 2 * 5 + 2 * 5
+    assert count(network, torch.empty(2, 4, device="meta"), device="cpu") == count(network, (2, 4))
+    assert network[0].weight.is_meta
+
+
 class _Square(torch.autograd.Function):
     @staticmethod
     def forward(ctx: object, x: Tensor) -> Tensor:

@@ -158,21 +158,33 @@ def test_unusual_normalisation_and_inputs(change):
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("kernel_size", [(3, 3, 3), (1, 3, 3), (3, 1, 1), (5, 5), (7,)])
 @pytest.mark.parametrize("activation", [nn.LeakyReLU, nn.ReLU, nn.SELU])
-@pytest.mark.parametrize("threads", [1, 2])  # other operators are the fastest with several
-def test_folded_evaluation_equals_plain(threads, activation, kernel_size, autocast, monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+def test_folded_evaluation_equals_plain(activation, kernel_size, autocast):
     plain, _ = pair(activation, kernel_size=kernel_size)
     plain.eval()
+    out_norm = nn.modules.batchnorm.__dict__[f"BatchNorm{len(kernel_size)}d"](7).eval()
+    nn.init.uniform_(out_norm.weight, 0.5, 2)
+    nn.init.normal_(out_norm.running_mean)
     x = torch.randn(2, 11, *[5, 6, 7][: len(kernel_size)])
     tolerance = {"rtol": 2e-2, "atol": 2e-2} if autocast else {"rtol": 1e-4, "atol": 1e-5}
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         torch.testing.assert_close(plain(x), plain._plain(x), **tolerance)
+        torch.testing.assert_close(plain(x, out_norm), out_norm(plain._plain(x)), **tolerance)
         # The fold follows the parameters.
         plain.norm.weight *= 2
         plain.norm.running_var += 1
         torch.testing.assert_close(plain(x), plain._plain(x), **tolerance)
     with torch.inference_mode():
         plain(x)
+
+
+@pytest.mark.parametrize("part", ["stft", "norm", "activation", "pointwise"])
+def test_evaluation_runs_the_hooks_of_its_parts(part):
+    plain, _ = pair()
+    calls = []
+    getattr(plain.eval(), part).register_forward_hook(lambda *_: calls.append(part))
+    with torch.no_grad():
+        plain(torch.randn(1, 11, 3, 4, 5))
+    assert calls == [part]
 
 
 def test_folded_evaluation_leaves_input_alone():

@@ -275,9 +275,38 @@ def test_the_help_of_a_recipe_shows_its_options_and_values(recipe, capsys):
     words = " ".join(capsys.readouterr().out.split())
     assert "--data.batch_size BATCH_SIZE training items per step and process. (type: int, default: 3)" in words
     assert "--model.average {probabilities,logits}" in words
-    edit(path, lambda content: content["model"].update(class_path="papers.nothing.Module"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda content: content["model"].update(class_path="papers.nothing.Module"),
+            "model.class_path names no class",
+        ),
+        (lambda content: content["model"].update(class_path="torch.pi"), "model.class_path names no class"),
+        (lambda content: content["model"].pop("class_path"), "model.class_path names no class"),
+        (lambda content: content.update(model=["a", "b"]), "model.class_path names no class"),
+        (lambda content: content["data"]["init_args"].update(no_such_option=3), "data.init_args.no_such_option"),
+        (lambda content: content["data"].update(init_args=[1]), "data.init_args"),
+        (lambda content: content.clear(), "names no model or data"),
+    ],
+)
+def test_the_help_of_a_damaged_recipe_is_one_message(recipe, capsys, damage, message):
+    path = recipe()
+    edit(path, damage)
     assert main(["fit", "--config", path, "--help"]) == 2
-    assert "model.class_path names no class" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", ["", "3", "- a", "a: ["])
+def test_the_help_of_what_is_no_recipe_is_one_message(tmp_path, capsys, content):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(content)
+    assert main(["fit", "--config", str(path), "--help"]) in (1, 2)
+    assert str(path) in capsys.readouterr().err
 
 
 def test_optimizer_and_scheduler_replace_those_of_the_recipe(recipe, capsys):

@@ -99,6 +99,42 @@ def test_any_length_and_size(name: str, shape: tuple[int, ...]) -> None:
     assert logits.isfinite().all()
 
 
+@pytest.mark.parametrize("slices", [None, 4, 7, 11])
+@pytest.mark.parametrize("name", ALL)
+def test_evaluation_folds_and_slices_to_the_same_logits(
+    name: str, slices: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = build(name).double().eval()
+    for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm3d)):
+        nn.init.normal_(norm.running_mean, 0, 0.1)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+    clips = torch.randn(3, 3, 9, 21, 18, dtype=torch.float64)
+    if slices is not None:  # of this many frames
+        bytes_per_frame = 8 * 21 * 18 * networks.scale_width(64, 0.125)
+        monkeypatch.setattr("common.backbones.bn_inception._MAP_BYTES", slices * bytes_per_frame)
+    expected = network(clips.requires_grad_()).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(network(clips), expected, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(network(clips[1:2]), expected[1:2], rtol=1e-10, atol=1e-10)
+
+
+def test_slices_of_frames_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, seen = build("t_stft").eval(), []
+    monkeypatch.setattr("common.backbones.bn_inception._MAP_BYTES", 7 * 4 * 16 * 16 * 8)
+    first = type(network.features.first).forward
+    monkeypatch.setattr(
+        type(network.features.first), "forward", lambda self, x: seen.append(x.shape[2]) or first(self, x)
+    )
+    with torch.no_grad():
+        network(torch.randn(1, 3, 9, 16, 16))
+    assert seen[:2] == [6, 5]  # 5 and 4 frames, and their neighbours
+    network.features.first.reduce.register_forward_hook(lambda *_: None)
+    seen.clear()
+    with torch.no_grad():
+        network(torch.randn(1, 3, 9, 16, 16))
+    assert seen[0] == 9  # a hook sees the whole clip
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_every_parameter_gets_a_gradient(name: str) -> None:
     # In float64: where a normalisation follows a single channel, the gradient of its scale is only of the order of eps.
