@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -41,6 +42,7 @@ from common.training.image_classification import ImageClassificationModule
 from common.training.pose_estimation import PoseEstimationModule
 from common.training.volume_segmentation import VolumeSegmentationModule
 from tests import robustness
+from tests.common.training.tiny import CutAt, assert_equal_states, cut_and_resume, state
 from tests.datasets import read_recipe, write_dataset
 from tests.networks import kinds_of, networks_of, resized, small
 
@@ -340,16 +342,15 @@ def parse_command(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert words[0].startswith((".venv/bin/", "git", "pip", "cd", "torchrun")), f"unknown command {command}"
 
 
-def test_every_recipe_parses_and_runs(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """`spectral fit` for one step on a tiny copy of the recipe's dataset, narrow where the network has a width."""
-    monkeypatch.chdir(tmp_path)
+def tiny_training(recipe: Path, folder: Path) -> list[str]:
+    """Arguments of `spectral fit` that train a recipe on a tiny copy of its dataset, narrow where the network has a
+    width.
+    """
     config = parser().parse_args(["fit", "--config", str(recipe)]).fit
     model, data = config.model.init_args, config.data.init_args
-    words = ["fit", "--config", str(recipe), *write_dataset(data.dataset, tmp_path / "copy")]
-    words += ["--data.num_workers", "0", "--data.batch_size", "2", "--trainer.fast_dev_run", "1"]
-    words += ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.enable_progress_bar", "false"]
+    words = ["--config", str(recipe), *write_dataset(data.dataset, folder)]
+    words += ["--data.num_workers", "0", "--data.batch_size", "2", "--trainer.enable_progress_bar", "false"]
+    words += ["--trainer.accelerator", "cpu", "--trainer.devices", "1"]
     place = "--model.network." if "network" in model and "width" in model.network else "--model."
     known = model.network if "network" in model and "width" in model.network else model
     if "width" in known and "demo" not in recipe.stem and not str(known.get("backbone", "")).startswith("swin"):
@@ -359,8 +360,6 @@ def test_every_recipe_parses_and_runs(
     for name in ("pretrained", "imagenet"):
         if model.get(name):
             words += [f"--model.{name}", "null"]
-    if (model.get("compression") or {}).get("start"):
-        words += ["--model.compression", "null"]
     if "crop_size" in data and "demo" not in recipe.stem:
         words += ["--data.crop_size", "64", "--data.num_frames", "8", "--data.num_clips", "1", "--data.num_crops", "1"]
         words += ["--data.resize", "64"] if data.get("resize") else []
@@ -373,8 +372,46 @@ def test_every_recipe_parses_and_runs(
         words += ["--model.learning_rate", "0.0001"]
     if "patch_size" in data:
         words += ["--data.patch_size", "[8, 16, 16]"]
+    return words
+
+
+def starts_from_another(recipe: Path) -> bool:
+    """Whether a recipe compresses the network of another training."""
+    model, _, _ = read_recipe(recipe)
+    return bool((model.get("compression") or {}).get("start"))
+
+
+def test_every_recipe_parses_and_runs(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`spectral fit` for one step."""
+    monkeypatch.chdir(tmp_path)
+    words = ["fit", *tiny_training(recipe, tmp_path / "copy"), "--trainer.fast_dev_run", "1"]
+    words += ["--model.compression", "null"] if starts_from_another(recipe) else []
     assert cli.main(words) == 0, capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_every_recipe_resumes_to_the_last_bit(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training that is cut at random places and resumed ends as one that is not."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(list(recipe.stem.encode()))
+    words = [*tiny_training(recipe, tmp_path / "copy"), "--trainer.max_epochs", "3"]
+    words += ["--trainer.limit_train_batches", "3", "--trainer.limit_val_batches", "1"]
+    if starts_from_another(recipe):
+        dense = cli.run(["fit", *words, "--name", "dense", "--model.compression", "null"])
+        words += ["--model.compression.start", str(dense.run_dir), "--model.compression.steps", "2"]
+    _, data, _ = read_recipe(recipe)
+    if data.get("batch_size_by_epoch"):
+        words += ["--data.batch_size_by_epoch", '{"1": 3}']
+    words += ["--trainer.accumulate_grad_batches", str(rng.choice([1, 2]))]
+    words += ["--checkpoint_every_n_steps", "1"] if rng.random() < 0.5 else []
+    whole = cli.run(["fit", *words, "--name", "whole"])
+    assert whole.run_dir is not None
+    steps = int(state(whole.run_dir)["step"])
+    cuts = [CutAt(epoch=0), *(CutAt(step=step) for step in sorted(rng.integers(1, steps, 2).tolist()))]
+    assert_equal_states(whole.run_dir, cut_and_resume("cut", cuts, *words))
 
 
 def test_every_printed_command_parses_and_its_weights_are_written_by_another(

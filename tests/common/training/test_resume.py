@@ -10,7 +10,7 @@ import torch
 
 from common.training.checkpoints import CheckpointError
 from common.training.cli import main, run
-from tests.common.training.tiny import CutAt, PowerCutError
+from tests.common.training.tiny import CutAt, PowerCutError, assert_equal_states, cut_and_resume, state
 
 
 def kill_at(recipe: str, step: int, *args: str) -> None:
@@ -20,18 +20,6 @@ def kill_at(recipe: str, step: int, *args: str) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-
-
-def state(folder: Path) -> dict[str, torch.Tensor]:
-    """Weights and momenta at the end of a run."""
-    content = torch.load(folder / "last.ckpt", weights_only=True)
-    momenta = content["optimizer_states"][0]["state"]
-    return {
-        **content["state_dict"],
-        **{f"momentum {k}": v["momentum_buffer"] for k, v in momenta.items()},
-        "step": torch.tensor(content["global_step"]),
-        "lr": torch.tensor(content["optimizer_states"][0]["param_groups"][0]["lr"]),
-    }
 
 
 def best_score(folder: Path) -> float:
@@ -58,9 +46,8 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(recipe, kill, every, num
     kill_at(path, kill, "--name", "killed", *often)
     resumed = run(["fit", "--config", path, "--name", "killed", "--ckpt_path", "last", *often])
     assert resumed.run_dir == Path("runs/killed/version_1")
-    expected, got = state(whole.run_dir), state(resumed.run_dir)
-    assert expected["step"] == 12
-    assert [key for key in expected if not torch.equal(expected[key], got[key])] == []
+    assert state(whole.run_dir)["step"] == 12
+    assert_equal_states(whole.run_dir, resumed.run_dir)
     assert best_score(whole.run_dir) == best_score(resumed.run_dir)
     assert Path("runs/killed/version_0/last.ckpt").exists()
 
@@ -72,28 +59,12 @@ def test_accumulated_steps_survive_a_kill(recipe):
     whole = run(["fit", "--config", path, "--name", "whole", *often])
     kill_at(path, 4, "--name", "killed", *often)
     resumed = run(["fit", "--config", path, "--name", "killed", "--ckpt_path", "last", *often])
-    expected, got = state(whole.run_dir), state(resumed.run_dir)
-    assert [key for key in expected if not torch.equal(expected[key], got[key])] == []
+    assert_equal_states(whole.run_dir, resumed.run_dir)
 
 
 def assert_equal_end(whole: Path, resumed: Path) -> None:
-    expected, got = state(whole), state(resumed)
-    assert [key for key in expected if not torch.equal(expected[key], got[key])] == []
+    assert_equal_states(whole, resumed)
     assert best_score(whole) == best_score(resumed)
-
-
-def cut_and_resume(path: str, name: str, cuts: list[CutAt], *options: str) -> Path:
-    """Train with a power cut at each of the places, resuming after each; the folder of the run that ended."""
-    while True:
-        found = list(Path(f"runs/{name}").glob("version_*/last.ckpt"))
-        words = ["fit", "--config", path, "--name", name, *options, *(["--ckpt_path", "last"] if found else [])]
-        cut = cuts.pop(0) if cuts else CutAt()
-        try:
-            ended = run(words, [cut])
-        except PowerCutError:
-            continue
-        assert ended.run_dir is not None  # a cut before the place where the run resumed is not reached
-        return ended.run_dir
 
 
 def test_a_cut_between_the_last_step_and_the_end_of_an_epoch(recipe):
@@ -101,7 +72,9 @@ def test_a_cut_between_the_last_step_and_the_end_of_an_epoch(recipe):
     path = recipe(max_epochs=3, data={"batch_size": 2})  # 5 steps an epoch
     often = ["--checkpoint_every_n_steps", "1"]
     whole = run(["fit", "--config", path, "--name", "whole", *often])
-    ended = cut_and_resume(path, "cut", [CutAt(epoch=0), CutAt(step=8), CutAt(epoch=1), CutAt(step=11)], *often)
+    ended = cut_and_resume(
+        "cut", [CutAt(epoch=0), CutAt(step=8), CutAt(epoch=1), CutAt(step=11)], "--config", path, *often
+    )
     assert state(whole.run_dir)["step"] == 15
     assert_equal_end(whole.run_dir, ended)
 
@@ -121,7 +94,7 @@ def test_chains_of_random_cuts(recipe, chain):
     cuts = [CutAt(step=place) for place in places]
     if rng.random() < 0.7:
         cuts.insert(0, CutAt(epoch=0))
-    assert_equal_end(whole.run_dir, cut_and_resume(path, "cut", cuts, *often))
+    assert_equal_end(whole.run_dir, cut_and_resume("cut", cuts, "--config", path, *often))
 
 
 def signalled(recipe: str, step: int, number: int, *args: str) -> "subprocess.CompletedProcess[str]":

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -10,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from common.spectral import DepthwiseSTFT
+from common.training.cli import run
 from common.training.video_classification import VideoClassificationModule
 
 
@@ -66,6 +68,37 @@ class CutAt(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.current_epoch == self.epoch:
             raise PowerCutError
+
+
+def state(folder: Path) -> dict[str, torch.Tensor]:
+    """What a training has come to at the end of a run: weights, state of the optimisers, steps, rates."""
+    content = torch.load(folder / "last.ckpt", weights_only=True)
+    found = {**content["state_dict"], "step": torch.tensor(content["global_step"])}
+    for n, optimizer in enumerate(content["optimizer_states"]):
+        found |= {f"rate {n} {k}": torch.tensor(group["lr"]) for k, group in enumerate(optimizer["param_groups"])}
+        for k, values in optimizer["state"].items():
+            found |= {f"{key} {n} {k}": torch.as_tensor(v) for key, v in values.items() if v is not None}
+    return found
+
+
+def assert_equal_states(expected: Path, got: Path) -> None:
+    """Both runs ended with the same numbers, to the last bit."""
+    one, other = state(expected), state(got)
+    assert one.keys() == other.keys()
+    assert [key for key in one if not torch.equal(one[key], other[key])] == []
+
+
+def cut_and_resume(name: str, cuts: list[CutAt], *words: str) -> Path:
+    """Train with a power cut at each of the places, resuming after each; the folder of the run that ended."""
+    while True:
+        found = list(Path(f"runs/{name}").glob("version_*/last.ckpt"))
+        cut = cuts.pop(0) if cuts else CutAt()
+        try:
+            ended = run(["fit", *words, "--name", name, *(["--ckpt_path", "last"] if found else [])], [cut])
+        except PowerCutError:
+            continue
+        assert ended.run_dir is not None  # a cut before the place where the run resumed is not reached
+        return ended.run_dir
 
 
 class TerminateAt(Callback):
