@@ -23,10 +23,10 @@ def checkpoint_callbacks(folder: Path, score: str, every_n_steps: int | None = N
     common: dict[str, Any] = {"dirpath": folder, "auto_insert_metric_name": False, "enable_version_counter": False}
     last = ModelCheckpoint(**common, filename="last", save_on_train_epoch_end=True)
     best = _BestCheckpoint(**common, filename="best", monitor=f"val_{score}", mode="max", save_on_train_epoch_end=False)
-    stopped = SaveWhenStopped(folder / "last.ckpt")
-    if every_n_steps is None:
-        return [last, best, stopped]
-    return [_StepCheckpoint(**common, filename="last", every_n_train_steps=every_n_steps), last, best, stopped]
+    found: list[Callback] = [last, best, SaveWhenStopped(folder / "last.ckpt"), _ResumeAfterEpoch()]
+    if every_n_steps is not None:
+        found.insert(0, _StepCheckpoint(**common, filename="last", every_n_train_steps=every_n_steps))
+    return found
 
 
 class _StepCheckpoint(ModelCheckpoint):
@@ -58,6 +58,23 @@ class SaveWhenStopped(Callback):
         whole_step = progress.current.completed % trainer.accumulate_grad_batches == 0
         if progress.current.completed and whole_step and not progress.is_last_batch:
             trainer.save_checkpoint(self.path)
+
+
+class _ResumeAfterEpoch(Callback):
+    """Lets a run of `max_steps` that resumes from the end of an epoch begin the next one.
+
+    Lightning takes every such run for one that stopped within an epoch: it trains another batch of the old epoch and
+    counts it twice.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        loop = trainer.fit_loop
+        if loop.restarted_on_epoch_end:
+            loop.epoch_progress.increment_completed()
+            loop._restarting = False  # its setter would keep True
+            loop.epoch_loop.restarting = False
+            loop.reset_restart_stage()
+            loop.epoch_loop.reset_restart_stage()
 
 
 class _BestCheckpoint(ModelCheckpoint):

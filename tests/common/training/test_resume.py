@@ -80,7 +80,7 @@ def test_a_cut_between_the_last_step_and_the_end_of_an_epoch(recipe):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chain", range(10))
+@pytest.mark.parametrize("chain", range(20))
 def test_chains_of_random_cuts(recipe, chain):
     rng = np.random.default_rng(chain)
     accumulate = int(rng.choice([1, 1, 2]))
@@ -88,6 +88,9 @@ def test_chains_of_random_cuts(recipe, chain):
     data = {"batch_size": 2, "num_workers": int(rng.choice([0, 2])), "batch_size_by_epoch": sizes}
     path = recipe(max_epochs=4, data=data, accumulate_grad_batches=accumulate)
     often = [[], ["--checkpoint_every_n_steps", str(rng.integers(1, 5))]][chain % 2]
+    if rng.random() < 0.4:  # a length in steps
+        often += ["--trainer.max_epochs", "-1", "--trainer.max_steps", "15"]
+        often += ["--trainer.check_val_every_n_epoch", str(rng.choice([1, 2, 100]))]
     whole = run(["fit", "--config", path, "--name", "whole", *often])
     steps = int(state(whole.run_dir)["step"])
     places = sorted(rng.choice(np.arange(1, steps), size=3, replace=False).tolist())
