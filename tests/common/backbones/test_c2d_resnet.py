@@ -47,13 +47,14 @@ def test_equals_the_image_network_on_frames(tmp_path: Path, library: str, depth:
     ours = C2DResNet(depth, num_classes=7).eval()
     torch.save(theirs.state_dict(), tmp_path / "image.pth")
     load_imagenet(ours, str(tmp_path / "image.pth"))
-    pictures = torch.randn(2, 3, 70, 65)
+    ours, theirs = ours.double(), theirs.double()
+    pictures = torch.randn(2, 3, 70, 65, dtype=torch.float64)
     with torch.no_grad():
         expected = theirs(pictures)
-        torch.testing.assert_close(ours(pictures), expected, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(ours(pictures.unsqueeze(2)), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours(pictures), expected, atol=1e-10, rtol=1e-10)
+        torch.testing.assert_close(ours(pictures.unsqueeze(2)), expected, atol=1e-10, rtol=1e-10)
         clip = pictures.transpose(0, 1).unsqueeze(0)  # two frames: their features are averaged
-        torch.testing.assert_close(ours(clip), expected.mean(0, keepdim=True), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours(clip), expected.mean(0, keepdim=True), atol=1e-10, rtol=1e-10)
 
 
 def test_strides_and_dilations_equal_torchvision() -> None:
