@@ -24,6 +24,7 @@ from common.comparison.study import Study, StudyError, load
 from common.reporting import tables
 from common.reporting.counting import ROOT
 from common.reporting.results import replace_section
+from common.training.cli import ALLOW_OWN_HELP
 
 
 def compare(
@@ -85,6 +86,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="say what would run, and about how long; train nothing")
     parser.add_argument("--show", action="store_true", help="show what is there; train nothing")
     parser.add_argument("--readme", action="store_true", help="write the tables into README.md next to the study")
+    parser.add_argument("--allow", metavar="PACKAGE", action="append", help=ALLOW_OWN_HELP)
     options = parser.parse_args(argv)
     if options.jobs < 1:
         raise StudyError(f"--jobs is {options.jobs}; it must be at least 1")
@@ -133,8 +135,17 @@ def write_readme(progress: StudyProgress, path: Path) -> None:
 
 
 def write_overview(readme: Path, papers: Path) -> None:
-    """Put the verdicts on the claims of all folders below `papers` between the markers `evidence` of a README."""
+    """Put the verdicts on the claims of all folders below `papers` between the markers `evidence` of a README, and the
+    study across papers between those named `operators`.
+    """
     replace_section(readme, "evidence", tables.to_markdown(report.overview(finished_studies(papers))))
+    replace_section(readme, "operators", tables.to_markdown(report.methods_table(study_of_operators())))
+
+
+def study_of_operators() -> StudyProgress:
+    """The study of the papers' operators in one network, with its stored rows."""
+    folder = Path(__file__).parent / "operators"
+    return StudyProgress(load(folder / "study.yaml"), read_rows(folder / "results.csv"))
 
 
 def finished_studies(papers: Path) -> dict[str, StudyProgress]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.comparison import report
-from common.comparison.command import finished_studies
+from common.comparison.command import finished_studies, study_of_operators
 from common.reporting import tables
 from common.reporting.counting import ROOT, count_rows
 from common.reporting.ledger import Ledger, load
@@ -37,6 +37,7 @@ def write_papers_page(papers: Path, out: Path, jobs: int = 1) -> Path:
     studies = finished_studies(papers)
     page.section("Claims")
     page.table(report.overview(studies))
+    page.table(report.methods_table(study_of_operators()))
     for ledger in ledgers:
         tested = report.all_tables(studies[ledger.paper])[1:] if ledger.paper in studies else []
         _add_paper(page, ledger, tested, out, jobs)

@@ -42,7 +42,7 @@ from common.datamodules.errors import ReadError
 from common.plain_yaml import YamlError, check_yaml
 from common.training import callbacks, export, predict, run_folders
 from common.training.checkpoints import AtomicCheckpointIO, find_checkpoint, find_last
-from common.training.task import TaskModule
+from common.training.task import TRUSTED, TaskModule
 
 DEBUG_VARIABLE = "SPECTRAL_DEBUG"
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "pytorchvideo", "av", "spectral-video")
@@ -57,6 +57,9 @@ EXPECTED_WARNINGS = (
     r"The dirpath has changed from",  # a resumed run gets a folder of its own
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
 )
+
+
+ALLOW_OWN_HELP = "module or package in the current folder that a recipe may name; one typed as a class needs none"
 
 
 class UsageError(ValueError):
@@ -76,6 +79,8 @@ class _Parser(LightningArgumentParser):
         raise UsageError(without_dump(message) + hint) from ex
 
     def _hint(self, message: str) -> str:
+        if found := re.search(r"No module named '(\w+)", message):
+            return f"\nIf {found[1]} is a module in the current folder that you trust, add --allow {found[1]}"
         if found := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message):
             module = sys.modules[found[1]]
             near = difflib.get_close_matches(found[2], {*dir(module), *getattr(module, "__all__", ())}, n=1)
@@ -181,6 +186,7 @@ class SpectralCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str | None, default=None, help="name of the run; the recipe's by default")
+        parser.add_argument("--allow", type=str | None, default=None, help=ALLOW_OWN_HELP)
         parser.add_argument(
             "--checkpoint_every_n_steps",
             type=int | None,
@@ -285,7 +291,8 @@ class SpectralCLI(LightningCLI):
         rank_zero_info(f"{type(self.model).__name__}: {parameters:,} parameters")
         self.trainer.ckpt_path = self.config[str(self.subcommand)].get("ckpt_path")
         if self.run_dir is not None and self.trainer.is_global_zero:
-            run_folders.explain(self.run_dir, self.args)
+            package = type(self.model).__module__.partition(".")[0]
+            run_folders.explain(self.run_dir, self.args, "" if package in TRUSTED else package)
         unit = "clips" if self.model.kind == "video" else f"{self.model.kind}s"
         if (batch := getattr(self.datamodule, "batch_size", None)) is not None:
             accumulate, world = self.trainer.accumulate_grad_batches, self.trainer.world_size
@@ -465,6 +472,18 @@ def plain_message(error: BaseException) -> str:
     return message
 
 
+def _find_own_modules(args: Sequence[str]) -> None:
+    """Make the modules of the current folder importable if the command line names one of them, as the class of an
+    option or with ``--allow``. A recipe that names one does not suffice: it would run code from where the user stands.
+    """
+    typed = [found[1] for word in args if (found := re.match(r"(?:--[\w.+]+=)?([A-Za-z_]\w*)(?:\.\w+)+$", word))]
+    allowed = [after for word, after in pairwise(args) if word == "--allow"]
+    allowed += [word.partition("=")[2] for word in args if word.startswith("--allow=")]
+    names = [name.partition(".")[0] for name in [*typed, *allowed]]
+    if any(name and (Path(name).is_dir() or Path(f"{name}.py").is_file()) for name in names):
+        sys.path += [os.getcwd()] if os.getcwd() not in sys.path else []  # last, so that they replace nothing
+
+
 def main(args: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0, 1 for a failed run, 2 for wrong arguments, 143 and 130 for one that
     SIGTERM and SIGINT (Ctrl-C) ended.
@@ -474,8 +493,7 @@ def main(args: list[str] | None = None) -> int:
     args = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in args or bool(os.environ.get(DEBUG_VARIABLE))
     args = [arg for arg in args if arg != "--debug"]
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # for modules of the user's; last, so that they replace nothing
+    _find_own_modules(args)
     try:
         if args == ["--version"]:
             print(f"spectral-video {version('spectral-video')}")

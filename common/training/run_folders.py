@@ -66,19 +66,23 @@ def with_recipe_beside(args: Sequence[str]) -> list[str]:
     return [args[0], "--config", str(config), *args[1:]]
 
 
-def explain(folder: Path, args: Sequence[str]) -> None:
-    """Write ``README.txt`` into the folder of a training: the command, what each file is, and how to go on."""
+def explain(folder: Path, args: Sequence[str], package: str) -> None:
+    """Write ``README.txt`` into the folder of a training: the command, what each file is, and how to go on.
+
+    ``package`` is that of a module outside of this project, which the commands must allow; empty otherwise.
+    """
     name, width = folder.parent.name, max(map(len, FILES))
     config, last, run, root = (
         shlex.quote(str(path)) for path in (folder / "config.yaml", folder / "last.ckpt", folder, folder.parent.parent)
     )
+    allow = f" --allow {package}" if package else ""
     lines = [shlex.join(["spectral", *args]), ""]
     lines += [f"{file:{width}}  {text}" for file, text in FILES.items()]
     lines += [
         "",
-        f"Resume:   spectral fit --config {config} --ckpt_path last",
-        f"Test:     spectral test --config {config} --ckpt_path {last}",
-        f"Predict:  spectral predict --checkpoint {run} FILE ...",
+        f"Resume:   spectral fit --config {config} --ckpt_path last{allow}",
+        f"Test:     spectral test --config {config} --ckpt_path {last}{allow}",
+        f"Predict:  spectral predict --checkpoint {run}{allow} FILE ...",
         f"List:     spectral runs {root} --name {shlex.quote(name)}",
     ]
     (folder / "README.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")

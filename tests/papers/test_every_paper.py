@@ -29,7 +29,7 @@ import torch
 import yaml
 
 from common.comparison import report
-from common.comparison.command import finished_studies
+from common.comparison.command import finished_studies, study_of_operators
 from common.comparison.rows import StudyProgress, read_rows
 from common.comparison.study import load as read_study
 from common.reporting.ledger import Ledger, LedgerError, Network, Recipe, RowNetwork, load, package_root
@@ -474,7 +474,9 @@ def test_claims_parse_and_the_readme_shows_their_rows(folder: Path) -> None:
 
 
 def test_the_readme_shows_the_verdicts_on_all_claims() -> None:
-    assert to_markdown(report.overview(finished_studies(ROOT / "papers"))) in (ROOT / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text()
+    assert to_markdown(report.overview(finished_studies(ROOT / "papers"))) in readme
+    assert to_markdown(report.methods_table(study_of_operators())) in readme
 
 
 def test_every_figure_draws(figure: tuple[Path, Any]) -> None:

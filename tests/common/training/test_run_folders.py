@@ -94,8 +94,14 @@ def test_a_module_of_the_current_folder_trains_and_predicts(recipe, motion, caps
     content["model"]["class_path"] = "my_own_module.Mine"
     path.write_text(yaml.safe_dump(content))
     before = list(sys.path)
+    sys.path[:] = [place for place in before if place not in ("", str(Path.cwd()))]
+    fit = ["fit", "--config", str(path), "--trainer.limit_train_batches", "1"]
     try:
-        assert main(["fit", "--config", str(path), "--trainer.limit_train_batches", "1"]) == 0
+        assert main(fit) == 2
+        assert "add --allow my_own_module" in capsys.readouterr().err
+        assert main([*fit, "--allow", "my_own_module"]) == 0
+        readme = Path("runs/tiny/version_0/README.txt").read_text()
+        assert readme.count("--allow my_own_module") == 4  # the command, and those that go on
         video = str(next(motion.parent.rglob("*.mp4")))
         predict = ["predict", "--checkpoint", "runs/tiny/version_0/last.ckpt", video]
         capsys.readouterr()
