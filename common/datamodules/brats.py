@@ -209,6 +209,12 @@ def save_label(label: Tensor, like: Path, out: Path, overwrite: bool = False) ->
     nib.save(nib.Nifti1Image(label.cpu().numpy().transpose(2, 1, 0), affine, header), out)
 
 
+def voxel_spacing(path: Path) -> tuple[float, float, float]:
+    """The size of a voxel of a NIfTI file in mm, between slices, rows and columns as :func:`load_volume` has them."""
+    x, y, z = _load(path, lambda image: np.linalg.norm(image.affine[:3, :3], axis=0).tolist())
+    return z, y, x
+
+
 def voxel_volume(path: Path) -> float:
     """The size of one voxel of a NIfTI file in millilitres."""
     return _load(path, lambda image: abs(float(np.linalg.det(image.affine[:3, :3])))) / 1000

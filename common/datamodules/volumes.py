@@ -35,6 +35,7 @@ from common.datamodules.brats import (
     load_volume,
     plain_tensor,
     read_label,
+    voxel_spacing,
 )
 from common.datamodules.datasets import with_dataset
 from common.datamodules.errors import DatasetError
@@ -122,15 +123,19 @@ class VolumeDataset(Dataset):
             patch = self.augment({"volume": volume, "label": label[None]})
             patch = patch[0] if isinstance(patch, list) else patch
             volume, label = plain_tensor(patch["volume"]).contiguous(), plain_tensor(patch["label"])[0].contiguous()
-        return {"volume": volume, "label": label, "volume_index": index, "path": self.items[index].name}
+        item = {"volume": volume, "label": label, "volume_index": index, "path": self.items[index].name}
+        if not isinstance(key, tuple):
+            item["spacing"] = torch.tensor(voxel_spacing(self.items[index].images[0]))
+        return item
 
 
 class VolumeDataModule(BaseDataModule):
     """Brain scans of BraTS 2018: patches to train on, whole volumes to validate and test on.
 
     A batch is a dict: ``volume`` float32 (B, C, D, H, W), the axes being slices from the feet to the head, back to
-    front and side to side; ``label`` uint8 (B, D, H, W) with the values 0, 1, 2 and 4; ``volume_index`` int64 (B,) and
-    ``path`` (list of str), the name of the case. Each channel is normalised over its voxels that are not zero.
+    front and side to side; ``label`` uint8 (B, D, H, W) with the values 0, 1, 2 and 4; ``volume_index`` int64 (B,);
+    ``path`` (list of str), the name of the case; and of whole volumes ``spacing`` float32 (B, 3), in mm. Each channel
+    is normalised over its voxels that are not zero.
 
     The cases are found below ``root``, as in the official archive (``HGG/<case>/<case>_flair.nii.gz``, ...), and all
     their headers are compared before the first epoch. A broken, missing or misaligned file is an error that names it.

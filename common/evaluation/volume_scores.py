@@ -1,15 +1,18 @@
-"""Dice of segmented volumes."""
+"""Dice and Hausdorff distance of segmented volumes."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from monai.metrics import compute_dice
+from monai.metrics import compute_dice, compute_hausdorff_distance
 from torch import Tensor
 
 from common.evaluation.item_scores import ItemScores
+
+MISSED_MM = (240**2 + 240**2 + 155**2) ** 0.5  # of the voxels of 1 mm of BraTS
 
 
 def dice_per_case(predicted: Tensor, true: Tensor) -> Tensor:
@@ -20,42 +23,92 @@ def dice_per_case(predicted: Tensor, true: Tensor) -> Tensor:
     return compute_dice(predicted.float(), true.float(), include_background=True, ignore_empty=False).float()
 
 
+def hausdorff_per_case(predicted: Tensor, true: Tensor, spacing: Tensor) -> Tensor:
+    """95th percentile of the distances between the surfaces of regions, bool (N, R, D, H, W) each: (N, R) in mm.
+
+    ``spacing`` (N, 3) is the size of the voxels in mm. Where only one of the two has a region the value is that of
+    BraTS, the diagonal of its volumes; where none has it, 0.
+    """
+    found = torch.zeros(true.shape[:2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of empty regions, which are handled here
+        for n, (p, t, size) in enumerate(zip(predicted.cpu(), true.cpu(), spacing.tolist(), strict=True)):
+            distance = compute_hausdorff_distance(
+                p[None].float(), t[None].float(), include_background=True, percentile=95, spacing=size
+            )[0]
+            one, other = p.flatten(1).any(dim=1), t.flatten(1).any(dim=1)
+            distance[one != other], distance[~one & ~other] = MISSED_MM, 0.0
+            found[n] = distance
+    return found
+
+
 class VolumeResult:
     """Scores of a set of volumes.
 
     Args:
         dice: (cases, regions).
         loss: (cases,).
+        hausdorff: (cases, regions) in mm; nan in a validation, where it is not computed.
+        volume: (cases, regions), true size of the regions in ml; nan likewise.
         index: (cases,) int64.
         region_names: name of each region.
 
     Attributes:
-        dice, loss, index: as given.
+        dice, loss, hausdorff, volume, index: as given.
         videos: number of cases.
     """
 
-    def __init__(self, dice: Tensor, loss: Tensor, index: Tensor, region_names: Sequence[str]) -> None:
-        self.dice, self.loss, self.index, self.region_names = dice, loss, index, list(region_names)
+    def __init__(
+        self,
+        dice: Tensor,
+        loss: Tensor,
+        hausdorff: Tensor,
+        volume: Tensor,
+        index: Tensor,
+        region_names: Sequence[str],
+    ) -> None:
+        self.dice, self.loss, self.hausdorff, self.volume, self.index = dice, loss, hausdorff, volume, index
+        self.region_names = list(region_names)
         self.videos = len(index)
 
     def metrics(self) -> dict[str, float]:
-        """``dice_<region>`` and ``loss``, means over the cases; ``dice``, the mean over the regions."""
-        means = self.dice.double().mean(dim=0)
-        regions = {f"dice_{name.lower()}": float(value) for name, value in zip(self.region_names, means, strict=True)}
-        return {"dice": float(means.mean()), **regions, "loss": float(self.loss.double().mean())}
+        """``dice_<region>`` and ``loss``, means over the cases; ``dice``, the mean over the regions.
+
+        Of a test also ``hd95_<region>`` in mm and their mean ``hd95``, and ``dice_small``, ``dice_medium`` and
+        ``dice_large``: ``dice`` of the thirds of the cases by the size of their largest region.
+        """
+        found = {"dice": float(self.dice.double().mean()), **self._by_region("dice", self.dice)}
+        if not self.hausdorff.isnan().any():
+            found |= {"hd95": float(self.hausdorff.double().mean()), **self._by_region("hd95", self.hausdorff)}
+            order = self.volume.amax(dim=1).argsort(stable=True)
+            if len(order) >= 3:
+                thirds = zip(("small", "medium", "large"), order.tensor_split(3), strict=True)
+                found |= {f"dice_{size}": float(self.dice[cases].double().mean()) for size, cases in thirds}
+        return found | {"loss": float(self.loss.double().mean())}
+
+    def _by_region(self, name: str, values: Tensor) -> dict[str, float]:
+        means = values.double().mean(dim=0).tolist()
+        return {f"{name}_{region.lower()}": mean for region, mean in zip(self.region_names, means, strict=True)}
 
 
 class VolumeScores(ItemScores):
     """Collects the scores of cases; :meth:`compute` returns a :class:`VolumeResult`."""
 
     def __init__(self, region_names: Sequence[str], **kwargs: Any) -> None:
-        rows = {"dice": torch.empty(0, len(region_names)), "loss": torch.empty(0)}
+        per_region = torch.empty(0, len(region_names))
+        rows = {"dice": per_region, "loss": torch.empty(0), "hausdorff": per_region, "volume": per_region}
         super().__init__(rows, kind="volume", **kwargs)
         self.region_names = list(region_names)
 
-    def update(self, dice: Tensor, loss: Tensor, index: Tensor) -> None:
-        """Add cases: dice (N, regions), loss (N,), index (N,)."""
-        self.add(dice=dice, loss=loss, index=index)
+    def update(
+        self, dice: Tensor, loss: Tensor, index: Tensor, hausdorff: Tensor | None = None, volume: Tensor | None = None
+    ) -> None:
+        """Add cases: dice (N, regions), loss (N,), index (N,); in a test also Hausdorff distances and true sizes, both
+        (N, regions).
+        """
+        unknown = torch.full_like(dice, torch.nan)
+        hausdorff, volume = (unknown if x is None else x.to(dice.device) for x in (hausdorff, volume))
+        self.add(dice=dice, loss=loss, index=index, hausdorff=hausdorff, volume=volume)
 
     def compute(self) -> VolumeResult:
         """The result over all cases of all processes. Raises ValueError if no case was added."""

@@ -45,11 +45,12 @@ def is_affine_map(norm: nn.Module) -> bool:
 
 
 def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """The affine map of a normalisation in evaluation, each of shape (C,)."""
+    """The affine map of a normalisation in evaluation, each of shape (C,), at least in float32."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    return scale, norm.bias - norm.running_mean * scale
+    dtype = torch.promote_types(norm.running_var.dtype, torch.float32)  # in half precision eps would be lost
+    scale = norm.weight.to(dtype) * torch.rsqrt(norm.running_var.to(dtype) + norm.eps)
+    return scale, norm.bias.to(dtype) - norm.running_mean.to(dtype) * scale
 
 
 def can_fold(conv: nn.Module, norm: nn.Module) -> bool:
@@ -63,7 +64,8 @@ def folded(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
     """Weight and bias of the convolution that does the work of `conv` and `norm`, of the shapes of its own."""
     scale, shift = scale_and_shift(norm)
     weight = conv.weight * scale.view(-1, *[1] * (conv.weight.dim() - 1))
-    return weight, shift if conv.bias is None else shift + conv.bias * scale
+    bias = shift if conv.bias is None else shift + conv.bias * scale
+    return weight.to(conv.weight.dtype), bias.to(conv.weight.dtype)
 
 
 def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:

@@ -165,7 +165,9 @@ def folded_filters(stft: DepthwiseSTFT, norm: _BatchNorm, x: Tensor) -> tuple[Te
     """
     scale, shift = scale_and_shift(norm)
     ones = [1] * (len(stft.kernel_size) + 1)
-    return stft.constant("kernels", x).repeat(stft.in_channels, *ones) * scale.view(-1, *ones), shift
+    kernels = stft.constant("kernels", x)
+    filters = kernels.repeat(stft.in_channels, *ones) * scale.view(-1, *ones)
+    return filters.to(kernels.dtype), shift.to(kernels.dtype)
 
 
 def stft_norm(stft: DepthwiseSTFT, norm: Any, x: Tensor) -> Tensor:
@@ -178,7 +180,7 @@ def stft_norm(stft: DepthwiseSTFT, norm: Any, x: Tensor) -> Tensor:
     with without_autocast(x.device.type):
         if x.device.type != "cpu" and stft._by_shift() is not None:
             scale, shift = (t.view(-1, *[1] * len(stft.kernel_size)) for t in scale_and_shift(norm))
-            return stft._forward(x).mul_(scale).add_(shift)
+            return stft._forward(x).mul_(scale.to(x.dtype)).add_(shift.to(x.dtype))
         weight, shift = folded_filters(stft, norm, x)
         if x.dim() in CHANNELS_LAST:
             x = x.contiguous(memory_format=CHANNELS_LAST[x.dim()])

@@ -26,7 +26,7 @@ from common.datamodules.brats import (
 )
 from common.datamodules.volumes import VolumeSpec
 from common.evaluation.figures import slice_figure
-from common.evaluation.volume_scores import VolumeResult, VolumeScores, dice_per_case
+from common.evaluation.volume_scores import VolumeResult, VolumeScores, dice_per_case, hausdorff_per_case
 from common.training.predict import Predictor, write_rows
 from common.training.task import TaskModule
 
@@ -149,8 +149,13 @@ class VolumeSegmentationModule(TaskModule):
         logits, regions = self.segment(batch["volume"]), label_to_regions(batch["label"])
         self.check_finite(logits, batch)
         predicted = logits > 0
-        index = batch["volume_index"]
-        self.scores.update(dice_per_case(predicted, regions), self.loss_per_case(logits, regions), index)
+        more = {}
+        if self._trainer is not None and self.trainer.testing:  # surfaces take longer than the network
+            ml = batch["spacing"].prod(dim=1, keepdim=True) / 1000
+            more["volume"] = regions.flatten(2).sum(dim=2) * ml
+            more["hausdorff"] = hausdorff_per_case(predicted, regions, batch["spacing"])
+        dice, loss = dice_per_case(predicted, regions), self.loss_per_case(logits, regions)
+        self.scores.update(dice, loss, batch["volume_index"], **more)
         return {"predicted": predicted}
 
     def predict_batch(self, batch: Mapping[str, Any]) -> Tensor:
@@ -162,14 +167,22 @@ class VolumeSegmentationModule(TaskModule):
         return result
 
     def write_predictions(self, folder: Path) -> Path:
-        """``predictions.csv``: Dice of every region and the loss, one row a case."""
+        """``predictions.csv``, one row a case: of every region Dice, Hausdorff distance (``hd95``) and true size in ml;
+        the loss.
+        """
         result = self.result
         assert result is not None
         rows = [
             {"path": self.paths.get(int(i), str(int(i)))}
-            | {f"dice_{name.lower()}": round(float(v), 6) for name, v in zip(result.region_names, dice, strict=True)}
+            | {
+                f"{column}_{name.lower()}": round(float(value), 6)
+                for column, values in (("dice", dice), ("hd95", distance), ("ml", size))
+                for name, value in zip(result.region_names, values, strict=True)
+            }
             | {"loss": round(float(loss), 6)}
-            for i, dice, loss in zip(result.index, result.dice, result.loss, strict=True)
+            for i, dice, distance, size, loss in zip(
+                result.index, result.dice, result.hausdorff, result.volume, result.loss, strict=True
+            )
         ]
         path = folder / "predictions.csv"
         write_rows(path, rows)

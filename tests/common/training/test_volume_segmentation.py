@@ -16,7 +16,7 @@ from torch import nn
 
 from common.datamodules.brats import find_case_folders, label_to_regions
 from common.datamodules.volumes import VolumeDataModule
-from common.evaluation.volume_scores import VolumeScores, dice_per_case
+from common.evaluation.volume_scores import VolumeScores, dice_per_case, hausdorff_per_case
 from common.training.task import NonFiniteError, load_module
 from common.training.volume_segmentation import OUTSIDE, VolumeSegmentationModule
 from tests.volumes import AFFINE, write_brats
@@ -60,6 +60,31 @@ def test_dice_is_that_of_the_definition_and_of_brats_where_a_region_is_missing()
     torch.testing.assert_close(dice_per_case(predicted, true), expected)
     assert expected[1, 0] == 0
     assert expected[1, 1] == 1
+
+
+def test_hausdorff_distances_are_in_mm_and_those_of_brats_where_a_region_is_missing() -> None:
+    true = torch.zeros(2, 3, 9, 9, 9, dtype=torch.bool)
+    true[:, :, 3:6, 3:6, 3:6] = True
+    predicted = true.roll(2, dims=3)  # by two rows of 1.5 mm
+    predicted[0, 1] = False
+    predicted[0, 2] = true[0, 2] = False
+    spacing = torch.tensor([[3.0, 1.5, 1.0], [1.0, 1.0, 1.0]])
+    found = hausdorff_per_case(predicted, true, spacing)
+    expected = [[3.0, (2 * 240**2 + 155**2) ** 0.5, 0.0], [2.0, 2.0, 2.0]]
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
+def test_scores_by_the_size_of_the_tumour() -> None:
+    scores = VolumeScores(["ET", "WT"])
+    sizes, dice = [30.0, 1.0, 8.0, 2.0], [0.9, 0.1, 0.5, 0.3]
+    for k, (size, value) in enumerate(zip(sizes, dice, strict=True)):
+        row = torch.full((1, 2), value)
+        scores.update(row, torch.zeros(1), torch.tensor([k]), 10 * row, torch.tensor([[0.5, size]]))
+    metrics = scores.compute().metrics()
+    assert metrics["dice_small"] == pytest.approx(0.2)  # of four cases, the first third has two
+    assert metrics["dice_medium"] == pytest.approx(0.5)
+    assert metrics["dice_large"] == pytest.approx(0.9)
+    assert metrics["hd95"] == metrics["hd95_et"] == pytest.approx(4.5)
 
 
 def test_a_case_counts_once_whatever_the_order() -> None:
@@ -114,7 +139,8 @@ def test_training_learns_and_the_checkpoint_predicts_alone(
     run.test(module, datamodule=data, verbose=False)
     assert module.result is not None
     metrics = module.result.metrics()
-    assert set(metrics) == {"dice", "dice_et", "dice_wt", "dice_tc", "loss"}
+    regions = ("et", "wt", "tc")
+    assert set(metrics) == {"dice", "hd95", "loss"} | {f"{score}_{r}" for score in ("dice", "hd95") for r in regions}
     assert metrics["dice"] > 0.8
     assert module.result.videos == 2
     table = list(csv.DictReader(module.write_predictions(tmp_path).open()))
