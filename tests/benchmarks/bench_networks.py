@@ -2,10 +2,11 @@
 
     python -m tests.benchmarks.bench_networks [--quick] [--json] [--markdown FILE]
 
-The networks take turns in one run. Inference is of one clip of 16 x 112 x 112 in float32, in the faster of two forms,
-as it is and in channels-last memory. Training is a step of two clips, forward and backward. Memory is the most that is
-held at once of the tensors that PyTorch makes in that step, beside input and weights. Multiply-adds are of one clip and
-include everything (the full count of `common.evaluation.complexity`).
+The networks take turns in one run. Inference is of one clip of 16 x 112 x 112 in float32, in the fastest of several
+forms: as it is and in channels-last memory, and for library networks both with their normalisations folded into the
+convolutions by torch.fx, as ours do by themselves. Training is a step of two clips, forward and backward. Memory is the
+most that is held at once of the tensors that PyTorch makes in that step, beside input and weights. Multiply-adds are of
+one clip and include everything (the full count of `common.evaluation.complexity`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 
 from common.evaluation.complexity import count
 from common.evaluation.latency import measure_latency, peak_allocated
@@ -34,7 +36,8 @@ PREAMBLE = """\
 # Whole networks on a CPU
 
 Measured by `python -m tests.benchmarks.bench_networks --markdown FILE` in one run in which the networks took turns, in
-float32: inference of one clip of 16 x 112 x 112, in the faster of two memory orders; a training step of two clips.
+float32: inference of one clip of 16 x 112 x 112, in the faster of two memory orders and, for library networks, with
+normalisations folded into the convolutions where that is faster; a training step of two clips.
 Memory: tensors held at once in that step. Only the ratios mean something elsewhere.
 """
 COLUMNS = {
@@ -58,20 +61,35 @@ class _ChannelsLast(nn.Module):
         return out
 
 
+def folded(network: nn.Module) -> nn.Module:
+    """A copy of a library network in evaluation with its normalisations folded into its convolutions."""
+    network = copy.deepcopy(network)
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d) and type(module).forward is nn.Conv3d.forward:
+            module.__class__ = nn.Conv3d  # torch.fx folds no subclass
+    network = fuse(network)
+    assert not any(isinstance(module, nn.BatchNorm3d) for module in network.modules())
+    return network
+
+
 def measure(names: Sequence[str], repeats: int) -> dict[str, dict[str, Any]]:
     """What `COLUMNS` names, for the networks of `SPEED` with these names."""
     torch.manual_seed(0)
     networks = {name: Network(*SPEED[name]).build().eval() for name in names}
     forms = {(name, "as it is"): network for name, network in networks.items()}
+    library = {name: folded(net) for name, net in networks.items() if name.startswith(("torchvision", "pytorchvideo"))}
+    forms |= {(name, "folded"): network for name, network in library.items()}
     forms |= {(name, "channels last"): _ChannelsLast(network).eval() for name, network in networks.items()}
+    forms |= {(name, "folded, channels last"): _ChannelsLast(network).eval() for name, network in library.items()}
     clip, clips = torch.randn(CLIP), torch.randn(2, *CLIP[1:])
     inference = measure_latency({"\n".join(key): form for key, form in forms.items()}, clip, repeats, warmup=2)
-    del forms
+    timed = {name: [form for other, form in forms if other == name] for name in networks}
+    del forms, library
     trained = {name: network.train() for name, network in networks.items()}
     training = measure_latency(trained, clips, max(2, repeats // 2), warmup=1, backward=True)
     found: dict[str, dict[str, Any]] = {}
     for name, network in networks.items():
-        times = {form: inference[f"{name}\n{form}"].seconds for form in ("as it is", "channels last")}
+        times = {form: inference[f"{name}\n{form}"].seconds for form in timed[name]}
         form = min(times, key=times.__getitem__)
         complexity = count(network, CLIP)
         found[name] = {
