@@ -41,7 +41,7 @@ def prepare(build: Build, shape: Shape) -> tuple[nn.Module, Tensor]:
         for parameter in module.parameters():
             # Relative to its size: noise of one size for all lets deep networks that multiply maps overflow.
             scale = parameter.abs().mean().item()
-            parameter.add_(torch.randn_like(parameter), alpha=0.05 * scale if scale else 0.05)
+            parameter.add_(torch.randn_like(parameter), alpha=0.05 * scale if scale else 0.01)
         norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
@@ -188,13 +188,16 @@ def takes_sizes(build: Build, shape: Shape, sizes: Sequence[Shape]) -> None:
 def takes_any_memory_order(build: Build, shape: Shape) -> None:
     """Channels-last inputs and modules, and strided views, give the same outputs and gradients."""
     module, x = prepare(build, shape)
-    expected, gradient = module(x), gradients(module, x)
+    expected = module(x)
     last = {4: torch.channels_last, 5: torch.channels_last_3d}[x.dim()]
-    wide = torch.randn(*shape[:-1], 2 * shape[-1])
+    exact, wide = copy.deepcopy(module).double(), torch.randn(*shape[:-1], 2 * shape[-1])
     wide[..., ::2] = x
+    # In float64: rounding puts values on the other side of an activation's kink, which changes the gradient.
+    gradient = gradients(exact, x.double())
     for name, view in {"channels last": x.contiguous(memory_format=last), "a strided view": wide[..., ::2]}.items():
         assert_same(module(view), expected, message=name)
-        assert_same_gradients(gradients(module, view), gradient)
+    for view in (x.double().contiguous(memory_format=last), wide.double()[..., ::2]):
+        assert_same_gradients(gradients(exact, view), gradient)
     if all(p.dim() != 4 for p in module.parameters()) or x.dim() == 4:
         module = module.to(memory_format=last)
         assert_same(module(x.contiguous(memory_format=last)), expected, message="a channels-last module")

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.backbones.bn_inception import scale_width
-from common.spectral.folding import conv_norm
 
 LAYERS: dict[int, tuple[int, int, int, int]] = {
     18: (2, 2, 2, 2),
@@ -86,7 +85,7 @@ class _Residual(nn.Module):
         self.stage, self.index = stage, index
         out = channels * self.expansion
         self.relu = nn.ReLU(inplace=True)
-        self.downsample: nn.Sequential | None = None
+        self.downsample: nn.Module | None = None
         if stride != 1 or in_channels != out:
             self.downsample = nn.Sequential(
                 nn.Conv2d(in_channels, out, 1, stride, bias=False),
@@ -120,7 +119,7 @@ class _Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         frames = fold_frames(x)
-        shortcut = frames if self.downsample is None else conv_norm(self.downsample[0], self.downsample[1], frames)
+        shortcut = frames if self.downsample is None else self.downsample(frames)
         y = unfold_frames(self.relu(self._branch(x, frames) + shortcut), x.shape[2])
         return y if self.after is None else self.after(y)
 
@@ -150,11 +149,8 @@ class BasicBlock(_Residual):
         self._put_in(channels, first_conv, mid_block, after_block)
 
     def _branch(self, x: Tensor, frames: Tensor) -> Tensor:
-        if self.mid is None and not self._replaced:
-            y = conv_norm(self.conv1, self.bn1, frames)
-        else:
-            y = self.bn1(self._middle(self._first(x, frames), x.shape[2]))
-        return conv_norm(self.conv2, self.bn2, self.relu(y))
+        y = self.relu(self.bn1(self._middle(self._first(x, frames), x.shape[2])))
+        return self.bn2(self.conv2(y))
 
 
 class Bottleneck(_Residual):
@@ -184,13 +180,9 @@ class Bottleneck(_Residual):
         self._put_in(channels, first_conv, mid_block, after_block)
 
     def _branch(self, x: Tensor, frames: Tensor) -> Tensor:
-        y = self.bn1(self._first(x, frames)) if self._replaced else conv_norm(self.conv1, self.bn1, frames)
-        y = self.relu(y)
-        if self.mid is None:
-            y = conv_norm(self.conv2, self.bn2, y)
-        else:
-            y = self.bn2(self._middle(self.conv2(y), x.shape[2]))
-        return conv_norm(self.conv3, self.bn3, self.relu(y))
+        y = self.relu(self.bn1(self._first(x, frames)))
+        y = self.relu(self.bn2(self._middle(self.conv2(y), x.shape[2])))
+        return self.bn3(self.conv3(y))
 
 
 class C2DBody(nn.Module):
@@ -278,11 +270,8 @@ class C2DBody(nn.Module):
                 f"(batch, 3, height, width), not {tuple(x.shape)}"
             )
         video = x if x.dim() == 5 else x.unsqueeze(2)
-        if self.stem_stride > 1:
-            y = self.bn1(fold_frames(self.conv1(video)))
-        else:
-            y = conv_norm(self.conv1, self.bn1, fold_frames(video))
-        y = unfold_frames(self.maxpool(self.relu(y)), video.shape[2] // self.stem_stride)
+        y = fold_frames(self.conv1(video)) if self.stem_stride > 1 else self.conv1(fold_frames(video))
+        y = unfold_frames(self.maxpool(self.relu(self.bn1(y))), video.shape[2] // self.stem_stride)
         found = []
         for number, stage in enumerate(STAGES):
             y = self.get_submodule(f"layer{number + 1}")(y)
