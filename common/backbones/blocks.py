@@ -83,7 +83,7 @@ class ConvUnit3d(nn.Sequential):
     """Convolution without bias, batch normalisation, activation: (B,C,T,H,W) -> (B,out,T',H',W').
 
     The padding keeps the size at stride 1 (kernel sizes are odd). In evaluation without gradients on the CPU the
-    normalisation is folded into the convolution, anew in every call.
+    normalisation is folded into a convolution with fewer weights than inputs, anew in every call.
     """
 
     def __init__(
