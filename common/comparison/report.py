@@ -19,6 +19,8 @@ from common.reporting.ledger import DASH
 from common.reporting.page import Report
 from common.reporting.tables import ColumnHeader, RenderedTable
 
+DIFFERENCES = "Differences in points of the test score, which is accuracy unless a name says otherwise, with 95 % intervals."
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -109,8 +111,7 @@ def claims_table(progress: StudyProgress) -> RenderedTable:
         found = [o for comparison in claim.comparisons for o in outcomes(progress, comparison)]
         ours = "; ".join(o.text(progress) + ("" if o.by == 0 else f" (needs {_needed(o)})") for o in found)
         cells.append([claim.claim, claim.paper or DASH, ours, f"**{verdict_on(progress, claim)}**"])
-    notes = ["Differences in points of test accuracy, with 95 % intervals."]
-    return RenderedTable("Claims", heads, cells, notes, "claims")
+    return RenderedTable("Claims", heads, cells, [DIFFERENCES], "claims")
 
 
 def _needed(outcome: Outcome) -> str:
@@ -141,7 +142,7 @@ def score_table(progress: StudyProgress, data: str) -> RenderedTable:
             notes.append(f"{title}: {len(failed)} trainings failed: {failed[-1]}")
         test = np.array([r.test for r in rows.values()], dtype=float)
         train = np.array([r.train for r in rows.values()], dtype=float)
-        needed = study.fitted * study.methods[name].bound_on(data)
+        needed = study.fitted_on(data, name)
         rate, rates = progress.rate(data, name), study.rates_on(data, name)
         edge = len(rates) > 1 and rate in (min(rates), max(rates))
         cells.append(
@@ -164,9 +165,16 @@ def score_table(progress: StudyProgress, data: str) -> RenderedTable:
             "Time and memory of one input in inference and of two in a training step; on a CPU with one thread."
         )
     if any("not trained" in line[1] for line in cells):
-        notes.append(f"not trained: below {100 * study.fitted:g} % of what the method can reach on its training data.")
+        notes.append(_not_trained(progress, data))
     title = study.data[data].title or data
     return RenderedTable(title, heads, cells, [*notes, *provenance(progress, data)], f"scores-{data}")
+
+
+def _not_trained(progress: StudyProgress, data: str) -> str:
+    """What `not trained` means on some data."""
+    share = progress.study.data[data].fitted
+    share = progress.study.fitted if share is None else share
+    return f"not trained: below {100 * share:g} % of what the method can reach on its training data."
 
 
 def _score(progress: StudyProgress, data: str, method: str, test: NDArray[np.float64]) -> str:
@@ -219,8 +227,7 @@ def overview(studies: Mapping[str, StudyProgress]) -> RenderedTable:
         for name, progress in studies.items()
         for claim in progress.study.claims
     ]
-    notes = ["Differences in points of test accuracy, with 95 % intervals."]
-    return RenderedTable("Claims of the papers, tested", heads, cells, notes)
+    return RenderedTable("Claims of the papers, tested", heads, cells, [DIFFERENCES])
 
 
 def _evidence(progress: StudyProgress, claim: Claim, most: int = 2) -> str:
@@ -246,7 +253,7 @@ def methods_table(progress: StudyProgress) -> RenderedTable:
         cells.append(line)
     notes = [f"Test accuracy in per cent: mean of {len(study.seeds)} seeds with its 95 % interval."]
     if any("not trained" in cell for line in cells for cell in line):
-        notes.append(f"not trained: below {100 * study.fitted:g} % of what the method can reach on its training data.")
+        notes += dict.fromkeys(_not_trained(progress, data) for data in study.data)
     return RenderedTable(study.title, heads, cells, notes, "methods")
 
 

@@ -213,7 +213,7 @@ class StudyProgress:
         rows = [row.train for row in self.scores(data, method).values() if row.train is not None]
         if not rows:
             return None
-        return float(np.mean(rows)) >= self.study.fitted * self.study.methods[method].bound_on(data)
+        return float(np.mean(rows)) >= self.study.fitted_on(data, method)
 
     def cost(self, data: str, method: str, measure: str) -> float | None:
         """Parameters, multiply-adds, milliseconds or megabytes of a method's network."""

@@ -84,7 +84,7 @@ def run_study(study: Study, place: Place, jobs: int, tell: Told) -> StudyProgres
     for row in _here(study, place) if jobs == 1 else _in_processes(study, place, jobs):
         append_row(place.rows, row)
         score = row.test if row.stage == "score" else row.val
-        result = row.error or f"{study.score} {score:.3f} ({'test' if row.stage == 'score' else 'validation'})"
+        result = row.error or f"{study.score_on(row.data)} {score:.3f} ({'test' if row.stage == 'score' else 'validation'})"
         left = StudyProgress(study, read_rows(place.rows)).trainings_left()
         what = f"{row.data} {row.method}, rate {row.rate:g}, seed {row.seed}"
         tell(f"{what}: {result}, {row.seconds:.0f} s; {left} left")
@@ -169,10 +169,11 @@ def _scores(study: Study, item: Pending, arguments: Sequence[str], folder: Path)
         tested = cli.run([*words, "--data.test_split", split])
         assert tested.result is not None
         assert tested.run_dir is not None
-        if study.score not in tested.result:
+        score = study.score_on(item.data)
+        if score not in tested.result:
             known = [name for name, value in tested.result.items() if isinstance(value, float)]
-            raise StudyError(f"{study.path}: {study.score!r} is no metric of {item.method}: {', '.join(known)}")
-        found[split] = round(float(tested.result[study.score]), 6)
+            raise StudyError(f"{study.path}: {score!r} is no metric of {item.method}: {', '.join(known)}")
+        found[split] = round(float(tested.result[score]), 6)
         found["data_hash"] = str(tested.result["manifest_hash"])[:12]
         if split == "test":
             outcomes = read_outcomes(tested.run_dir)

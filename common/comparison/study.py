@@ -49,6 +49,8 @@ class StudyData:
         demo: arguments of `python -m data.demo`, without `--out`; the data is generated.
         options: of `spectral`, such as `--data.root DIR`.
         rates_of: other data of the study whose chosen learning rates are used here; None: they are chosen here.
+        score: the metric that is compared on it, in place of the study's.
+        fitted: the share of the best training score that counts as trained on it, in place of the study's.
         x: where it stands on the axis `xlabel` of the study, such as the number of training clips.
     """
 
@@ -56,6 +58,8 @@ class StudyData:
     demo: str = ""
     options: str = ""
     rates_of: str | None = None
+    score: str = ""
+    fitted: float | None = None
     x: float | None = None
     line: int = 0
 
@@ -161,6 +165,15 @@ class Study:
         """Learning rates to choose from."""
         return self.methods[method].rates or self.rates
 
+    def score_on(self, data: str) -> str:
+        """The metric that is compared on some data."""
+        return self.data[data].score or self.score
+
+    def fitted_on(self, data: str, method: str) -> float:
+        """The training score from which on a method counts as trained."""
+        own = self.data[data].fitted
+        return (self.fitted if own is None else own) * self.methods[method].bound_on(data)
+
     def demo_folder(self, data: str) -> str:
         """Name of the folder of generated data: every set of arguments has its own."""
         words = shlex.split(self.data[data].demo)
@@ -181,7 +194,7 @@ class Study:
         """Hash of all that the study and the recipe say of a training; rows with another key are of another one."""
         own = self.methods[method]
         arguments = self.arguments(data, method, rate)
-        about: list[Any] = [arguments[2:], self.data[data].demo, self.score]
+        about: list[Any] = [arguments[2:], self.data[data].demo, self.score_on(data)]
         about.append((self.path.parent / own.recipe).read_text(encoding="utf-8"))
         if own.starts_from:
             about.append([self.key(data, own.starts_from, r) for r in self.rates_on(data, own.starts_from)])

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Generator
@@ -118,6 +118,7 @@ class KeypointDataModule(BaseDataModule):
         train_annotations, val_annotations: annotation files.
         train_images, val_images: folders of their images.
         test_annotations, test_images: those to test on; None: those of validation.
+        test_split: split to test on: ``train``, ``val`` or ``test``; None: ``test``.
         detections: file of detected persons in the test images, in COCO's results format; None: the true boxes.
         detection_threshold: detections with a score above this are used.
         category: name of the category.
@@ -146,6 +147,7 @@ class KeypointDataModule(BaseDataModule):
         val_images: str | None = None,
         test_annotations: str | None = None,
         test_images: str | None = None,
+        test_split: Literal["train", "val", "test"] | None = None,
         detections: str | None = None,
         detection_threshold: float = 0.0,
         category: str = "person",
@@ -184,7 +186,7 @@ class KeypointDataModule(BaseDataModule):
         }
         if card["test_annotations"] is None:
             self.files["test"] = self.files["val"]
-        self.detections, self.detection_threshold = detections, detection_threshold
+        self.test_split, self.detections, self.detection_threshold = test_split, detections, detection_threshold
         self.sigma = height / 128 if sigma is None else sigma
         self.augmentation = PoseAugmentation(scale, rotation, flip, self.seed)
         self._read: dict[str, KeypointAnnotations] = {}
@@ -237,7 +239,8 @@ class KeypointDataModule(BaseDataModule):
     def _train_dataset(self) -> PersonDataset:
         file = self.files["train"][0]
         persons, annotations = self._persons("train")
-        if file not in (self.files["val"][0], self.files["test"][0]):
+        scored = {self.files[split][0] for split in ("val", "test", self.test_split or "test")}
+        if file not in scored:
             self._read[file] = replace(annotations, content={})  # frees the masks, which every worker would copy
         return PersonDataset(persons, self.spec, self.sigma, self.augmentation)
 

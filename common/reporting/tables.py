@@ -102,20 +102,50 @@ def summary_table(ledger: Ledger, counts: Mapping[str, Mapping[str, Complexity]]
     heads.append(ColumnHeader("largest difference"))
     cells = []
     for table in ledger.tables:
-        rows = [row for row in table.rows if counts.get(row.id)]
-        differences = []
-        for measure, column in ((m, table.column(m)) for m in ("params", "macs")):
-            for row in rows if column is not None else ():
-                ours = _counted(next(iter(counts[row.id].values())), measure)
-                paper = column.value(row.paper.get(column.key))  # type: ignore[union-attr]
-                if ours is not None and paper:
-                    differences.append((ours / paper - 1, f"{measure} of {row.name}"))
-        if rows:
+        if rows := [row for row in table.rows if counts.get(row.id)]:
+            differences = _count_differences(table, rows, counts)
             largest, what = max(differences, key=lambda pair: abs(pair[0]), default=(0.0, ""))
-            near = sum(abs(difference) <= 0.01 for difference, _ in differences)
             said = f"{100 * largest:+.1f} %: {what}" if differences else "nothing printed to compare with"
+            near = _within(differences, 0.01)
             cells.append([f"{table.number}. {table.title}", str(len(rows)), str(len(differences)), str(near), said])
     return RenderedTable("Counted here, next to the paper", heads, cells)
+
+
+def counts_overview(papers: Mapping[str, tuple[Ledger, Mapping[str, Mapping[str, Complexity]]]]) -> RenderedTable:
+    """One line a paper: how far its parameters and multiply-adds, counted here, lie from the printed ones.
+
+    Args:
+        papers: name of a paper -> its ledger and the counts of its rows.
+    """
+    heads = [ColumnHeader("Paper"), ColumnHeader("rows counted", kind="ours")]
+    heads += [ColumnHeader(name, kind="ours") for name in ("numbers compared", "within 1 %", "within 5 %")]
+    cells = []
+    for name, (ledger, counts) in papers.items():
+        by_table = [(table, [row for row in table.rows if counts.get(row.id)]) for table in ledger.tables]
+        differences = [d for table, rows in by_table for d in _count_differences(table, rows, counts)]
+        counted = sum(len(rows) for _, rows in by_table)
+        near = [_within(differences, limit) for limit in (0.01, 0.05)]
+        cells.append([name, *(str(value) for value in (counted, len(differences), *near))])
+    notes = ["Printed parameters and multiply-adds next to those of the networks of this code, counted as the paper counts."]
+    return RenderedTable("Counts of the papers' tables", heads, cells, notes)
+
+
+def _count_differences(
+    table: Table, rows: Sequence[Row], counts: Mapping[str, Mapping[str, Complexity]]
+) -> list[tuple[float, str]]:
+    """Relative differences of the counts of a table from those printed, with what each is of."""
+    differences = []
+    for measure, column in ((m, table.column(m)) for m in ("params", "macs")):
+        for row in rows if column is not None else ():
+            ours = _counted(next(iter(counts[row.id].values())), measure)
+            paper = column.value(row.paper.get(column.key))  # type: ignore[union-attr]
+            if ours is not None and paper:
+                differences.append((ours / paper - 1, f"{measure} of {row.name}"))
+    return differences
+
+
+def _within(differences: Sequence[tuple[float, str]], limit: float) -> int:
+    return sum(abs(difference) <= limit for difference, _ in differences)
 
 
 def _columns_of(

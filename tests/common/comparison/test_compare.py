@@ -175,3 +175,48 @@ def test_a_mistake_ends_the_study(
     with pytest.raises((StudyError, ReproduceError), match=re.compile(message, re.S)):
         command.compare(path, tell=lambda line: None)
     assert not list(tmp_path.glob("runs/compare/*/rows.csv"))
+
+
+def test_methods_of_the_user_need_to_be_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(tmp_path))])
+    (tmp_path / "my_compared.py").write_text("from papers.stft2d import STFT2DModule\nclass Mine(STFT2DModule): pass\n")
+    own = yaml.safe_load(Path(RECIPE).read_text())
+    own["model"]["class_path"] = "my_compared.Mine"
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(own))
+    path = study_file(tmp_path, seeds=[0], rates=[0.001], methods={"mine": {"recipe": "own.yaml"}}, claims=[])
+    command = ["compare", str(path), "--rows", "rows.csv", "--jobs", "2"]
+    assert cli.main(command) == 2
+    assert "add --allow my_compared" in capsys.readouterr().err
+    assert cli.main([*command, "--allow", "my_compared"]) == 0
+    assert [(row.method, row.stage, row.error) for row in read_rows("rows.csv")] == [
+        ("mine", "score", ""),
+        ("mine", "cost", ""),
+    ]
+
+
+def test_data_may_have_a_score_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pose = {
+        "recipe": str(ROOT / "papers/srl/recipes/demo_pose.yaml"),
+        "options": "--data.height 32 --data.width 32 --model.network.width 0.0625 --model.network.deconv_channels 16",
+        "data": ["figures"],
+    }
+    images = {"recipe": RECIPE, "data": ["digits"]}
+    figures = {"demo": "figures --train 4 --val 2 --test 3", "score": "ap", "fitted": 0}
+    path = study_file(
+        tmp_path,
+        **{"seeds": [0, 1], "rates": [0.001], "fitted": 0.99, "claims": [], "methods": {"images": images, "pose": pose}},
+        data={"digits": {"demo": "digits --size 8"}, "figures": figures},
+    )
+    progress = command.compare(path, tell=lambda line: None)
+    assert [row.error for row in progress.rows] == [""] * len(progress.rows)
+    for row in progress.scores("figures", "pose").values():
+        assert row.outcomes() is None
+        assert row.train is not None
+        assert row.test is not None
+        assert 0 <= row.train <= 1
+    assert progress.is_trained("figures", "pose")
+    assert not progress.is_trained("digits", "images")

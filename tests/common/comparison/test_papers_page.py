@@ -22,7 +22,9 @@ def test_every_paper_with_its_claims_and_counts(tmp_path: Path, capsys: pytest.C
     (papers / "tiny" / "recipes" / "demo.yaml").write_text(RECIPE)
     (out / "tiny" / "report").mkdir(parents=True)
     (out / "tiny" / "report" / "index.html").touch()
-    papers_page.main(["--papers", str(papers), "--out", str(out), "--jobs", "1"])
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- counts: begin -->\n<!-- counts: end -->\nafter\n")
+    papers_page.main(["--papers", str(papers), "--out", str(out), "--jobs", "1", "--readme"])
     path = out / "report" / "index.html"
     assert str(path) in capsys.readouterr().out
     page = path.read_text(encoding="utf-8")
@@ -37,3 +39,5 @@ def test_every_paper_with_its_claims_and_counts(tmp_path: Path, capsys: pytest.C
         assert text in page
     assert "http" not in page.replace("http-equiv", "")  # nothing is loaded from elsewhere
     assert (out / "tiny" / "complexity.json").is_file()
+    (line,) = [line for line in readme.read_text().splitlines() if line.startswith("| tiny")]
+    assert line == "| tiny | 1 | 2 | 1 | 1 |"  # 36 parameters next to 0.04K, and 32 multiply-adds as printed
