@@ -16,13 +16,13 @@ from PIL import Image
 
 from common.datamodules.errors import VideoReadError
 from common.datamodules.video_reader import EncodedVideoReader, FrameFolderReader, open_video
+from common.datamodules.video_writer import MPEG_CLOCK, rgb_frame, write_mp4
 from data.check import count_problem
 from data.prepare import Probe, probe_video
 
 # A keyframe every 12 frames: a reader decodes at most 12 frames to get one.
 ENCODER = {"crf": "18", "preset": "fast", "g": "12", "bf": "2", "threads": "1"}
 JPEG_QUALITY = 95
-MPEG_CLOCK = Fraction(1, 90_000)
 
 
 class CopyJob(NamedTuple):
@@ -93,20 +93,17 @@ def _remove(path: Path) -> None:
 
 def _encode(video: EncodedVideoReader, path: Path, short_side: int) -> None:
     """H.264 in mp4 from the frames as a network would get them, so that orientation and colours stay."""
-    rate = Fraction(video.fps).limit_denominator(10_000)
-    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        stream = container.add_stream("libx264", rate=rate, options=ENCODER)
-        stream.pix_fmt = "yuv420p"
-        for ticks, unit, image in _timed(video):
-            if ticks == 0:  # the first frame
-                stream.height, stream.width = shrunk_size(image.shape[0], image.shape[1], short_side, multiple=2)
-                stream.time_base = stream.codec_context.time_base = unit
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24").reformat(
-                stream.width, stream.height, "yuv420p", interpolation=Interpolation.BICUBIC, threads=1
-            )
-            frame.pts, frame.time_base = ticks, unit
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+    write_mp4(path, _small_frames(video, short_side), video.fps, ENCODER)
+
+
+def _small_frames(video: EncodedVideoReader, short_side: int) -> Iterator[av.VideoFrame]:
+    for ticks, unit, image in _timed(video):
+        height, width = shrunk_size(image.shape[0], image.shape[1], short_side, multiple=2)
+        frame = rgb_frame(image, ticks, unit).reformat(
+            width, height, "yuv420p", interpolation=Interpolation.BICUBIC, threads=1
+        )
+        frame.pts, frame.time_base = ticks, unit
+        yield frame
 
 
 def _timed(video: EncodedVideoReader) -> Iterator[tuple[int, Fraction, np.ndarray]]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.datamodules.errors import DatasetError
-from common.datamodules.manifest import read_csv, read_text, shorten
+from common.datamodules.manifest import SPLITS, read_csv, read_text, shorten
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,41 @@ class Benchmark:
     read: Callable[..., Listing]
     option: str = ""
     choices: tuple[str, ...] = ()
+
+    def listing(self, folder: Path, option: str | None = None) -> Listing:
+        """What the reader finds in the folder of annotation files.
+
+        Raises:
+            DatasetError: the files are wrong, or the reader gives a list that cannot be a manifest.
+        """
+        listing = self.read(folder, **({self.option: option} if option else {}))
+        if problems := [*_wrong_classes(listing), *_wrong_videos(listing)]:
+            raise DatasetError(
+                f"{self.read.__name__} in data/annotations.py gives a wrong list: correct it, or the annotation files "
+                f"in {folder}:\n{shorten(problems)}"
+            )
+        return listing
+
+
+def _wrong_classes(listing: Listing) -> Iterator[str]:
+    for name, count in Counter(listing.class_names).items():
+        if count > 1 or not name.strip():
+            yield f"class {name!r} is listed {count} times." if name.strip() else "a class has no name."
+
+
+def _wrong_videos(listing: Listing) -> Iterator[str]:
+    """Labels outside of the class list, unknown splits, and videos with two labels."""
+    first: dict[str, ListedVideo] = {}
+    for video in listing.videos:
+        other = first.setdefault(video.key, video)
+        if video.split not in SPLITS:
+            yield f"video {video.key}: the split is {video.split!r}, not {', '.join(SPLITS[:-1])} or {SPLITS[-1]}."
+        elif video.label is None and video.split != "test":
+            yield f"video {video.key}: no label; only videos of the split test may lack one, this one is {video.split}."
+        elif video.label is not None and not 0 <= video.label < len(listing.class_names):
+            yield f"video {video.key}: label {video.label} is outside of 0..{len(listing.class_names) - 1}."
+        elif video.label != other.label:
+            yield f"video {video.key}: listed with label {other.label} and with label {video.label}."
 
 
 class _Problems:
@@ -233,6 +269,38 @@ def read_diving48(folder: Path, release: str = "V2") -> Listing:
     return Listing(tuple(videos), tuple(names))
 
 
+# -- FineGym ----------------------------------------------------------------------------------------------------------
+
+
+def read_gym99(folder: Path, release: str = "V1.0") -> Listing:
+    """``gym99_categories.txt``, ``gym99_train_element_v1.0.txt`` (or ``v1.1``) and ``gym99_val_element.txt``.
+
+    Two classes have the same name in different sets, so the set becomes part of the name.
+    """
+    problems = _Problems()
+    class_file = _find(folder, "gym99_categories.txt")
+    names: list[str] = []
+    for number, line in _lines(class_file):
+        fields = re.fullmatch(r"Clabel: *(\d+); *set: *(\d+); *Glabel: *\d+; *(.+)", line)
+        if fields is None or int(fields[1]) != len(names):
+            problems.add(class_file, number, f"{line!r} should be 'Clabel: {len(names)}; set: 1; Glabel: 1; name'.")
+        names.append(f"{fields[3]} (set {fields[2]})" if fields else "")
+    problems.check()
+    videos = []
+    for split, stem in (("train", f"train_element_{release.lower()}"), ("val", "val_element")):
+        path = _find(folder, f"gym99_{stem}.txt")
+        for number, line in _lines(path):
+            clip, _, label = line.rpartition(" ")
+            if not clip or not label.isdecimal():
+                problems.add(path, number, f"{line!r} should be the name of a clip and the number of its class.")
+            elif int(label) >= len(names):
+                problems.add(path, number, f"class {label} should be in 0..{len(names) - 1} ({class_file.name}).")
+            else:
+                videos.append(ListedVideo(clip, int(label), split))
+    problems.check()
+    return Listing(tuple(videos), tuple(names))
+
+
 # -- Kinetics-400 -----------------------------------------------------------------------------------------------------
 
 
@@ -338,6 +406,7 @@ BENCHMARKS = {
     "something-v2": Benchmark(read_something_v2),
     "jester": Benchmark(read_jester),
     "diving48": Benchmark(read_diving48, "release", ("V2", "V1")),
+    "gym99": Benchmark(read_gym99, "release", ("V1.0", "V1.1")),
     "kinetics400": Benchmark(read_kinetics400),
     "ucf101": Benchmark(read_ucf101, "split", ("1", "2", "3")),
     "hmdb51": Benchmark(read_hmdb51, "split", ("1", "2", "3")),

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from common.datamodules.datasets import read_datasets
+from common.datamodules.datasets import CARDS, read_card
 from common.datamodules.errors import DatasetError, VideoReadError
 from common.datamodules.folders import VIDEO_EXTENSIONS
 from common.datamodules.manifest import CLASSES_FILE, SPLITS, Entry, Manifest, shorten
@@ -80,13 +80,15 @@ def prepare(
             already, or videos are missing.
     """
     console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
-    benchmark = BENCHMARKS[dataset]
+    card = read_card(dataset)
     _check_folders(root, annotations, out, force)
-    listing = benchmark.read(annotations, **({benchmark.option: option} if option else {}))
+    listing = BENCHMARKS[dataset].listing(annotations, option)
     classes, class_file = "".join(f"{name}\n" for name in listing.class_names), out.parent / CLASSES_FILE
     if not force and class_file.exists() and class_file.read_text(encoding="utf-8") != classes:
         raise DatasetError(f"{class_file} holds other classes: give every dataset a folder of its own.")
-    console.print(_counts_table(read_datasets()[dataset], listing))
+    console.print(_counts_table(card, listing))
+    for remark in _remarks(dataset, card, listing):
+        console.print(remark)
     if only is not None:
         listing = replace(listing, videos=tuple(video for video in listing.videos if video.split in only))
         if not listing.videos:
@@ -124,11 +126,27 @@ def _counts_table(card: Mapping[str, Any], listing: Listing) -> Table:
     """The numbers of the annotation files next to the published ones."""
     counts = {"classes": len(listing.class_names), **Counter(video.split for video in listing.videos)}
     published = {"classes": card["classes"], **card["counts"]}
-    table = Table("", "annotations", "Table 1 of the paper", title=card["title"])
+    table = Table("", "annotations", "published", title=card["title"])
     for name in ("classes", *SPLITS):
         if name in counts or name in published:
             table.add_row(name, f"{counts.get(name, 0):,}", f"{published[name]:,}" if name in published else "-")
     return table
+
+
+def _remarks(dataset: str, card: Mapping[str, Any], listing: Listing) -> Iterator[str]:
+    """What may be wrong with the card or the annotation files, but need not be."""
+    classes = len(listing.class_names)
+    if classes != card["classes"]:
+        yield (
+            f"The annotation files have {classes} classes, but {dataset} in {CARDS} has {card['classes']}: complete "
+            "the files, or correct the number there."
+        )
+    uses = Counter(video.key for video in listing.videos)
+    if repeated := [f"  {key}" for key, count in uses.items() if count > 1]:
+        yield (
+            f"The annotation files list {len(repeated)} videos more than once: remove the repetitions, or correct the "
+            f"reader in data/annotations.py if they are different videos.\n{shorten(repeated)}"
+        )
 
 
 # -- finding and opening the videos -----------------------------------------------------------------------------------
@@ -243,15 +261,14 @@ def _entries(videos: Sequence[FoundVideo], class_names: Sequence[str]) -> tuple[
     return tuple(entries)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit status: 0 done, 1 refused, 130 interrupted."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m data.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="dataset", required=True, metavar="DATASET")
     for name, benchmark in BENCHMARKS.items():
         command = commands.add_parser(
-            name, help=read_datasets()[name]["title"], description=(benchmark.read.__doc__ or "").replace("``", "")
+            name, help=read_card(name)["title"], description=(benchmark.read.__doc__ or "").replace("``", "")
         )
         command.add_argument("--root", type=Path, required=True, help="folder of the videos")
         command.add_argument("--annotations", type=Path, required=True, help="folder of the official annotation files")
@@ -267,8 +284,13 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument("--allow-missing", action="store_true", help="continue although videos are missing")
         command.add_argument("--force", action="store_true", help="replace an existing manifest and class list")
         command.add_argument("--workers", type=int, help="processes that open videos (0: none)")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit status: 0 done, 1 refused, 130 interrupted."""
     try:
+        args = _parser().parse_args(argv)
         prepare(
             args.dataset,
             args.root,

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from common.datamodules.datasets import read_datasets
+from data.annotations import BENCHMARKS
 from data.demo.brain import generate_brain
 from data.demo.digits import generate_digits
 from data.demo.figures import generate_figures
@@ -18,20 +19,11 @@ from data.demo.patches import generate_patches
 from data.demo.temporal_order import generate_temporal_order
 from data.prepare import main as prepare
 from tests.coco import two_persons
-from tests.data import test_prepare as official
+from tests.data.formats import writer_of
 from tests.images import write_cifar_binary, write_fashion_mnist
 from tests.volumes import write_brats
 
-#: published videos and annotations, which `data.prepare` turns into a manifest
-PREPARED: dict[str, Callable] = {
-    "something-v1": official.something_v1,
-    "something-v2": official.something_v2,
-    "jester": official.jester,
-    "diving48": official.diving48,
-    "kinetics400": official.kinetics400,
-    "ucf101": official.ucf101,
-    "hmdb51": official.hmdb51,
-}
+#: data without official annotation files; the writers of the others are in `tests/data/formats.py`
 WRITERS: dict[str, Callable[[Path], Any]] = {
     "cifar10": lambda root: write_cifar_binary(root, 10, per_batch=10),
     "cifar100": lambda root: write_cifar_binary(root, 100, per_batch=100),
@@ -50,14 +42,14 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
 
 def write_dataset(name: str, folder: Path) -> list[str]:
     """Write a tiny copy of a dataset below a folder; the arguments of `spectral` that point a recipe of it there."""
-    root = folder / "data"
-    if name not in PREPARED:
-        root.mkdir(parents=True, exist_ok=True)
+    root, notes, manifest = folder / "data", folder / "annotations", folder / "manifest.csv"
+    root.mkdir(parents=True, exist_ok=True)
+    if name not in BENCHMARKS:
         WRITERS[name](root)
         return ["--data.root", str(root)]
-    case = PREPARED[name](root, folder / "annotations")
-    manifest = folder / "manifest.csv"
-    places = ["--root", str(root), "--annotations", str(folder / "annotations")]
+    notes.mkdir(exist_ok=True)
+    case = writer_of(name)(root, notes)
+    places = ["--root", str(root), "--annotations", str(notes)]
     assert prepare([name, *places, "--out", str(manifest), "--workers", "0", *case.options]) == 0
     return ["--data.root", str(root), "--data.manifest", str(manifest)]
 

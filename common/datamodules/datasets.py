@@ -3,16 +3,42 @@
 from __future__ import annotations
 
 import difflib
-from importlib.resources import files
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from common.datamodules.errors import DatasetError
+from common.datamodules.manifest import SPLITS
+
+CARDS = Path(__file__).with_name("datasets.yaml")
+NO_ARGUMENTS = ("data", "title", "classes", "counts")  # keys that are no arguments of a data module
+PREPARED = (*NO_ARGUMENTS, "root", "manifest", "test_split", "horizontal_flip")  # what `data.prepare` and runs rely on
+
 
 def read_datasets() -> dict[str, dict[str, Any]]:
     """The entries of ``datasets.yaml`` by name."""
-    text = files("common.datamodules").joinpath("datasets.yaml").read_text(encoding="utf-8")
-    return yaml.safe_load(text)
+    return yaml.safe_load(CARDS.read_text(encoding="utf-8"))
+
+
+def read_card(dataset: str) -> dict[str, Any]:
+    """The entry of a dataset that `data.prepare` prepares.
+
+    Raises:
+        DatasetError: there is none, a key is missing, or it names a split that does not exist.
+    """
+    card = read_datasets().get(dataset)
+    if card is None:
+        raise DatasetError(f"{CARDS}: no entry {dataset}: add one with the keys {', '.join(PREPARED)}.")
+    if missing := [key for key in PREPARED if key not in card]:
+        raise DatasetError(f"{CARDS}: {dataset} lacks the keys {', '.join(missing)}: add or correct them.")
+    if wrong := sorted({*card["counts"], card["test_split"]} - set(SPLITS)):
+        raise DatasetError(
+            f"{CARDS}: {dataset} names the split {', '.join(wrong)} in counts or test_split; "
+            f"the splits are {', '.join(SPLITS)}: correct it."
+        )
+    return card
 
 
 def with_dataset(dataset: str | None, data: str, **given: Any) -> dict[str, Any]:
@@ -27,7 +53,7 @@ def with_dataset(dataset: str | None, data: str, **given: Any) -> dict[str, Any]
         A value for each of ``given``; None if neither has one.
 
     Raises:
-        ValueError: the dataset is unknown or of another kind, or no root is known.
+        ValueError: the dataset is unknown or of another kind, its entry has an unknown key, or no root is known.
     """
     entry: dict[str, Any] = {}
     if dataset is not None:
@@ -37,7 +63,16 @@ def with_dataset(dataset: str | None, data: str, **given: Any) -> dict[str, Any]
             hint = f"Did you mean {near[0]}?" if near else f"The known ones are {', '.join(known)}."
             raise ValueError(f"dataset is {dataset!r}, which is not a known {data} dataset. {hint}")
         entry = known[dataset]
+        _check_keys(dataset, entry, {*NO_ARGUMENTS, *given})
     values = {name: entry.get(name) if value is None else value for name, value in given.items()}
     if not values["root"]:
         raise ValueError("give `root`, the folder of your own files, or `dataset`, a known dataset.")
     return values
+
+
+def _check_keys(dataset: str, entry: Collection[str], known: Collection[str]) -> None:
+    for key in entry:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"The known ones are {', '.join(sorted(known))}."
+            raise ValueError(f"{CARDS}: {dataset} has the unknown key {key}. {hint}")

@@ -212,7 +212,7 @@ def test_interruption(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
 
         patch.setattr(EncodedVideoReader, "iterate", interrupted)
         status, printed = run(root, out, capsys)
-    assert (status, printed.strip()) == (130, "interrupted; the same command goes on")
+    assert (status, printed.strip()) == (130, "interrupted; the same command resumes")
     assert {path.name for path in out.rglob("*") if path.is_file()} == {"a.mp4", "resize.json"}
     status, printed = run(root, out, capsys)
     assert status == 0
