@@ -188,7 +188,7 @@ class EncodedVideoReader(_Reader):
             self._demux()
         except av.FFmpegError as error:
             self.close()
-            raise VideoReadError(self.path, f"cannot be read: {_reason(error)}.") from error
+            raise VideoReadError(self.path, f"cannot be read: {reason_of(error)}.") from error
         except BaseException:
             self.close()
             raise
@@ -230,23 +230,9 @@ class EncodedVideoReader(_Reader):
 
     def _open(self) -> tuple[Any, Any]:
         """A container and its video stream. The file may refer to other local files, but not to the network."""
-        try:
-            container = av.open(os.fspath(self.path), options={"protocol_whitelist": "file"}, metadata_errors="replace")
-        except (av.FFmpegError, ValueError) as error:
-            raise VideoReadError(self.path, f"not a readable video: {_reason(error)}.") from error
-        cover = av.stream.Disposition.attached_pic  # the cover of a song is not a video
-        streams = [stream for stream in container.streams.video if not stream.disposition & cover]
-        if not streams:
-            kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
-            container.close()
-            raise VideoReadError(self.path, f"no video stream (streams: {kinds}).")
-        stream = streams[0]
-        if stream.codec_context is None:
-            container.close()
-            raise VideoReadError(self.path, "no decoder for its video stream.")
-        if (pixels := stream.width * stream.height) > MAX_PIXELS:
-            container.close()
-            raise VideoReadError(self.path, f"its frames have {pixels} pixels; at most {MAX_PIXELS} are read.")
+        # Absolute, because FFmpeg takes a name such as "http:/a.mp4" or "concat:a.mp4" for a protocol.
+        name = os.path.abspath(self.path)
+        container, stream = open_container(self.path, name, options={"protocol_whitelist": "file"})
         stream.thread_type = "SLICE"
         stream.codec_context.thread_count = 1  # more rarely pay in a loader with several workers
         return container, stream
@@ -403,7 +389,7 @@ class EncodedVideoReader(_Reader):
                 yield frame
                 count += 1
         except av.FFmpegError as error:
-            raise VideoReadError(self.path, f"decoding fails after frame {count - 1}: {_reason(error)}.") from error
+            raise VideoReadError(self.path, f"decoding fails after frame {count - 1}: {reason_of(error)}.") from error
 
     def _decode_all(self) -> list[float]:
         """Decode the file once to count its frames; returns their times in seconds from the first one.
@@ -431,18 +417,7 @@ class EncodedVideoReader(_Reader):
 
     def _image(self, frame: Any) -> np.ndarray:
         """RGB image (H, W, 3), oriented as the display matrix says."""
-        if frame.width * frame.height > MAX_PIXELS:
-            raise VideoReadError(
-                self.path, f"a frame of {frame.width}x{frame.height}; at most {MAX_PIXELS} pixels are read."
-            )
-        # One thread: starting several, PyAV's default, takes many times longer than converting a small frame.
-        image = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-        if (matrix := frame.side_data.get(SideData.DISPLAYMATRIX)) is None:
-            return image
-        try:
-            return orient(image, np.frombuffer(matrix, np.int32).tolist())
-        except ValueError as error:
-            raise VideoReadError(self.path, f"{error}.") from error
+        return rgb_image(self.path, frame, self._reformatter)
 
     def _times(self) -> Sequence[float]:
         if self._selective and self._sequential_times is None:
@@ -539,6 +514,46 @@ class FrameFolderReader(_Reader):
 # -- helpers --------------------------------------------------------------------------------------------------------
 
 
+def open_container(path: Path | str, source: str, **arguments: Any) -> tuple[Any, Any]:
+    """Open a source, with arguments of ``av.open``, and choose its video stream.
+
+    Raises:
+        VideoReadError: of ``path``: it is not a readable video, or has no video stream that can be decoded.
+    """
+    try:
+        container: Any = av.open(source, metadata_errors="replace", **arguments)
+    except (av.FFmpegError, ValueError) as error:
+        raise VideoReadError(path, f"not a readable video: {reason_of(error)}.") from error
+    cover = av.stream.Disposition.attached_pic  # the cover of a song is not a video
+    streams = [stream for stream in container.streams.video if not stream.disposition & cover]
+    reason = ""
+    if not streams:
+        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
+        reason = f"no video stream (streams: {kinds})."
+    elif streams[0].codec_context is None:
+        reason = "no decoder for its video stream."
+    elif (pixels := streams[0].width * streams[0].height) > MAX_PIXELS:
+        reason = f"its frames have {pixels} pixels; at most {MAX_PIXELS} are read."
+    if reason:
+        container.close()
+        raise VideoReadError(path, reason)
+    return container, streams[0]
+
+
+def rgb_image(path: Path | str, frame: Any, reformatter: VideoReformatter) -> np.ndarray:
+    """RGB image (H, W, 3) of a decoded frame, oriented as the display matrix says. Raises VideoReadError."""
+    if frame.width * frame.height > MAX_PIXELS:
+        raise VideoReadError(path, f"a frame of {frame.width}x{frame.height}; at most {MAX_PIXELS} pixels are read.")
+    # One thread: starting several, PyAV's default, takes many times longer than converting a small frame.
+    image = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+    if (matrix := frame.side_data.get(SideData.DISPLAYMATRIX)) is None:
+        return image
+    try:
+        return orient(image, np.frombuffer(matrix, np.int32).tolist())
+    except ValueError as error:
+        raise VideoReadError(path, f"{error}.") from error
+
+
 def orient(image: np.ndarray, matrix: Sequence[int]) -> np.ndarray:
     """Apply a display matrix to an image (H, W, 3), as FFmpeg's autorotation does.
 
@@ -574,7 +589,7 @@ def _tail(path: Path, size: int = 1024) -> bytes:
         return file.read()
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """FFmpeg's words without the error number and the file name."""
     return (getattr(error, "strerror", None) or str(error)).rstrip(".")
 

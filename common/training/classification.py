@@ -29,6 +29,8 @@ SUFFIXES = {"--features": (".npz", ".npy"), "--video": (".mp4",)}  # of the file
 class ClassPredictor(Predictor):
     """The most probable classes of every file, with the clips and crops of the test."""
 
+    csv_written = False  # whether --csv has got the rows as they came
+
     def __init__(self, module: "ClassificationModule", options: argparse.Namespace) -> None:
         super().__init__(module, options)
         if options.top < 1:
@@ -73,7 +75,7 @@ class ClassPredictor(Predictor):
     def predict(self, path: Path, content: Tensor) -> Sequence[str]:
         return self.add_row(path, self.classify(path, content))
 
-    def classify(self, path: Path, views: Tensor, **times: float) -> Tensor:
+    def classify(self, path: Path | str, views: Tensor, **times: float) -> Tensor:
         """Class probabilities (num_classes,) of some views of a file; their features are kept for ``--features``."""
         probabilities = self.module.predict_views(views).cpu()
         self.check_finite(path, probabilities)
@@ -81,7 +83,7 @@ class ClassPredictor(Predictor):
             self.features.end_row(str(path), **times)
         return probabilities
 
-    def add_row(self, path: Path, probabilities: Tensor, **times: float) -> Sequence[str]:
+    def add_row(self, path: Path | str, probabilities: Tensor, **times: float) -> Sequence[str]:
         """Note a prediction for the files to write; its cells in the printed table, without ``times``."""
         names = self.module.output_names
         (row,) = prediction_table(probabilities[None], names, [str(path)], top=self.options.top)
@@ -94,7 +96,7 @@ class ClassPredictor(Predictor):
 
     def finish(self) -> None:
         force = self.options.force
-        if self.options.csv:
+        if self.options.csv and not self.csv_written:
             write_rows(self.options.csv, self.rows, overwrite=force)
         if self.options.json:
             write_json(self.options.json, self.rows, overwrite=force)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
-import numpy as np
 import torch
 from matplotlib import colormaps
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.datamodules.video_writer import rgb_frame, write_mp4
 from common.evaluation.grad_cam import grad_cam
 
 SIDE = 224  # smaller frames are enlarged to at least this many pixels
@@ -81,9 +81,4 @@ def write_explanation(network: nn.Module, clip: Tensor, frames: Tensor, target: 
     colours = torch.from_numpy(255 * colormaps["turbo"](heat.numpy())[..., :3])
     mixed = torch.lerp(shown.double(), colours, OPACITY * heat[..., None].double())
     both = torch.cat([shown.double(), mixed], dim=2).round().clamp(0, 255).byte().numpy()
-    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        stream: Any = container.add_stream("libx264", rate=FPS)
-        stream.pix_fmt, stream.height, stream.width = "yuv420p", *both.shape[1:3]
-        for image in both:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
-        container.mux(stream.encode())
+    write_mp4(path, (rgb_frame(image, k, Fraction(1, FPS)) for k, image in enumerate(both)), FPS)

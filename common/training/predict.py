@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ class Predictor:
         """The rows of a file, one unless a task makes more. Raises ReadError, after the rows before the damage."""
         return [self._checked_prediction(path, content)]
 
-    def check_finite(self, path: Path, output: Tensor | np.ndarray) -> None:
+    def check_finite(self, path: Path | str, output: Tensor | np.ndarray) -> None:
         """Raise NonFiniteError if the network's output for a file holds NaN or infinite values."""
         if not torch.as_tensor(output).isfinite().all():
             raise NonFiniteError(f"{path}: the network's output is NaN or infinite; the weights are damaged")
@@ -178,10 +178,22 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]], overwrite: bool = Fal
         FileExistsError: the file exists and ``overwrite`` is False.
     """
     columns = list(dict.fromkeys(key for row in sorted(rows, key=len, reverse=True) for key in row))
-    with path.open("w" if overwrite else "x", newline="", encoding="utf-8") as file:
+    with row_writer(path, columns, overwrite) as write:
+        for row in rows:
+            write(row)
+
+
+@contextmanager
+def row_writer(path: Path, columns: Sequence[str], overwrite: bool = False) -> Iterator[Callable[[dict], None]]:
+    """A function that writes a row to a CSV file, which holds the row when it returns.
+
+    Raises:
+        FileExistsError: the file exists and ``overwrite`` is False.
+    """
+    with path.open("w" if overwrite else "x", buffering=1, newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows({key: cell(value) for key, value in row.items()} for row in rows)
+        yield lambda row: writer.writerow({key: cell(value) for key, value in row.items()})
 
 
 def write_json(path: Path, rows: Sequence[dict[str, Any]], overwrite: bool = False) -> None:
@@ -276,7 +288,8 @@ def _parser(module: TaskModule | None) -> argparse.ArgumentParser:
         "paths",
         nargs="+",
         metavar="PATH",
-        help="file, folder of files, .txt list; also frame folders; - reads paths from standard input, one a line",
+        help="file, folder of files, .txt list; also frame folders; - reads paths from standard input, one a line; "
+        "with --windows also one stream: a URL (http, https, rtsp, udp, ...), camera (/dev/video0) or named pipe",
     )
     parser.add_argument("--checkpoint", required=True, help="checkpoint or ONNX file, or a run's folder (best.ckpt)")
     parser.add_argument(

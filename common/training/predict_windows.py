@@ -10,9 +10,8 @@ import argparse
 import math
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,8 @@ from common.datamodules.errors import VideoReadError
 from common.datamodules.video_clips import ClipSpec, view_indices
 from common.datamodules.video_crops import square_crops
 from common.datamodules.video_reader import EncodedVideoReader, FrameFolderReader, open_video
+from common.datamodules.video_stream import VideoStream, is_stream
+from common.datamodules.video_writer import MPEG_CLOCK, rgb_frame, write_mp4
 from common.training.classification import ClassPredictor
 from common.training.predict import new_file
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from common.training.classification import ClassificationModule
 
 TICK = 1e-3  # seconds; some containers round the times of frames to it
-CLOCK = Fraction(1, 90_000)  # unit of the times in the video that is written
 Reader = EncodedVideoReader | FrameFolderReader
 
 
@@ -48,7 +48,9 @@ class Window:
     stop: int
 
 
-def list_windows(times: Sequence[float], duration: float, length: float, stride: float) -> Iterator[Window]:
+def list_windows(
+    times: Sequence[float], duration: float, length: float, stride: float, count: int = 0
+) -> Iterator[Window]:
     """Windows of ``length`` seconds, ``stride`` apart.
 
     The last one is moved back to end with the video; a video shorter than a window is one window. A window in which no
@@ -57,15 +59,21 @@ def list_windows(times: Sequence[float], duration: float, length: float, stride:
     Args:
         times: time of each frame in seconds, from 0, increasing.
         duration: of the video in seconds.
+        count: number of windows that have been listed already.
     """
-    end, count = 0.0, 0
-    while count * stride < duration - TICK and (count == 0 or end < duration - TICK):
+    end = (count - 1) * stride + length if count else 0.0
+    while max(count * stride, end) < duration - TICK:
         start, end = count * stride, count * stride + length
         if end > duration - TICK:
             start, end = max(0.0, duration - length), duration
-        stop = max(1, bisect_left(times, end - TICK))
-        yield Window(start, end, min(bisect_left(times, start - TICK), stop - 1), stop)
+        yield window_at(times, start, end)
         count += 1
+
+
+def window_at(times: Sequence[float], start: float, end: float) -> Window:
+    """The window from ``start`` to ``end``, given the time of each frame."""
+    stop = max(1, bisect_left(times, end - TICK))
+    return Window(start, end, min(bisect_left(times, start - TICK), stop - 1), stop)
 
 
 def window_views(images: Iterable[np.ndarray], windows: Iterable[Window], spec: ClipSpec) -> Iterator[Tensor]:
@@ -83,39 +91,54 @@ def window_views(images: Iterable[np.ndarray], windows: Iterable[Window], spec: 
             opened.append((coming, coming.first + view_indices(coming.stop - coming.first, spec)))
             coming = next(upcoming, None)
         if any((frames == index).any() for _, frames in opened):
-            held[index] = _crops(image, spec)
+            held[index] = crops_of(image, spec)
         while opened and opened[0][0].stop <= index + 1:
             _, frames = opened.popleft()
-            clips = [torch.stack([held[i] for i in clip], dim=1) for clip in frames.tolist()]
-            yield torch.stack([spec.normalise(crop) for clip in clips for crop in clip])
+            yield stack_views(held, frames, spec)
             keep = opened[0][0].first if opened else index + 1
             held = {i: crops for i, crops in held.items() if i >= keep}
         if coming is None and not opened:
             return
 
 
-def _crops(image: np.ndarray, spec: ClipSpec) -> Tensor:
+def stack_views(crops: Mapping[int, Tensor] | Sequence[Tensor], frames: Tensor, spec: ClipSpec) -> Tensor:
+    """The views (V, 3, T, S, S) of a window from the crops of its frames and the frames (clips, T) of each clip."""
+    clips = [torch.stack([crops[i] for i in clip], dim=1) for clip in frames.tolist()]
+    return torch.stack([spec.normalise(crop) for clip in clips for crop in clip])
+
+
+def crops_of(image: np.ndarray, spec: ClipSpec) -> Tensor:
     """uint8 (num_crops, 3, S, S) of a frame."""
     frame = torch.from_numpy(np.ascontiguousarray(image))[None]
     return square_crops(frame, spec.crop_size, spec.num_crops, spec.resize)[:, 0]
 
 
-def smooth(probabilities: Tensor, count: int) -> Tensor:
-    """Mean over ``count`` neighbouring windows (W, classes) around each, over fewer at the ends."""
-    before, after = (count - 1) // 2, count // 2 + 1
-    return torch.stack([probabilities[max(0, i - before) : i + after].mean(dim=0) for i in range(len(probabilities))])
+def smooth(probabilities: Iterable[Tensor], count: int) -> Iterator[Tensor]:
+    """Mean (classes,) over ``count`` neighbouring windows around each, over fewer at the ends.
+
+    It holds ``count`` windows, and gives each as soon as the last of its neighbours has come.
+    """
+    before, after, total = (count - 1) // 2, count // 2, 0
+    held: deque[Tensor] = deque(maxlen=count)
+    for total, item in enumerate(probabilities, 1):
+        held.append(item)
+        if total > after:
+            yield torch.stack(list(held)).mean(dim=0)
+    for left in range(min(after, total), 0, -1):
+        yield torch.stack(list(held)[-(left + before) :]).mean(dim=0)
 
 
 class VideoClassPredictor(ClassPredictor):
     """The most probable classes of every video or, with ``--windows``, of its parts."""
 
     def __init__(self, module: ClassificationModule, options: argparse.Namespace) -> None:
+        self.stream = self._find_stream(options)
         for name, default in (("stride", None), ("smooth", 1), ("video", None)):
             if options.windows is None and getattr(options, name) != default:
                 raise ValueError(f"--{name} is for windows; add --windows SECONDS")
         if options.stride is None:
             options.stride = options.windows
-        for name in ("windows", "stride"):
+        for name in ("windows", "stride", "seconds", "timeout"):
             seconds = getattr(options, name)
             if seconds is not None and not (math.isfinite(seconds) and seconds >= TICK):
                 raise ValueError(f"--{name} is {seconds:g}; it must be at least {TICK:g} seconds")
@@ -139,13 +162,33 @@ class VideoClassPredictor(ClassPredictor):
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         super().add_arguments(parser)
         parser.add_argument(
-            "--windows", type=float, metavar="SECONDS", help="predict windows of this length, one row each, not files"
+            "--windows",
+            type=float,
+            metavar="SECONDS",
+            help="predict windows of this length, one row each, not files; rows of a stream are printed, and written "
+            "to --csv, as they come, until it ends, Ctrl-C or --seconds",
         )
         parser.add_argument(
             "--stride", type=float, metavar="SECONDS", help="distance of the windows (default: their length)"
         )
         parser.add_argument(
             "--smooth", type=int, default=1, metavar="N", help="average the probabilities of N neighbouring windows"
+        )
+        parser.add_argument(
+            "--seconds", type=float, metavar="N", help="end a stream after N seconds of it (default: when it ends)"
+        )
+        parser.add_argument(
+            "--timeout",
+            type=float,
+            default=30,
+            metavar="SECONDS",
+            help="a stream without a frame for as long is an error (default %(default)s)",
+        )
+        parser.add_argument(
+            "--format",
+            metavar="NAME",
+            help="open the path as a stream with this input format or device of FFmpeg, e.g. mpegts, x11grab, lavfi "
+            "(default: v4l2 for a device, else what the data show)",
         )
         parser.add_argument(
             "--video",
@@ -163,6 +206,29 @@ class VideoClassPredictor(ClassPredictor):
 
     def outputs(self) -> list[tuple[str, Path]]:
         return [*super().outputs(), *([("--video", self.options.video)] if self.options.video else [])]
+
+    def _find_stream(self, options: argparse.Namespace) -> VideoStream | None:
+        """The stream among the paths, if there is one, which must be alone. Raises ValueError."""
+        streams = [path for path in options.paths if options.format is not None or is_stream(path)]
+        if not streams:
+            if options.seconds is not None:
+                raise ValueError("--seconds is for a stream, and the paths are files; leave it out")
+            return None
+        stream = VideoStream(streams[0], options.timeout, options.format)
+        if len(options.paths) > 1:
+            raise ValueError(f"{stream.name} is a stream, and the paths are {len(options.paths)}; give it alone")
+        if options.windows is None:
+            raise ValueError(f"{stream.name} is a stream; add --windows SECONDS")
+        if options.video is not None:
+            raise ValueError(f"--video reads the video twice, and {stream.name} is a stream; leave it out")
+        return stream
+
+    def run(self) -> int:
+        if self.stream is None:
+            return super().run()
+        from common.training.predict_stream import predict_stream
+
+        return predict_stream(self, self.stream)
 
     def _check_source(self) -> None:
         """Raise ValueError unless there is one video, which is not the file to write."""
@@ -196,7 +262,7 @@ class VideoClassPredictor(ClassPredictor):
     def _predict(self, path: Path, video: Reader) -> Iterator[Sequence[str]]:
         with video:
             windows = list(list_windows(video.times, video.duration, self.options.windows, self.options.stride))
-            self._note_short(path, video, windows[0])
+            self.note_short(path, video.fps, windows[0])
             predicted: list[Tensor] = []
             damage = None
             try:
@@ -207,7 +273,7 @@ class VideoClassPredictor(ClassPredictor):
                 damage = error.reason
             if damage is None and len(predicted) < len(windows):
                 damage = f"fewer than its {video.num_frames} frames can be decoded."
-            smoothed = smooth(torch.stack(predicted), self.options.smooth) if predicted else torch.empty(0)
+            smoothed = list(smooth(predicted, self.options.smooth))
             for window, probabilities in zip(windows, smoothed, strict=False):
                 times = {"start": round(window.start, 3), "end": round(window.end, 3)}
                 yield *(f"{time:.2f}" for time in times.values()), *self.add_row(path, probabilities, **times)
@@ -226,18 +292,18 @@ class VideoClassPredictor(ClassPredictor):
         names = [self.module.output_names[k] for k in classes.tolist()]
         return "\n".join(f"{value:4.0%} {name}" for value, name in zip(values.tolist(), names, strict=True))
 
-    def _note_short(self, path: Path, video: Reader, window: Window) -> None:
-        """Say where a window has less than it should."""
-        frames, needed = window.stop - window.first, self.spec.span
-        if video.duration < self.options.windows - TICK:
+    def note_short(self, path: Path | str, fps: float, window: Window) -> None:
+        """Note for the end where the first window has less than it should."""
+        frames, needed, seconds = window.stop - window.first, self.spec.span, window.end - window.start
+        if seconds < self.options.windows - TICK:
             self.notes.append(
-                f"note: {path} lasts {video.duration:.2f} s, less than a window of {self.options.windows:g} s; "
+                f"note: {path} lasts {seconds:.2f} s, less than a window of {self.options.windows:g} s; "
                 "it is one window"
             )
         elif frames < needed:
             self.notes.append(
                 f"note: {path}: a window has {frames} frames, fewer than the {needed} that a clip spans, "
-                f"so they are repeated; --windows {needed / video.fps:.2f} or more avoids it"
+                f"so they are repeated; --windows {needed / fps:.2f} or more avoids it"
             )
 
     def finish(self) -> None:
@@ -254,22 +320,16 @@ def write_captioned(path: Path, video: Reader, windows: Sequence[Window], captio
 
     Frames keep their times. A side with an odd number of pixels gets one more, a copy of the last.
     """
-    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        stream = container.add_stream("libx264", rate=Fraction(video.fps).limit_denominator(10_000))
-        stream.pix_fmt, current, ticks = "yuv420p", 0, -1
-        centres = [(window.start + window.end) / 2 for window in windows]
-        for time, image in zip(video.times, video.iterate(), strict=False):
-            while current + 1 < len(centres) and abs(centres[current + 1] - time) < abs(centres[current] - time):
-                current += 1
-            drawn = draw_caption(image, captions[current])
-            if ticks < 0:
-                stream.height, stream.width = drawn.shape[:2]
-                stream.time_base = stream.codec_context.time_base = CLOCK
-            frame = av.VideoFrame.from_ndarray(drawn, format="rgb24")
-            ticks = max(ticks + 1, round(time / CLOCK))
-            frame.pts, frame.time_base = ticks, CLOCK
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+    write_mp4(path, _captioned(video, [(window.start + window.end) / 2 for window in windows], captions), video.fps)
+
+
+def _captioned(video: Reader, centres: Sequence[float], captions: Sequence[str]) -> Iterator[av.VideoFrame]:
+    current, ticks = 0, -1
+    for time, image in zip(video.times, video.iterate(), strict=False):
+        while current + 1 < len(centres) and abs(centres[current + 1] - time) < abs(centres[current] - time):
+            current += 1
+        ticks = max(ticks + 1, round(time / MPEG_CLOCK))
+        yield rgb_frame(draw_caption(image, captions[current]), ticks)
 
 
 def draw_caption(image: np.ndarray, text: str) -> np.ndarray:

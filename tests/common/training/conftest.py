@@ -2,9 +2,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from common.training.cli import main
 from data.demo.motion import generate_motion
+from tests.common.training.colours import COLOURS, SPEC, MeanColour
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +45,17 @@ def recipe(tmp_path, monkeypatch, motion):
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs ``spectral predict`` with a checkpoint that knows three colours, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    module = MeanColour(num_classes=3)
+    module.output_names, module.spec = COLOURS, SPEC.to_dict()
+    checkpoint: dict[str, Any] = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+    module.on_save_checkpoint(checkpoint)
+    (tmp_path / "net").mkdir()
+    torch.save(checkpoint, tmp_path / "net/best.ckpt")
+    base = ["predict", "--checkpoint", "net", "--allow", "tests", "--device", "cpu"]
+    return lambda *args: main([*base, *map(str, args)])

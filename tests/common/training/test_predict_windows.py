@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import sys
@@ -14,60 +13,12 @@ import av
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from common.datamodules.video_clips import ClipSpec, make_views
 from common.training import predict_windows
-from common.training.cli import main
 from common.training.predict_windows import list_windows, smooth, window_views
-from common.training.video_classification import VideoClassificationModule
+from tests.common.training.colours import COLOURS, SPEC, rows_of, write_colours
 from tests.media import decode_all, picture, write_video
-
-COLOURS = ["red", "green", "blue"]
-SPEC = ClipSpec(num_frames=4, crop_size=16)
-
-
-class MeanColour(VideoClassificationModule):
-    """The class is the strongest colour."""
-
-    def build_network(self) -> nn.Module:
-        network = nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(3, 3, bias=False))
-        nn.init.eye_(network[2].weight)
-        return network
-
-
-def write_colours(path: Path, names: list[str], seconds: int = 2, size: tuple[int, int] = (48, 64)) -> Path:
-    """A video of 10 frames per second with ``seconds`` of every colour."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libvpx-vp9" if path.suffix == ".webm" else "libx264", rate=10)
-        stream.height, stream.width = size
-        stream.pix_fmt, stream.gop_size = "yuv444p" if size[0] % 2 or size[1] % 2 else "yuv420p", 5
-        for name in names:
-            image = np.zeros((*size, 3), np.uint8)
-            image[..., COLOURS.index(name)] = 255
-            for _ in range(10 * seconds):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode())
-    return path
-
-
-@pytest.fixture
-def predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs ``spectral predict`` with a checkpoint that knows three colours, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    module = MeanColour(num_classes=3)
-    module.output_names, module.spec = COLOURS, SPEC.to_dict()
-    checkpoint: dict[str, Any] = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
-    module.on_save_checkpoint(checkpoint)
-    (tmp_path / "net").mkdir()
-    torch.save(checkpoint, tmp_path / "net/best.ckpt")
-    base = ["predict", "--checkpoint", "net", "--allow", "tests", "--device", "cpu"]
-    return lambda *args: main([*base, *map(str, args)])
-
-
-def rows_of(path: str) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize("name", ["two.mp4", "two.webm", "odd.mp4"])
@@ -112,8 +63,16 @@ def test_windows_cover_the_video() -> None:
     assert found(9, 1) == [(0, 4.5, 0, 45)]
     pause = list(list_windows([0, 0.1, 5.0], 5.1, 1, 1))  # the picture stands still for five seconds
     assert [(w.first, w.stop) for w in pause] == [(0, 2), (1, 2), (1, 2), (1, 2), (1, 2), (2, 3)]
-    assert smooth(torch.tensor([[0.0], [3.0], [6.0], [9.0]]), 3).flatten().tolist() == [1.5, 3, 6, 7.5]
-    assert smooth(torch.tensor([[0.0], [3.0]]), 1).flatten().tolist() == [0, 3]
+
+
+@pytest.mark.parametrize("windows", [0, 1, 2, 7])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 20])
+def test_smooth_is_the_mean_of_the_neighbours(windows, count) -> None:
+    values = torch.rand(windows, 3)
+    expected = [values[max(0, i - (count - 1) // 2) : i + count // 2 + 1].mean(dim=0) for i in range(windows)]
+    found = list(smooth(values, count))
+    assert len(found) == len(expected)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("frames", [100, 1000])
@@ -121,7 +80,7 @@ def test_memory_does_not_grow_with_the_video(frames, monkeypatch) -> None:
     crops: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
     images: list[weakref.ref[np.ndarray]] = []
     most = [0, 0]
-    make = predict_windows._crops
+    make = predict_windows.crops_of
 
     def counted(image: np.ndarray, spec: ClipSpec) -> torch.Tensor:
         crops.add(made := make(image, spec))
@@ -134,7 +93,7 @@ def test_memory_does_not_grow_with_the_video(frames, monkeypatch) -> None:
             most[1] = max(most[1], sum(ref() is not None for ref in images[-50:]))
             yield image
 
-    monkeypatch.setattr(predict_windows, "_crops", counted)
+    monkeypatch.setattr(predict_windows, "crops_of", counted)
     windows = list(list_windows([index / 10 for index in range(frames)], frames / 10, 2, 0.5))
     assert sum(1 for _ in window_views(decode(), windows, SPEC)) == len(windows)
     assert most[0] <= 4 * 4 + 1, "four windows are open at once, with four frames each"
