@@ -14,7 +14,13 @@ from torch.utils.data import DataLoader
 
 from common.datamodules.datasets import read_datasets
 from common.datamodules.errors import DatasetError
-from common.datamodules.loading import EvalBatchSampler, ResumableLoader, TrainBatchSampler, rank_and_world
+from common.datamodules.loading import (
+    EvalBatchSampler,
+    ResumableLoader,
+    TrainBatchSampler,
+    end_with_parent_only,
+    rank_and_world,
+)
 from common.datamodules.spec import InputSpec, check_range
 
 
@@ -204,6 +210,7 @@ class BaseDataModule(L.LightningDataModule):
             "num_workers": self.num_workers,
             "pin_memory": torch.cuda.is_available(),
             "persistent_workers": self.num_workers > 0,
+            "worker_init_fn": end_with_parent_only,
         }
 
 

@@ -7,6 +7,9 @@ an evaluation batch from its number.
 from __future__ import annotations
 
 import math
+import os
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -29,6 +32,22 @@ def rank_and_world() -> tuple[int, int]:
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
+
+
+def end_with_parent_only(worker: int) -> None:
+    """``worker_init_fn`` of a loader: of the SIGTERMs that a loader worker gets, only its parent's ends it.
+
+    One that is sent to a group of processes, as torchrun and job schedulers do, would otherwise end the workers at
+    once, and the parent by an error before it can save its state.
+    """
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # inherited by the thread, which waits for it
+    threading.Thread(target=wait, daemon=True, name="sigterm").start()
 
 
 class TrainBatchSampler(Sampler):

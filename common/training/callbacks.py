@@ -57,7 +57,7 @@ class SaveWhenStopped(Callback):
         progress = trainer.fit_loop.epoch_loop.batch_progress
         whole_step = progress.current.completed % trainer.accumulate_grad_batches == 0
         if progress.current.completed and whole_step and not progress.is_last_batch:
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.path, weights_only=False)
 
 
 class _ResumeAfterEpoch(Callback):
@@ -120,7 +120,7 @@ class Throughput(Callback):
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.on_train_epoch_start(trainer, pl_module)  # a run that goes on in the middle of an epoch does not start it
+        self.on_train_epoch_start(trainer, pl_module)  # a run that resumes within an epoch does not start it
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._begin = self._end_of_batch = time.perf_counter()

@@ -13,12 +13,18 @@ from common.training.cli import main, run
 from tests.common.training.tiny import CutAt, PowerCutError, assert_equal_states, cut_and_resume, state
 
 
+def signalled(recipe: str, step: int, number: int, *args: str) -> "subprocess.CompletedProcess[str]":
+    """Train in a process of its own that gets a signal after an optimiser step."""
+    callback = ["--trainer.callbacks+", "tests.common.training.tiny.SignalAt"]
+    callback += ["--trainer.callbacks.step", str(step), "--trainer.callbacks.number", str(int(number))]
+    command = [sys.executable, "-m", "common.training.cli", "fit", "--config", recipe, *args, *callback]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
 def kill_at(recipe: str, step: int, *args: str) -> None:
     """Train in a process of its own until it is killed after an optimiser step."""
-    killer = ["--trainer.callbacks+", "tests.common.training.tiny.KillAt", "--trainer.callbacks.step", str(step)]
-    command = [sys.executable, "-m", "common.training.cli", "fit", "--config", recipe, *args, *killer]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = signalled(recipe, step, signal.SIGKILL, *args)
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
@@ -98,14 +104,6 @@ def test_chains_of_random_cuts(recipe, chain):
     if rng.random() < 0.7:
         cuts.insert(0, CutAt(epoch=0))
     assert_equal_end(whole.run_dir, cut_and_resume("cut", cuts, "--config", path, *often))
-
-
-def signalled(recipe: str, step: int, number: int, *args: str) -> "subprocess.CompletedProcess[str]":
-    callback = ["--trainer.callbacks+", "tests.common.training.tiny.TerminateAt"]
-    callback += ["--trainer.callbacks.step", str(step), "--trainer.callbacks.number", str(number)]
-    command = [sys.executable, "-m", "common.training.cli", "fit", "--config", recipe, *args, *callback]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +41,41 @@ class TinyModule(VideoClassificationModule):
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)]
 
 
-class KillAt(Callback):
-    """Ends the process as a power cut would, after a training step."""
+class SignalAt(Callback):
+    """Sends a signal after a training step, or at the end of an epoch before its checkpoint is written.
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    SIGKILL ends a process as a power cut would.
+
+    Args:
+        step: the step of the optimiser.
+        epoch: the epoch.
+        number: the signal.
+        rank: the process that sends it to itself; all of them if None.
+        to_parent: send it to the process that started this one, such as torchrun.
+    """
+
+    def __init__(
+        self,
+        step: int | None = None,
+        epoch: int | None = None,
+        number: int = int(signal.SIGKILL),
+        rank: int | None = None,
+        to_parent: bool = False,
+    ) -> None:
+        self.step, self.epoch, self.number, self.rank, self.to_parent = step, epoch, number, rank, to_parent
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
+            self.send(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.current_epoch == self.epoch:
+            self.send(trainer)
+
+    def send(self, trainer: L.Trainer) -> None:
+        if self.rank in (None, trainer.global_rank):
+            os.kill(os.getppid() if self.to_parent else os.getpid(), self.number)
+            time.sleep(2 * self.to_parent)  # so that the training does not end before the parent has passed it on
 
 
 class PowerCutError(BaseException):
@@ -99,17 +126,6 @@ def cut_and_resume(name: str, cuts: list[CutAt], *words: str) -> Path:
             continue
         assert ended.run_dir is not None  # a cut before the place where the run resumed is not reached
         return ended.run_dir
-
-
-class TerminateAt(Callback):
-    """Sends SIGTERM or SIGINT to its own process after a training step."""
-
-    def __init__(self, step: int, number: int = int(signal.SIGTERM)) -> None:
-        self.step, self.number = step, number
-
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        if trainer.global_step == self.step:
-            os.kill(os.getpid(), self.number)
 
 
 class SpectralModule(TinyModule):
