@@ -25,6 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from common.training.export import OnnxNetwork, export_network
+
 Build = Callable[[], nn.Module]
 Shape = Sequence[int]
 
@@ -326,19 +328,13 @@ def exports(build: Build, shape: Shape, sizes: Sequence[Shape] = (), dynamic: Se
 def exports_to_onnx(
     build: Build, shape: Shape, folder: Path, sizes: Sequence[Shape] = (), dynamic: Sequence[int] = (0, 3, 4)
 ) -> None:
-    """ONNX by way of `torch.export`, run by onnxruntime; the arguments are those of `exports`."""
-    import onnxruntime
-
+    """ONNX as `spectral export` writes it, run by onnxruntime; the arguments are those of `exports`."""
     module, x = prepare(build, shape)
-    shapes = _dynamic(dynamic) if sizes else None
-    program: Any = torch.onnx.export(module, (x,), dynamo=True, verbose=False, dynamic_shapes=shapes)
-    path = folder / "module.onnx"
-    program.save(str(path))
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    export_network(module, x, folder / "network.onnx", dynamic=dynamic)
+    exported = OnnxNetwork(folder / "network.onnx")
     for size in [shape, *sizes]:
         x = torch.randn(*size)
-        (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-        assert_same(torch.from_numpy(out), module(x), message=f"ONNX, {tuple(size)}")
+        assert_same(exported(x), module(x), message=f"ONNX, {tuple(size)}")
 
 
 def traces(build: Build, shape: Shape, sizes: Sequence[Shape]) -> None:

@@ -84,18 +84,38 @@ def export(
     """
     if module.spec is None:
         raise CheckpointError("the checkpoint lacks how a file becomes the network's input; it cannot be exported")
+    return export_network(module.network, _example(module, example), out, kind, half, about=metadata(module))
+
+
+def export_network(
+    network: nn.Module,
+    x: Tensor,
+    out: Path,
+    kind: str = "onnx",
+    half: bool = False,
+    dynamic: Sequence[int] = (0,),
+    about: dict[str, Any] | None = None,
+) -> float:
+    """Write a network with one input and one output to a file, whole or not at all; see :func:`export`.
+
+    Args:
+        network: it is put into evaluation mode and converted to the precision of the file.
+        x: an example of the input, a batch of at least two.
+        dynamic: the dimensions of the input that the file leaves open, the batch among them.
+        about: is stored in the file.
+    """
     dtype = torch.float16 if half else torch.float32
-    network = module.network.eval().to(dtype)
-    x = _example(module, example).to(dtype)
+    network, x = network.eval().to(dtype), x.to(dtype)
+    dimensions: dict[int, Any] = {d: torch.export.Dim.DYNAMIC if d else torch.export.Dim("batch") for d in dynamic}
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         temporary = Path(folder) / f"network{SUFFIXES[kind]}"
         try:
             with warnings.catch_warnings(), torch.inference_mode():
                 warnings.simplefilter("ignore")
-                run = _FORMATS[kind](network, x, temporary, metadata(module))
+                run = _FORMATS[kind](network, x, temporary, dimensions, about or {})
         except Exception as error:  # exporters raise many types
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ExportError(f"{type(module).__name__} cannot be written as {kind}: {first}") from error
+            raise ExportError(f"{type(network).__name__} cannot be written as {kind}: {first}") from error
         difference = max(_difference(network, run, batch) for batch in (x, x[:1], torch.cat([x, x[:1]])))
         if not difference <= TOLERANCE[dtype]:
             hint = "; half precision overflows here" if half and difference != difference else ""
@@ -138,14 +158,14 @@ def _difference(network: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor) 
     return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
 
 
-def _write_onnx(network: nn.Module, x: Tensor, path: Path, about: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+def _write_onnx(
+    network: nn.Module, x: Tensor, path: Path, dynamic: dict[int, Any], about: dict[str, Any]
+) -> Callable[[Tensor], Tensor]:
     import onnx
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     options: dict[str, Any] = {"input_names": ["input"], "output_names": ["output"], "verbose": False}
-    program: Any = torch.onnx.export(
-        network, (x,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), **options
-    )
+    program: Any = torch.onnx.export(network, (x,), dynamo=True, dynamic_shapes=(dynamic,), **options)
     program.save(str(path), external_data=False)
     model = onnx.load(str(path))
     model.metadata_props.add(key=ENTRY, value=json.dumps(about))
@@ -153,15 +173,19 @@ def _write_onnx(network: nn.Module, x: Tensor, path: Path, about: dict[str, Any]
     return OnnxNetwork(path)
 
 
-def _write_program(network: nn.Module, x: Tensor, path: Path, about: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+def _write_program(
+    network: nn.Module, x: Tensor, path: Path, dynamic: dict[int, Any], about: dict[str, Any]
+) -> Callable[[Tensor], Tensor]:
     with torch.no_grad():
-        program = torch.export.export(network, (x.clone(),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        program = torch.export.export(network, (x.clone(),), dynamic_shapes=(dynamic,))
     torch.export.save(program, path, extra_files={f"{ENTRY}.json": json.dumps(about)})
     read: Any = torch.export.load(path).module()
     return lambda batch: read(batch)
 
 
-def _write_weights(network: nn.Module, x: Tensor, path: Path, about: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+def _write_weights(
+    network: nn.Module, x: Tensor, path: Path, dynamic: dict[int, Any], about: dict[str, Any]
+) -> Callable[[Tensor], Tensor]:
     from safetensors.torch import load_file, save_file
 
     state = {key: value.contiguous() for key, value in network.state_dict().items()}
