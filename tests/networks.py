@@ -76,7 +76,7 @@ def kinds_of(ledger: Ledger) -> Iterator[tuple[str, RowNetwork]]:
 def resized(network: Network, shape: list[int], narrow: bool = False) -> tuple[Network, list[int]]:
     """The network made for a small input, of odd size if it takes that, and the shape of a batch of two such inputs.
 
-    With `narrow` it has a quarter of its width, if it has that option, and at most 50 layers; a Swin is the tiny one.
+    With `narrow` it has a quarter or an eighth of its width, if it can, and at most 50 layers; a Swin is the tiny one.
     """
     module, _, name = network.function.rpartition(".")
     parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
@@ -86,6 +86,7 @@ def resized(network: Network, shape: list[int], narrow: bool = False) -> tuple[N
         options = parameters["options"].default if "options" in parameters else None
         arguments |= {"width": 0.25} if hasattr(options, "width") or "width" in parameters else {}
         arguments |= {"size": "t"} if hasattr(options, "size") else {}  # of a Swin
+        arguments |= {name: arguments[name] // 8 for name in ("b", "f") if name in arguments}
     frames = shape[2:-2] if "num_frames" in parameters else [min(n, 16) for n in shape[2:-2]]
     errors = []
     for size in {3: [(33, 37), (32, 32)], 2: [(65, 97), (64, 64)]}[3 if len(shape) == 5 else 2]:
@@ -103,9 +104,9 @@ def resized(network: Network, shape: list[int], narrow: bool = False) -> tuple[N
     raise errors[-1]
 
 
-def small(network: Network, shape: list[int]) -> tuple[nn.Module, torch.Tensor]:
-    """The network with random numbers wherever it starts from zeros, and a small input of odd size."""
-    network, shape = resized(network, shape)
+def small(network: Network, shape: list[int], narrow: bool = False) -> tuple[nn.Module, torch.Tensor]:
+    """`resized`, with random numbers wherever the network starts from zeros, and an input."""
+    network, shape = resized(network, shape, narrow)
     torch.manual_seed(0)
     built = network.build()
     for parameter in built.parameters():

@@ -19,7 +19,9 @@ from common.reporting.ledger import DASH
 from common.reporting.page import Report
 from common.reporting.tables import ColumnHeader, RenderedTable
 
-DIFFERENCES = "Differences in points of the test score, which is accuracy unless a name says otherwise, with 95 % intervals."
+DIFFERENCES = (
+    "Differences in points of the test score, which is accuracy unless a name says otherwise, with 95 % intervals."
+)
 
 
 @dataclass(frozen=True)
@@ -279,7 +281,7 @@ def write_page(progress: StudyProgress, place: Place) -> Path:
     for data in study.data:
         _plot_cost(report, progress, data)
         _plot_learning(report, progress, place, data)
-    report.section("Do it again")
+    report.section("Reproduce")
     report.code(f"spectral compare {study.path}")
     return report.write(place.out / "report")
 

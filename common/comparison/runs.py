@@ -84,7 +84,9 @@ def run_study(study: Study, place: Place, jobs: int, tell: Told) -> StudyProgres
     for row in _here(study, place) if jobs == 1 else _in_processes(study, place, jobs):
         append_row(place.rows, row)
         score = row.test if row.stage == "score" else row.val
-        result = row.error or f"{study.score_on(row.data)} {score:.3f} ({'test' if row.stage == 'score' else 'validation'})"
+        result = (
+            row.error or f"{study.score_on(row.data)} {score:.3f} ({'test' if row.stage == 'score' else 'validation'})"
+        )
         left = StudyProgress(study, read_rows(place.rows)).trainings_left()
         what = f"{row.data} {row.method}, rate {row.rate:g}, seed {row.seed}"
         tell(f"{what}: {result}, {row.seconds:.0f} s; {left} left")

@@ -62,7 +62,7 @@ class Report:
     subtitle: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
     sections: list[_Section] = field(default_factory=list)
-    pictures: dict[str, bytes] = field(default_factory=dict)
+    images: dict[str, bytes] = field(default_factory=dict)
 
     def section(self, title: str) -> None:
         """Begin a section; what follows belongs to it."""
@@ -93,7 +93,7 @@ class Report:
     def picture(self, figure: Figure | bytes, name: str, caption: str) -> None:
         """A plot, or the bytes of a PNG; `name` is that of its file, without ending."""
         content = figure if isinstance(figure, bytes) else png(figure)
-        self.pictures[f"{name}.png"] = content
+        self.images[f"{name}.png"] = content
         data = base64.b64encode(content).decode()
         alt = html.escape(caption, quote=True)
         self._add(
@@ -105,7 +105,7 @@ class Report:
     def write(self, folder: str | Path) -> Path:
         """Write `index.html`, `report.md` and the images; returns the path of the page."""
         folder = Path(folder)
-        for name, content in self.pictures.items():
+        for name, content in self.images.items():
             with written_whole(folder / name, "wb") as file:
                 file.write(content)
         with written_whole(folder / "report.md") as file:
@@ -319,7 +319,7 @@ def write_report(
             report.text(f"**{figure.number}. {figure.title}.** {figure.location}")
     report.section("Coverage")
     report.table(status_table(ledger))
-    report.section("Do it again")
+    report.section("Reproduce")
     report.text("The whole report, a list of all rows with their commands, and one row on the real data:")
     report.code(f"{command}\n{command} --list\n{command} ROW --data DIR")
     return report.write(folder)

@@ -7,7 +7,7 @@
     python -m papers.<paper>.reproduce ROW --data DIR        train and test a row's recipe on the real data
 
 What is finished is not done again (see :mod:`common.reporting.runs`). An interrupted run leaves nothing half-written
-and goes on at the network that was not finished.
+and resumes at the network that was not finished.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from common.reporting.runs import (
 )
 from common.reporting.tables import demo_table
 
-#: makes a figure of the paper; the argument is what the main job has found so far, or None where it did not run
+#: makes a figure of the paper; the argument is the state of the main job, or None if it did not run
 FigureFunction = Callable[[Job | None], Figure]
 
 
@@ -160,7 +160,7 @@ def _parser(module: str, paper: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--list", action="store_true", help="print every entry with its status and command")
     parser.add_argument("--complexity", action="store_true", help="only count parameters and multiply-adds")
-    parser.add_argument("--json", action="store_true", help="with --list or --complexity: print JSON and nothing else")
+    parser.add_argument("--json", action="store_true", help="with --list or --complexity: print only JSON")
     parser.add_argument("--tables", action="store_true", help="print the paper's tables too, which the report holds")
     parser.add_argument("--demo", action="store_true", help="also train the demo networks of the named rows")
     parser.add_argument(
@@ -289,7 +289,7 @@ def _work(
     data: Mapping[str, Path],
     progress: Progress,
 ) -> Job:
-    """Count, train, test and draw what was chosen; a failure is noted and the rest goes on."""
+    """Count, train, test and draw what was chosen; a failure is noted and the rest continues."""
     job = Job(ledger)
     job.counts = _count(ledger, ids, args, progress)
     job.demos = [DemoRuns(demo, args.out.parent / "demo" / demo.data_folder) for demo in ledger.demos]
@@ -375,7 +375,7 @@ def _noting_failure(job: Job, what: str) -> Iterator[None]:
 
 
 def _finish(job: Job, ids: Sequence[str], args: argparse.Namespace, module: str) -> int:
-    """Print what was found; write the report of a whole run, the figures of a part."""
+    """Print the results; write the report of a whole run, or the figures of a partial one."""
     console = _wide_console()
     ledger = job.ledger
     if args.rows or args.tables:

@@ -245,7 +245,7 @@ def data_arguments(data: Path) -> list[str]:
 def demo_key(
     ledger: Ledger, demo: Demo, row: DemoRow, data: Path, seed: int, epochs: int | None, after: str | None = None
 ) -> str:
-    """Everything that a demo result depends on, as a hash; `after` is the key of the training that it goes on from."""
+    """Hash of everything that a demo result depends on; `after` is the key of the training that it continues."""
     digest = hashlib.sha256()
     digest.update((ledger.folder / "recipes" / demo.recipe).read_bytes())
     digest.update(json.dumps([row.overrides, seed, epochs, after, torch.__version__]).encode())
@@ -273,7 +273,7 @@ def train_demo(
     epochs: int | None,
     progress: Progress,
 ) -> Trained:
-    """Train and test a demo network, or find it finished; so too the one that it goes on from."""
+    """Train and test a demo network, and first the one that it continues; finished ones are reused."""
     folder = demo_folder(ledger, demo, row, data, out, seed, epochs)
     place, reused = folder.parent, (folder / "result.json").is_file()
     before = None
@@ -311,7 +311,7 @@ class DemoJob:
     data: Path
 
     def before(self) -> DemoJob | None:
-        """The one that its training goes on from."""
+        """The training that this one continues."""
         start = self.row.starts_from
         return None if start is None else DemoJob(self.demo, self.demo.row(start), self.data)
 
@@ -328,7 +328,7 @@ def train_all(
     """Train and test network after network, as `train_demo` does, in several processes.
 
     With several processes each has its share of the machine's cores: small networks gain little from more threads.
-    Networks that others go on from come first.
+    Networks that others continue come first.
 
     Yields:
         Position among the jobs, and the training or what went wrong, as they end.

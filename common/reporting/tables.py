@@ -126,7 +126,9 @@ def counts_overview(papers: Mapping[str, tuple[Ledger, Mapping[str, Mapping[str,
         counted = sum(len(rows) for _, rows in by_table)
         near = [_within(differences, limit) for limit in (0.01, 0.05)]
         cells.append([name, *(str(value) for value in (counted, len(differences), *near))])
-    notes = ["Printed parameters and multiply-adds next to those of the networks of this code, counted as the paper counts."]
+    notes = [
+        "Printed parameters and multiply-adds next to those of the networks of this code, counted as the paper counts."
+    ]
     return RenderedTable("Counts of the papers' tables", heads, cells, notes)
 
 

@@ -40,7 +40,7 @@ from rich.table import Table
 from common.datamodules.datasets import read_datasets
 from common.datamodules.errors import ReadError
 from common.plain_yaml import YamlError, check_yaml
-from common.training import callbacks, export, predict, run_folders
+from common.training import callbacks, export, predict, processes, run_folders
 from common.training.checkpoints import AtomicCheckpointIO, find_checkpoint, find_last
 from common.training.task import TRUSTED, TaskModule
 
@@ -67,7 +67,7 @@ class UsageError(ValueError):
 
 
 #: errors whose message is written for the user; they end the command without a traceback
-USER_ERRORS = (ValueError, OSError, ReadError, MisconfigurationException)
+USER_ERRORS = (ValueError, OSError, ReadError, MisconfigurationException, processes.LostProcessError)
 
 
 class _Parser(LightningArgumentParser):
@@ -149,13 +149,18 @@ class SpectralCLI(LightningCLI):
         self.args = args
         self.run_dir: Path | None = None
         self.result: dict[str, Any] | None = None
+        self.stop = processes.StopTogether()
         try:
             self._run(args)
-        except BaseException:
+        except BaseException as error:
             if self.run_dir is not None:
                 with contextlib.suppress(OSError):
                     self.run_dir.rmdir()  # only if nothing was written
-            raise
+            if not processes.is_lost_process(error):
+                raise
+            if self.stop.asked:  # the other process was, too
+                raise SIGTERMException from error
+            raise processes.LostProcessError(f"another process of this run has ended; {processes.GO_ON}") from error
 
     def _run(self, args: list[str]) -> None:
         super().__init__(
@@ -273,7 +278,7 @@ class SpectralCLI(LightningCLI):
         settings = config.trainer
         plugins = settings.plugins or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
-        extra: list[Callback] = [callbacks.StepSeed(config.seed_everything), callbacks.Throughput()]
+        extra: list[Callback] = [callbacks.StepSeed(config.seed_everything), callbacks.Throughput(), self.stop]
         if self.run_dir is not None:
             kwargs["default_root_dir"] = str(self.run_dir)
             if settings.logger is None or settings.logger is True:
@@ -290,6 +295,11 @@ class SpectralCLI(LightningCLI):
         parameters = sum(p.numel() for p in self.model.network.parameters())
         rank_zero_info(f"{type(self.model).__name__}: {parameters:,} parameters")
         self.trainer.ckpt_path = self.config[str(self.subcommand)].get("ckpt_path")
+        if self.trainer.ckpt_path and processes.resumes_up_to_rounding(self.trainer):
+            rank_zero_info(
+                f"With {self.trainer.world_size} processes the resumed training may differ in its last bits from one "
+                "without interruption; --trainer.strategy ddp_find_unused_parameters_true in all of it prevents that."
+            )
         if self.run_dir is not None and self.trainer.is_global_zero:
             package = type(self.model).__module__.partition(".")[0]
             run_folders.explain(self.run_dir, self.args, "" if package in TRUSTED else package)
@@ -401,14 +411,16 @@ def _fill(arguments: Namespace, facts: Mapping[str, Any]) -> None:
 def git_state() -> dict[str, Any]:
     """``commit`` of this source tree (None outside of git) and ``dirty``: whether tracked files differ from it."""
 
-    def git(*args: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *args]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
+    command = ["git", "-C", str(Path(__file__).parent), "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
     try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "dirty": None}
+    commit = next(line.split()[-1] for line in lines if line.startswith("# branch.oid"))
+    return {
+        "commit": None if commit == "(initial)" else commit,
+        "dirty": any(not line.startswith("#") for line in lines),
+    }
 
 
 def package_versions() -> dict[str, str]:
@@ -516,6 +528,7 @@ def main(args: list[str] | None = None) -> int:
         if {"-h", "--help"} & set(args) and _recipes(args) and args[0] in SpectralCLI.subcommands():
             print_recipe_options(args)
             return 0
+        processes.watch_launcher()
         run(args)
     except SIGTERMException:  # before SystemExit, which it is
         print("stopped by SIGTERM; --ckpt_path last resumes the training", file=sys.stderr)

@@ -67,7 +67,7 @@ def with_recipe_beside(args: Sequence[str]) -> list[str]:
 
 
 def explain(folder: Path, args: Sequence[str], package: str) -> None:
-    """Write ``README.txt`` into the folder of a training: the command, what each file is, and how to go on.
+    """Write ``README.txt`` into the folder of a training: the command, what each file is, and how to continue.
 
     ``package`` is that of a module outside of this project, which the commands must allow; empty otherwise.
     """

@@ -27,6 +27,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from common.comparison import report
 from common.comparison.command import finished_studies, study_of_operators
@@ -53,8 +54,6 @@ DOCUMENTS = [
 ]
 #: put before a block of a document whose commands need data or files that the reader has; it is parsed, not run
 PARSED_ONLY = "<!-- parsed only -->"
-#: networks with more parameters are trained for a step only where slow tests run
-LARGE = 50e6
 
 
 def folders(config: pytest.Config) -> list[Path]:
@@ -132,17 +131,13 @@ def test_demos_that_share_a_folder_share_its_data(pytestconfig: pytest.Config) -
 # Networks
 
 
-def test_every_network_takes_odd_sizes_and_trains_every_parameter(
-    spec: tuple[Path, RowNetwork], request: pytest.FixtureRequest
-) -> None:
+@pytest.mark.parametrize("narrow", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["narrow", "whole"])
+def test_every_network_takes_odd_sizes_and_trains_every_parameter(spec: tuple[Path, RowNetwork], narrow: bool) -> None:
     folder, own = spec
     network = ledger_of(folder).network(own)
     with torch.device("meta"):
-        count = sum(p.numel() for p in network.build().parameters())
-    assert count > 0
-    if count > LARGE and "not slow" in request.config.getoption("-m", ""):
-        pytest.skip(f"trained with the slow tests alone: {count:,} parameters")
-    built, x = small(network, own.input)
+        assert any(True for _ in network.build().parameters())
+    built, x = small(network, own.input, narrow)
     output = built(x)
     assert output.isfinite().all()
     output.square().mean().backward()
@@ -182,21 +177,21 @@ NETWORK_CHECKS = [
 ]
 
 
-@pytest.mark.parametrize(
-    "check",
-    [
-        pytest.param(
-            check, id=check.__name__, marks=[] if check is robustness.survives_meta_construction else pytest.mark.slow
-        )
-        for check in NETWORK_CHECKS
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("check", NETWORK_CHECKS, ids=lambda check: check.__name__)
 def test_every_kind_of_network_survives(
     kind: tuple[Path, RowNetwork], check: Callable[[robustness.Build, robustness.Shape], None]
 ) -> None:
     folder, own = kind
     network, shape = resized(ledger_of(folder).network(own), own.input, narrow=True)
     check(network.build, shape)
+
+
+@pytest.mark.slow
+def test_every_kind_of_network_exports_to_onnx(kind: tuple[Path, RowNetwork], tmp_path: Path) -> None:
+    folder, own = kind
+    network, shape = resized(ledger_of(folder).network(own), own.input, narrow=True)
+    robustness.exports_to_onnx(network.build, shape, tmp_path, _batches(shape), dynamic=(0,))
 
 
 @pytest.mark.slow
@@ -211,11 +206,7 @@ def test_a_row_counts_the_network_that_its_recipe_trains(folder: Path) -> None:
     sizes: dict[str, int] = {}
 
     def parameters(network: Network) -> int:
-        key = json.dumps([network.function, network.arguments, network.classes])
-        if key not in sizes:
-            with torch.device("meta"):
-                sizes[key] = sum(p.numel() for p in network.build().parameters())
-        return sizes[key]
+        return _size(sizes, [network.function, network.arguments, network.classes], network.build)
 
     for _, row in ledger.rows():
         if not row.networks:
@@ -228,14 +219,27 @@ def test_a_row_counts_the_network_that_its_recipe_trains(folder: Path) -> None:
             classes = network.arguments.get("num_classes", default_classes(network))
         for dataset, recipe in row.recipes.items():
             model, data, _ = read_recipe(folder / "recipes" / recipe.file, recipe.overrides)
-            assert trained_parameters(folder, recipe, model, data, classes) in counted, (
+            module_class, arguments = module_of(folder, recipe, model, data, classes)
+            trained = _size(sizes, [str(module_class), arguments], lambda: module_class(**arguments).network)  # noqa: B023
+            assert trained in counted, (
                 f"{row.id}: {recipe.file} with {shlex.join(recipe.overrides)} trains another network on {dataset} than "
                 "the row counts"
             )
 
 
-def trained_parameters(folder: Path, recipe: Recipe, model: dict[str, Any], data: dict[str, Any], classes: Any) -> int:
-    """Parameters of the network that a recipe trains, before it is compressed."""
+def _size(sizes: dict[str, int], about: Any, build: Callable[[], nn.Module]) -> int:
+    """Parameters of a network, which is built only where `sizes` does not know it."""
+    key = json.dumps(about, default=str)
+    if key not in sizes:
+        with torch.device("meta"):
+            sizes[key] = sum(p.numel() for p in build().parameters())
+    return sizes[key]
+
+
+def module_of(
+    folder: Path, recipe: Recipe, model: dict[str, Any], data: dict[str, Any], classes: Any
+) -> tuple[type, dict[str, Any]]:
+    """The module that a recipe trains, before its network is compressed, and its arguments."""
     path = yaml.safe_load((folder / "recipes" / recipe.file).read_text())["model"]["class_path"]
     module = importlib.import_module(path.rpartition(".")[0])
     module_class = getattr(module, path.rpartition(".")[2])
@@ -244,11 +248,7 @@ def trained_parameters(folder: Path, recipe: Recipe, model: dict[str, Any], data
     facts |= {"num_regions": 3, "in_channels": 4}  # as the 17 joints of COCO, what the paper's data has: BraTS
     known = inspect.signature(module_class.__init__).parameters
     given = {name: value for name, value in facts.items() if name in known and value is not None}
-    with torch.device("meta"):
-        built = module_class(
-            **{**model, **given, "compression": None} if "compression" in known else {**model, **given}
-        )
-    return sum(p.numel() for p in built.network.parameters())
+    return module_class, {**model, **given, **({"compression": None} if "compression" in known else {})}
 
 
 def default_classes(network: Network) -> int | None:
@@ -353,10 +353,10 @@ def tiny_training(recipe: Path, folder: Path) -> list[str]:
     words += ["--trainer.accelerator", "cpu", "--trainer.devices", "1"]
     place = "--model.network." if "network" in model and "width" in model.network else "--model."
     known = model.network if "network" in model and "width" in model.network else model
-    if "width" in known and "demo" not in recipe.stem and not str(known.get("backbone", "")).startswith("swin"):
+    if "width" in known and "demo" not in recipe.stem:
         words += [f"{place}width", "0.25"]
-    if "swin" in str(known.get("backbone", "")):
-        words += [f"{place}backbone", "swin-t"]
+    if "size" in (model.get("network") or {}):  # of a Swin
+        words += ["--model.network.size", "t"]
     for name in ("pretrained", "imagenet"):
         if model.get(name):
             words += [f"--model.{name}", "null"]
@@ -384,11 +384,12 @@ def starts_from_another(recipe: Path) -> bool:
 def test_every_recipe_parses_and_runs(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`spectral fit` for one step."""
+    """`spectral fit` and `spectral test` for one step."""
     monkeypatch.chdir(tmp_path)
     words = ["fit", *tiny_training(recipe, tmp_path / "copy"), "--trainer.fast_dev_run", "1"]
     words += ["--model.compression", "null"] if starts_from_another(recipe) else []
     assert cli.main(words) == 0, capsys.readouterr().err
+    assert cli.main(["test", *words[1:]]) == 0, capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 
@@ -454,16 +455,17 @@ def test_every_printed_command_parses_and_its_weights_are_written_by_another(
 
 
 def test_claims_parse_and_the_readme_shows_their_rows(folder: Path) -> None:
-    """Every method of `claims.yaml` on every data; a README that shows no table, or another, is an error."""
+    """Every method of `claims.yaml`, and every data; a README that shows no table, or another, is an error."""
     path = folder / "claims.yaml"
     if not path.is_file():
         assert not (folder / "claims.csv").exists()
         return
     study = read_study(path)
     for sized in [study, read_study(path, "full")] if study.full else [study]:
-        for data in sized.data:
-            for method in sized.methods_on(data):
-                parser().parse_args(["fit", *sized.arguments(data, method, sized.rates_on(data, method)[0])])
+        pairs = [(data, method) for data in sized.data for method in sized.methods_on(data)]
+        of_methods, of_data = {method: data for data, method in pairs}, dict(pairs)
+        for data, method in {*of_data.items(), *((data, method) for method, data in of_methods.items())}:
+            parser().parse_args(["fit", *sized.arguments(data, method, sized.rates_on(data, method)[0])])
     if (folder / "claims.csv").is_file():
         progress = StudyProgress(study, read_rows(folder / "claims.csv"))
         assert progress.rows, "claims.csv has no row of the study as it is now"

@@ -7,10 +7,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests.papers.scratch_paper import change, write_paper
+from tests.papers.test_every_paper import folders
 
 ROOT = Path(__file__).resolve().parents[2]
 JESTER = "recipes/mix_c2d-r18_8f_jester.yaml"
@@ -105,6 +107,6 @@ def test_a_nested_folder_outside_of_the_repository(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_paper_is_refused(tmp_path: Path) -> None:
-    done = run_contract(tmp_path)
-    assert done.returncode != 0
-    assert "no ledger.yaml there" in done.stdout + done.stderr
+    config = SimpleNamespace(getoption=lambda name: tmp_path)
+    with pytest.raises(pytest.UsageError, match=r"no ledger\.yaml there"):
+        folders(config)  # type: ignore[arg-type]

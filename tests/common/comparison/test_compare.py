@@ -25,6 +25,19 @@ ROOT = Path(__file__).resolve().parents[3]
 RECIPE = str(ROOT / "papers/stft2d/recipes/demo.yaml")
 
 
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of demo data that the tests share."""
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(autouse=True)
+def work_folder(tmp_path: Path, demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "demo").symlink_to(demo)
+    monkeypatch.chdir(tmp_path)
+
+
 def study_file(folder: Path, **changes: Any) -> Path:
     content = {
         "title": "Two small networks",
@@ -55,10 +68,10 @@ def study_file(folder: Path, **changes: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_study_from_plan_to_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     path = study_file(tmp_path, seeds=[0])
     assert cli.main(["compare", str(path), "--dry-run"]) == 0
     planned = capsys.readouterr().out
@@ -75,7 +88,7 @@ def test_a_study_from_plan_to_tables(
 
     path = study_file(tmp_path)  # a second seed
     (tmp_path / "README.md").write_text("a\n<!-- claims: begin (by hand: no) -->\nold\n<!-- claims: end -->\nb\n")
-    assert cli.main(["compare", str(path), "--jobs", "2", "--readme"]) == 0
+    assert cli.main(["compare", str(path), "--jobs", "1", "--readme"]) == 0
     more = read_rows(place / "rows.csv")
     assert more[: len(rows)] == rows
     assert [(row.stage, row.seed) for row in more[len(rows) :]] == [("score", 1)] * 2
@@ -100,7 +113,6 @@ def test_a_study_from_plan_to_tables(
 
 
 def test_a_training_that_fails_is_a_row_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
     path = study_file(tmp_path, seeds=[0], rates=[1e30], claims=[])
     told: list[str] = []
     progress = command.compare(path, jobs=1, tell=told.append)
@@ -133,7 +145,6 @@ def ended(pid: int) -> bool:
 
 @pytest.mark.slow
 def test_a_killed_study_continues_and_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
     path = study_file(tmp_path, seeds=[0], steps=20, rates=[0.003], claims=[])
     words = [sys.executable, "-m", "common.training.cli", "compare", str(path), "--jobs", "2"]
     process = subprocess.Popen(words, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
@@ -170,7 +181,6 @@ def test_a_killed_study_continues_and_leaves_no_process(tmp_path: Path, monkeypa
 def test_a_mistake_ends_the_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     path = study_file(tmp_path, claims=[], **{"seeds": [0], "rates": [0.01], **changes})
     with pytest.raises((StudyError, ReproduceError), match=re.compile(message, re.S)):
         command.compare(path, tell=lambda line: None)
@@ -180,7 +190,6 @@ def test_a_mistake_ends_the_study(
 def test_methods_of_the_user_need_to_be_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(tmp_path))])
     (tmp_path / "my_compared.py").write_text("from papers.stft2d import STFT2DModule\nclass Mine(STFT2DModule): pass\n")
     own = yaml.safe_load(Path(RECIPE).read_text())
@@ -188,7 +197,7 @@ def test_methods_of_the_user_need_to_be_allowed(
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(own))
     path = study_file(tmp_path, seeds=[0], rates=[0.001], methods={"mine": {"recipe": "own.yaml"}}, claims=[])
     command = ["compare", str(path), "--rows", "rows.csv", "--jobs", "2"]
-    assert cli.main(command) == 2
+    assert cli.main(command) == 1
     assert "add --allow my_compared" in capsys.readouterr().err
     assert cli.main([*command, "--allow", "my_compared"]) == 0
     assert [(row.method, row.stage, row.error) for row in read_rows("rows.csv")] == [
@@ -198,25 +207,21 @@ def test_methods_of_the_user_need_to_be_allowed(
 
 
 def test_data_may_have_a_score_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
     pose = {
         "recipe": str(ROOT / "papers/srl/recipes/demo_pose.yaml"),
         "options": "--data.height 32 --data.width 32 --model.network.width 0.0625 --model.network.deconv_channels 16",
-        "data": ["figures"],
     }
-    images = {"recipe": RECIPE, "data": ["digits"]}
     figures = {"demo": "figures --train 4 --val 2 --test 3", "score": "ap", "fitted": 0}
     path = study_file(
         tmp_path,
-        **{"seeds": [0, 1], "rates": [0.001], "fitted": 0.99, "claims": [], "methods": {"images": images, "pose": pose}},
-        data={"digits": {"demo": "digits --size 8"}, "figures": figures},
+        **{"seeds": [0], "rates": [0.001], "fitted": 0.99, "claims": [], "methods": {"pose": pose}},
+        data={"figures": figures},
     )
     progress = command.compare(path, tell=lambda line: None)
-    assert [row.error for row in progress.rows] == [""] * len(progress.rows)
-    for row in progress.scores("figures", "pose").values():
-        assert row.outcomes() is None
-        assert row.train is not None
-        assert row.test is not None
-        assert 0 <= row.train <= 1
+    assert [row.error for row in progress.rows] == ["", ""]
+    (row,) = progress.scores("figures", "pose").values()
+    assert row.outcomes() is None
+    assert row.train is not None
+    assert row.test is not None
+    assert max(row.train, row.test) < 0.99
     assert progress.is_trained("figures", "pose")
-    assert not progress.is_trained("digits", "images")

@@ -34,7 +34,7 @@ def two(paper: Path) -> Path:
     return paper
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("jobs", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_both_are_trained_and_shown(jobs: str, two: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "runs" / "tiny"
     seen: list[Job] = []

@@ -1,4 +1,4 @@
-"""Every recipe runs through the real command on tiny data in the dataset's own format, and says what the paper says."""
+"""Recipes say what the paper says, and train with the options that matter, through the real command."""
 
 from __future__ import annotations
 
@@ -68,20 +68,7 @@ def test_recipe_says_what_the_paper_says(recipe: Path) -> None:
     assert defaults["network"]["dropout"] == 0.5
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_recipe_runs(recipe: Path, datasets: Callable[[str], list[str]]) -> None:
-    arguments = ["--config", str(recipe), *small(recipe), *datasets(parts(recipe)[3]), "--trainer.fast_dev_run", "true"]
-    assert main(["fit", *arguments]) == 0
-    assert main(["test", *arguments]) == 0
-
-
 KINETICS = next(recipe for recipe in RECIPES if recipe.stem == "dtf-net_resnet-50_16f_kinetics400")
-
-
-@pytest.mark.parametrize("block", ["2d", "dtf-1d", "dtf-1d+", "dtf-f", "temporal-conv", "correlation"])
-def test_every_block_trains(block: str, datasets: Callable[[str], list[str]]) -> None:
-    arguments = ["--config", str(KINETICS), *small(KINETICS), *datasets("kinetics400"), "--model.network.block", block]
-    assert main(["fit", *arguments, "--trainer.fast_dev_run", "true"]) == 0
 
 
 TRAINING_OPTIONS = {
@@ -161,9 +148,3 @@ def test_optimiser_of_section_4_1() -> None:
     assert rates[10] == max(rates) == pytest.approx(0.04)
     assert rates[10 + 635] == pytest.approx(0.02)
     assert rates[-1] < 1e-6
-
-
-@pytest.mark.parametrize("recipe", DEMOS, ids=lambda path: path.stem)
-def test_demo_recipes_run(recipe: Path, tmp_path: Path) -> None:
-    data = write_dataset(read_recipe(recipe)[1]["dataset"], tmp_path)
-    assert main(["fit", "--config", str(recipe), *data, "--trainer.fast_dev_run", "true"]) == 0

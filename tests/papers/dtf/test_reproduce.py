@@ -27,6 +27,7 @@ def run(*arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_complexity_meets_the_published_numbers(tmp_path: Path) -> None:
     found = json.loads(run("table1a/dtf", "table1a/dtf-1d", "--complexity", "--json", "--out", str(tmp_path)))
     records = {record["row"]: record for record in found}

@@ -35,13 +35,15 @@ DYN = {
 #: function or class, arguments, shape of the input, notes of its layers, batch norms that fold
 NETWORKS = [
     pytest.param("torchvision.models.video.r3d_18", {}, CLIP, {"reads 3"}, 20, marks=SLOW),
-    pytest.param("torchvision.models.video.mc3_18", {}, CLIP, {"reads 3"}, 20),
+    pytest.param("torchvision.models.video.mc3_18", {}, CLIP, {"reads 3"}, 20, marks=SLOW),
     pytest.param("torchvision.models.video.r2plus1d_18", {}, CLIP, {"reads 3"}, 37, marks=SLOW),
     pytest.param("torchvision.models.video.s3d", {}, (1, 3, 14, 224, 224), {"one frame"}, 77, marks=SLOW),
     pytest.param("pytorchvideo.models.x3d.create_x3d", X3D, LARGE_CLIP, {"216 groups"}, 83, marks=SLOW),
-    pytest.param("pytorchvideo.models.resnet.create_resnet", SLOW_R50, LARGE_CLIP, {"one frame"}, 53),
-    pytest.param("pytorchvideo.models.csn.create_csn", CSN, LARGE_CLIP, {"16 groups"}, 53),
-    pytest.param("pytorchvideo.models.r2plus1d.create_r2plus1d", R2PLUS1D, (1, 3, 8, 64, 64), {"one frame"}, 69),
+    pytest.param("pytorchvideo.models.resnet.create_resnet", SLOW_R50, LARGE_CLIP, {"one frame"}, 53, marks=SLOW),
+    pytest.param("pytorchvideo.models.csn.create_csn", CSN, LARGE_CLIP, {"16 groups"}, 53, marks=SLOW),
+    pytest.param(
+        "pytorchvideo.models.r2plus1d.create_r2plus1d", R2PLUS1D, (1, 3, 8, 64, 64), {"one frame"}, 69, marks=SLOW
+    ),
     ("monai.networks.nets.UNet", {**SCAN, **U, "num_res_units": 2, "norm": "batch"}, VOLUME, {"reads 1"}, 7),
     ("monai.networks.nets.SegResNet", {**SCAN, "init_filters": 8}, VOLUME, {"reads 1"}, 0),
     ("monai.networks.nets.DynUNet", {**SCAN, **DYN}, VOLUME, {"reads 1"}, 10),

@@ -14,7 +14,11 @@ SHAPE = (1, 3, 16, 112, 112)
 # Speed-ups in multiply-adds at 2x and 4x with 5 and with 4 of 7 rows, counted apart from this code.
 @pytest.mark.parametrize(
     ("depth", "floor2", "figure2", "floor4", "figure4"),
-    [(18, 1.70, 1.88, 2.28, 2.63), (34, 1.79, 1.92, 2.68, 2.98), (50, 1.61, 1.74, 2.33, 2.62)],
+    [
+        (18, 1.70, 1.88, 2.28, 2.63),
+        pytest.param(34, 1.79, 1.92, 2.68, 2.98, marks=pytest.mark.slow),
+        pytest.param(50, 1.61, 1.74, 2.33, 2.62, marks=pytest.mark.slow),
+    ],
 )
 def test_speedups_of_resnets(depth: int, floor2: float, figure2: float, floor4: float, figure4: float) -> None:
     def macs(**options: object) -> int:

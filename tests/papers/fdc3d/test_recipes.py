@@ -175,8 +175,11 @@ def test_an_interrupted_run_goes_on_with_its_compact_network(
         torch.testing.assert_close(resumed[name], value, msg=name)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", [VIDEO, VOLUME])
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [(VIDEO, method) for method in METHODS]
+    + [pytest.param(VOLUME, method, marks=pytest.mark.slow) for method in METHODS],
+)
 def test_every_method_runs(
     kind: str, method: str, arguments: dict[str, list[str]], dense: Callable[[str], Path]
 ) -> None:

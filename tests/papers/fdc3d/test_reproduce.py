@@ -30,6 +30,7 @@ def run(*arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_complexity_as_json_and_nothing_else(tmp_path: Path) -> None:
     rows = ["section1", "table1/baseline", "table1/fdc3d-2x", "table4"]
     records = {r["row"]: r for r in json.loads(run(*rows, "--complexity", "--json", "--out", str(tmp_path)))}

@@ -71,7 +71,7 @@ def test_what_the_blocks_of_table_3_add(block: str, params: str, small: float, l
         assert round(found.macs_paper / GIGA, 2) == gflops
 
 
-@pytest.mark.parametrize("depth", [50, 101, 152])
+@pytest.mark.parametrize("depth", [50, *(pytest.param(depth, marks=pytest.mark.slow) for depth in (101, 152))])
 def test_parameters_and_gflops_of_table_2(depth: int) -> None:
     """All eighteen cells; two of the base are a hundredth low (35.97 and 49.52 are printed)."""
     printed = {

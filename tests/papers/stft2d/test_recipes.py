@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from common.training.cli import main, run
+from common.training.cli import run
 from data.demo.digits import generate_digits
-from tests.datasets import read_recipe, write_dataset
+from tests.datasets import read_recipe
 
 RECIPES = Path(__file__).resolve().parents[3] / "papers/stft2d/recipes"
 NAMES = sorted(path.name for path in RECIPES.glob("stft_*.yaml"))
@@ -26,18 +26,6 @@ def test_recipe_says_what_section_4_says(name: str) -> None:
     assert data["horizontal_flip"]
     if data["dataset"].startswith("cifar"):
         assert data["rotation"] == 20
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.filterwarnings("ignore:.*images of (cifar|fashion)")
-def test_recipe_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    dataset = name.removesuffix(".yaml").rpartition("_")[2]
-    args = ["--config", str(RECIPES / name), *write_dataset(dataset, tmp_path), "--data.batch_size", "4"]
-    args += [*SMALL, *QUIET]
-    for command in ("fit", "test"):
-        assert main([command, *args, "--trainer.fast_dev_run", "true"]) == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_the_demo_trains_on_few_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

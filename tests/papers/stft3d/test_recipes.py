@@ -1,4 +1,4 @@
-"""Every recipe runs through the real command on tiny data in the dataset's own format, and says what the paper says."""
+"""Recipes say what the paper says, and train with the options that matter, through the real command."""
 
 from __future__ import annotations
 
@@ -69,11 +69,10 @@ def test_optimiser_and_schedule_of_section_5_2() -> None:
     torch.testing.assert_close(torch.tensor(rates), torch.tensor(expected))
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_recipe_runs(recipe: Path, datasets: Callable[[str], list[str]], pretrained: Path) -> None:
+def test_fine_tuning_starts_from_a_checkpoint(datasets: Callable[[str], list[str]], pretrained: Path) -> None:
+    recipe = next(path for path in RECIPES if path.stem.endswith("_from-kinetics"))
     arguments = ["--config", str(recipe), *SMALL, *datasets(dataset_of(recipe)), "--trainer.fast_dev_run", "true"]
-    if recipe.stem.endswith("_from-kinetics"):
-        arguments += ["--model.pretrained", str(pretrained)]
+    arguments += ["--model.pretrained", str(pretrained)]
     assert main(["fit", *arguments]) == 0
     assert main(["test", *arguments]) == 0
 
@@ -100,7 +99,7 @@ TRAINING_OPTIONS = {
 
 @pytest.mark.parametrize(
     ("method", "option"),
-    [(method, option) for method in ("t-stft", "st-stft", "s-stft") for option in list(TRAINING_OPTIONS)[:3]]
+    [("t-stft", "accumulation"), ("st-stft", "bf16"), ("s-stft", "memory-efficient")]
     + [pytest.param("t-stft", option, marks=pytest.mark.slow) for option in ("compile", "ddp")],
 )
 def test_recipe_runs_with_options(method: str, option: str, datasets: Callable[[str], list[str]]) -> None:
