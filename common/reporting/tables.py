@@ -126,6 +126,7 @@ def counts_overview(papers: Mapping[str, tuple[Ledger, Mapping[str, Mapping[str,
         counted = sum(len(rows) for _, rows in by_table)
         near = [_within(differences, limit) for limit in (0.01, 0.05)]
         cells.append([name, *(str(value) for value in (counted, len(differences), *near))])
+    cells.append(["all", *(str(sum(int(line[k]) for line in cells)) for k in range(1, 5))])
     notes = [
         "Printed parameters and multiply-adds next to those of the networks of this code, counted as the paper counts."
     ]
