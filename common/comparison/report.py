@@ -260,10 +260,11 @@ def methods_table(progress: StudyProgress) -> RenderedTable:
 
 
 def all_tables(progress: StudyProgress) -> list[RenderedTable]:
-    """The claims, the methods on all data, and on each."""
+    """The claims, the methods on all data where some are on several, and on each."""
     study = progress.study
     first = [claims_table(progress)] if study.claims else []
-    first += [methods_table(progress)] if len(study.data) > 1 else []
+    shared = any(sum(name in study.methods_on(data) for data in study.data) > 1 for name in study.methods)
+    first += [methods_table(progress)] if shared else []
     return [*first, *(score_table(progress, data) for data in study.data)]
 
 
