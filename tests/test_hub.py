@@ -27,6 +27,7 @@ torch.save(trained(torch.ones(1, 3, 4, 16, 16)).detach(), "logits.pt")
 """
 
 
+@pytest.mark.slow
 def test_torch_hub_in_another_folder(tmp_path: Path) -> None:
     module = FDC3DModule(ResNetOptions(depth=10, width=1 / 16), num_classes=3).eval()
     checkpoint: dict[str, Any] = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}

@@ -62,6 +62,7 @@ def test_the_root_defaults_to_the_folder_of_the_manifest(root: Path) -> None:
     assert main([str(root / "manifest.csv"), "--workers", "0"]) == 0
 
 
+@pytest.mark.slow
 def test_processes_find_what_one_process_finds(root: Path) -> None:
     (root / "val/grow/0000.mp4").unlink()
     manifest = Manifest.read(root / "manifest.csv", root)

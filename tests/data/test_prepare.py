@@ -148,6 +148,7 @@ def test_nothing_at_all_is_refused_even_with_allow_missing(place: Workplace) -> 
     assert not place.out.exists()
 
 
+@pytest.mark.slow
 def test_processes_give_what_one_process_gives(place: Workplace) -> None:
     case = place.make(ucf101)
     assert place.run(case)[0] == 0

@@ -187,6 +187,7 @@ def test_a_mistake_ends_the_study(
     assert not list(tmp_path.glob("runs/compare/*/rows.csv"))
 
 
+@pytest.mark.slow
 def test_methods_of_the_user_need_to_be_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -212,6 +212,7 @@ def test_progress_without_a_terminal_is_told_in_lines(capsys: pytest.CaptureFixt
     assert "Training: done in " in printed
 
 
+@pytest.mark.slow
 def test_a_reader_that_stops_early_gets_no_traceback(paper: Path) -> None:
     code = "import sys, pathlib; from common.reporting.reproduce import main; "
     code += "sys.exit(main(pathlib.Path(sys.argv[1]), {}, ['--list', '--json']))"

@@ -34,7 +34,8 @@ def two(paper: Path) -> Path:
     return paper
 
 
-@pytest.mark.parametrize("jobs", ["1", pytest.param("2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", ["1", "2"])
 def test_both_are_trained_and_shown(jobs: str, two: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "runs" / "tiny"
     seen: list[Job] = []

@@ -41,6 +41,7 @@ def public(tmp_path):
 SMALL = ["--frames", "8", "--size", "32", "--steps", "2"]
 
 
+@pytest.mark.slow
 def test_public_checkpoint_to_compact_file(public, videos, tmp_path, capsys):
     path, _ = public
     out, report, onnx = (tmp_path / name for name in ("small.pt", "report.json", "small.onnx"))

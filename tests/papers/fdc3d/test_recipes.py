@@ -112,7 +112,7 @@ def test_a_public_state_dict_is_a_starting_point(tmp_path: Path) -> None:
         assert torch.equal(value, state[name]) != name.startswith("fc."), name
 
 
-@pytest.mark.parametrize("kind", [VIDEO, VOLUME])
+@pytest.mark.parametrize("kind", [VIDEO, pytest.param(VOLUME, marks=pytest.mark.slow)])
 def test_dense_compressed_tested_and_predicted(
     kind: str,
     arguments: dict[str, list[str]],
