@@ -174,9 +174,8 @@ def score_table(progress: StudyProgress, data: str) -> RenderedTable:
 
 def _not_trained(progress: StudyProgress, data: str) -> str:
     """What `not trained` means on some data."""
-    share = progress.study.data[data].fitted
-    share = progress.study.fitted if share is None else share
-    return f"not trained: below {100 * share:g} % of what the method can reach on its training data."
+    share = 100 * progress.study.share_on(data)
+    return f"not trained: below {share:g} % of what the method can reach on its training data."
 
 
 def _score(progress: StudyProgress, data: str, method: str, test: NDArray[np.float64]) -> str:

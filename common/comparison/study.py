@@ -169,10 +169,14 @@ class Study:
         """The metric that is compared on some data."""
         return self.data[data].score or self.score
 
+    def share_on(self, data: str) -> float:
+        """The share of the best training score that a method must reach on some data to count as trained."""
+        own = self.data[data].fitted
+        return self.fitted if own is None else own
+
     def fitted_on(self, data: str, method: str) -> float:
         """The training score from which on a method counts as trained."""
-        own = self.data[data].fitted
-        return (self.fitted if own is None else own) * self.methods[method].bound_on(data)
+        return self.share_on(data) * self.methods[method].bound_on(data)
 
     def demo_folder(self, data: str) -> str:
         """Name of the folder of generated data: every set of arguments has its own."""

@@ -69,9 +69,7 @@ def study_file(folder: Path, **changes: Any) -> Path:
 
 
 @pytest.mark.slow
-def test_a_study_from_plan_to_tables(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_study_from_plan_to_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = study_file(tmp_path, seeds=[0])
     assert cli.main(["compare", str(path), "--dry-run"]) == 0
     planned = capsys.readouterr().out
@@ -112,7 +110,7 @@ def test_a_study_from_plan_to_tables(
     assert len(frame) == len(more)
 
 
-def test_a_training_that_fails_is_a_row_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_that_fails_is_a_row_and_the_rest_goes_on(tmp_path: Path) -> None:
     path = study_file(tmp_path, seeds=[0], rates=[1e30], claims=[])
     told: list[str] = []
     progress = command.compare(path, jobs=1, tell=told.append)
@@ -144,7 +142,7 @@ def ended(pid: int) -> bool:
 
 
 @pytest.mark.slow
-def test_a_killed_study_continues_and_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_study_continues_and_leaves_no_process(tmp_path: Path) -> None:
     path = study_file(tmp_path, seeds=[0], steps=20, rates=[0.003], claims=[])
     words = [sys.executable, "-m", "common.training.cli", "compare", str(path), "--jobs", "2"]
     process = subprocess.Popen(words, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
@@ -178,9 +176,7 @@ def test_a_killed_study_continues_and_leaves_no_process(tmp_path: Path, monkeypa
         ({"data": {"digits": {"demo": "digits --siz 8"}}}, "unrecognized arguments: --siz"),
     ],
 )
-def test_a_mistake_ends_the_study(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
-) -> None:
+def test_a_mistake_ends_the_study(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     path = study_file(tmp_path, claims=[], **{"seeds": [0], "rates": [0.01], **changes})
     with pytest.raises((StudyError, ReproduceError), match=re.compile(message, re.S)):
         command.compare(path, tell=lambda line: None)
@@ -207,7 +203,7 @@ def test_methods_of_the_user_need_to_be_allowed(
     ]
 
 
-def test_data_may_have_a_score_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_may_have_a_score_of_its_own(tmp_path: Path) -> None:
     pose = {
         "recipe": str(ROOT / "papers/srl/recipes/demo_pose.yaml"),
         "options": "--data.height 32 --data.width 32 --model.network.width 0.0625 --model.network.deconv_channels 16",

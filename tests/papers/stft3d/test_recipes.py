@@ -95,11 +95,16 @@ TRAINING_OPTIONS = {
     "compile": ["--model.compile", "true"],
     "ddp": ["--trainer.devices", "2", "--trainer.strategy", "ddp_spawn"],
 }
+QUICK = [("t-stft", "accumulation"), ("st-stft", "bf16"), ("s-stft", "memory-efficient")]
 
 
 @pytest.mark.parametrize(
     ("method", "option"),
-    [("t-stft", "accumulation"), ("st-stft", "bf16"), ("s-stft", "memory-efficient")]
+    [
+        pytest.param(method, option, marks=[] if (method, option) in QUICK else pytest.mark.slow)
+        for method in ("t-stft", "st-stft", "s-stft")
+        for option in list(TRAINING_OPTIONS)[:3]
+    ]
     + [pytest.param("t-stft", option, marks=pytest.mark.slow) for option in ("compile", "ddp")],
 )
 def test_recipe_runs_with_options(method: str, option: str, datasets: Callable[[str], list[str]]) -> None:
