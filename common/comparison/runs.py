@@ -211,13 +211,41 @@ def measure_costs(study: Study, place: Place, tell: Told) -> None:
         tell(f"{data}: measuring time and memory of {len(trained)} networks")
         networks, inputs = {}, []
         for method, row in trained.items():
-            module = load_trained(place.training(study, row))
+            try:
+                module = _module(study, place, row)
+            except ReproduceError as error:
+                tell(f"{data}: no times of {method}: {error}")
+                continue
             networks[method] = module.network
             inputs.append(module.input_shape)
         for method, cost in _costs(networks, inputs).items():
             row = trained[method]
             kept = StudyRow(data, method, "cost", row.seed, row.rate, row.key, data_hash=row.data_hash, **cost)
             append_row(place.rows, replace(kept, **_state()))
+
+
+def _module(study: Study, place: Place, row: StudyRow) -> Any:
+    """The trained module of a row. One whose checkpoint was deleted is built anew, which takes the same time and
+    memory; where that depends on the training it continued, ReproduceError.
+    """
+    folder = place.training(study, row)
+    if study.methods[row.method].starts_from or list(folder.glob("fit/*/last.ckpt")):
+        return load_trained(folder)
+    return _fit_without_files(study, place, row.data, row.method, ["--trainer.max_steps", "0"]).model
+
+
+def _fit_without_files(
+    study: Study, place: Place, data: str, method: str, options: Sequence[str], callbacks: Sequence[L.Callback] = ()
+) -> cli.SpectralCLI:
+    """Train silently, without a log or a checkpoint."""
+    words = [*study.arguments(data, method, study.rates_on(data, method)[0]), *place.data_options(study, data)]
+    words += ["--trainer.logger", "false", "--trainer.enable_checkpointing", "false"]
+    words += ["--trainer.enable_progress_bar", "false", "--trainer.default_root_dir", str(place.out / "timing")]
+    try:
+        with open(os.devnull, "w", encoding="utf-8") as log, output_to(log):
+            return cli.run(["fit", *words, *options], callbacks)
+    finally:
+        shutil.rmtree(place.out / "timing", ignore_errors=True)
 
 
 def _costs(networks: dict[str, Any], shapes: Sequence[tuple[int, ...]]) -> dict[str, dict[str, Any]]:
@@ -279,10 +307,5 @@ def estimate(study: Study, place: Place, tell: Told) -> Iterator[tuple[str, str,
             if study.methods[method].starts_from:
                 continue
             steps = _StepTimes()
-            words = [*study.arguments(data, method, study.rates_on(data, method)[0]), *place.data_options(study, data)]
-            words += ["--trainer.logger", "false", "--trainer.enable_checkpointing", "false"]
-            words += ["--trainer.enable_progress_bar", "false", "--trainer.default_root_dir", str(place.out / "timing")]
-            with open(os.devnull, "w", encoding="utf-8") as log, output_to(log):
-                cli.run(["fit", *words], [steps])
-            shutil.rmtree(place.out / "timing", ignore_errors=True)
+            _fit_without_files(study, place, data, method, [], [steps])
             yield data, method, steps.seconds()

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -108,6 +109,16 @@ def test_a_study_from_plan_to_tables(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "Fixed <b>" not in page
     frame = command.frame(progress)
     assert len(frame) == len(more)
+
+    # Times that are missing are measured again, also where the checkpoints are gone.
+    shutil.rmtree(place / "trainings")
+    lines = (place / "rows.csv").read_text().splitlines()
+    (place / "rows.csv").write_text("".join(f"{line}\n" for line in lines if ",cost," not in line))
+    assert cli.main(["compare", str(path), "--jobs", "1"]) == 0
+    costs = [row for row in read_rows(place / "rows.csv") if row.stage == "cost"]
+    assert len(costs) == 2
+    assert all(row.infer_ms and row.train_ms and row.train_mb for row in costs)
+    assert not (place / "timing").exists()
 
 
 def test_a_training_that_fails_is_a_row_and_the_rest_goes_on(tmp_path: Path) -> None:
