@@ -25,6 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from common.reporting.ledger import Network, load
+from common.spectral import STFTPointwise
+from common.spectral.fused_kernel import fused_kernels
 from tests.networks import SPEED, channels_last, networks_of, small
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -118,6 +120,25 @@ def speed(function: str, arguments: dict[str, Any], device: torch.device) -> dic
     return result
 
 
+def fused(kernel_size: tuple[int, int, int], channels: int, size: int, device: torch.device) -> dict[str, float]:
+    """The fused kernel of an STFT segment: errors against float64, and milliseconds with and without it."""
+    torch.manual_seed(0)
+    module = STFTPointwise(channels, 2 * channels, kernel_size).eval()
+    module.norm.running_mean.uniform_(-1, 1)
+    x = torch.randn(8, channels, 16, size, size)
+    with torch.no_grad():
+        wanted = copy.deepcopy(module).double()(x[:1, :, :4].double())
+        module, x = module.to(device), x.to(device)
+        result = {}
+        for name, dtype in (("float32", None), ("bfloat16", torch.bfloat16)):
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                for kernel, enabled in (("fused", True), ("stock", False)):
+                    with fused_kernels(enabled):
+                        result[f"{name}, {kernel}, error"] = error(module(x[:1, :, :4]), wanted)
+                        result[f"{name}, {kernel}, ms"] = milliseconds(partial(module, x), 15)
+    return result
+
+
 class Report:
     """Results of the steps, written after each one."""
 
@@ -130,6 +151,7 @@ class Report:
             "python": platform.python_version(),
             "networks": {},
             "speed": {},
+            "fused": {},
             "failed": {},
             "left out": [],
         }
@@ -163,6 +185,12 @@ class Report:
                 for kind in ("inference", "training")
             )
             lines.append(f"| {name} | {inference:.0f} | {training:.0f} | {values['peak GiB, eager']:.2f} |")
+        if self.data["fused"]:
+            columns = list(next(iter(self.data["fused"].values())))
+            lines += ["", "An STFT segment in evaluation with the fused kernel and without it.", ""]
+            lines += ["| window, input | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+        for name, values in self.data["fused"].items():
+            lines.append(f"| {name} | " + " | ".join(f"{value:.2g}" for value in values.values()) + " |")
         lines += ["", "Relative errors of the GPU against the CPU, in float32 without TF32 unless named.", ""]
         lines += ["| network | output | gradients | output, bfloat16 |", "|---|---|---|---|"]
         for name, errors in self.data["networks"].items():
@@ -187,7 +215,15 @@ def main(arguments: list[str] | None = None) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     for name, (function, given) in SPEED.items():
         report.step("speed", name, partial(speed, function, given, device))
+        with torch.device("meta"):
+            segments = [m for m in Network(function, given).build().modules() if isinstance(m, STFTPointwise)]
+        if segments:
+            with fused_kernels():
+                report.step("speed", f"{name}, fused kernel", partial(speed, function, given, device))
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    for kernel_size, (channels, size) in itertools.product(((3, 3, 3), (3, 1, 1)), ((32, 56), (64, 28), (128, 14))):
+        name = f"{kernel_size}, 8 x {channels} x 16 x {size} x {size}"
+        report.step("fused", name, partial(fused, kernel_size, channels, size, device))
     for name, network, shape in networks():
         report.step("networks", name, partial(compare, network, shape, device))
     report.write()
@@ -195,8 +231,13 @@ def main(arguments: list[str] | None = None) -> None:
     wrong = [n for n, e in report.data["networks"].items() if not all(e[key] <= limits[key] for key in limits)]
     for name in wrong:
         print(f"differs from the CPU: {name} {report.data['networks'][name]}")
+    for name, values in report.data["fused"].items():
+        if values["float32, fused, error"] > 1e-5 or values["bfloat16, fused, error"] > 2e-2:
+            wrong.append(name)
+            print(f"the fused kernel differs: {name} {values}")
     if report.data["failed"] or wrong:
-        sys.exit(f"{len(report.data['failed'])} steps failed, {len(wrong)} networks differ; see {report.folder}/gpu.md")
+        differ = f"{len(wrong)} networks or kernels differ"
+        sys.exit(f"{len(report.data['failed'])} steps failed, {differ}; see {report.folder}/gpu.md")
 
 
 if __name__ == "__main__":

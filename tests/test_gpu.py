@@ -38,6 +38,17 @@ def test_a_difference_is_seen() -> None:
     assert other["gradients"] > 1e-2
 
 
+def test_the_fused_kernel_is_compared_and_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "milliseconds", lambda call, repeats: float(len(call())))
+    report = gpu.Report(tmp_path, "a device", limit=60)
+    report.step("fused", "small", lambda: gpu.fused((3, 1, 1), 4, 6, torch.device("cpu")))
+    found = report.data["fused"]["small"]
+    assert found["float32, fused, error"] < 1e-6
+    assert found["bfloat16, stock, error"] < 2e-2
+    assert found["float32, fused, ms"] == found["bfloat16, stock, ms"] == 8
+    assert "| small | " in (tmp_path / "gpu.md").read_text()
+
+
 def test_channels_last_changes_nothing_but_the_memory() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv3d(3, 4, 3), nn.Flatten(0, 1), nn.Conv2d(8, 2, 1)).eval()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from common.spectral import fused_kernel
 from common.spectral.folding import (
     CHANNELS_LAST,
     apply_conv,
@@ -28,7 +29,13 @@ from common.spectral.folding import (
     reshaped,
     scale_and_shift,
 )
-from common.spectral.stft import _CONV, DepthwiseSTFT, autocast_dtype, without_autocast
+from common.spectral.stft import (
+    _CONV,
+    DepthwiseSTFT,
+    autocast_dtype,
+    uses_reference_implementation,
+    without_autocast,
+)
 
 _NORM: dict[int, type[_BatchNorm]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _POINTWISE: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -201,7 +208,7 @@ class STFTPointwise(nn.Module):
       `checkpoint_once`. Under `torch.compile` it is the plain composition;
     - evaluation without gradients: the normalisation is folded into the filters (or applied in place), anew in every
       call, so changed parameters are seen. The output may be in channels-last order. With forward hooks on a submodule
-      it is the plain composition.
+      it is the plain composition. On a GPU it is one kernel inside `fused_kernel.fused_kernels()`.
 
     `forward(x, out_norm)` applies a further normalisation of the output, which evaluation folds too.
 
@@ -241,8 +248,11 @@ class STFTPointwise(nn.Module):
         self.memory_efficient = memory_efficient
 
     def forward(self, x: Tensor, out_norm: nn.Module | None = None) -> Tensor:
-        if not torch.is_grad_enabled() and not only_stock_operators() and self._can_fold():
-            return self._folded(x, out_norm)
+        if not torch.is_grad_enabled() and self._can_fold():
+            if self._can_fuse(x):
+                return self._fused(x, out_norm)
+            if not only_stock_operators():
+                return self._folded(x, out_norm)
         y = self._recorded(x)
         return y if out_norm is None else out_norm(y)
 
@@ -302,6 +312,29 @@ class STFTPointwise(nn.Module):
             with without_autocast(x.device.type):
                 y = self._activated(y)
             y = apply_conv(self.pointwise, y, weight, bias)
+        return y if out_norm is None or out_folds else out_norm(y)
+
+    def _can_fuse(self, x: Tensor) -> bool:
+        if uses_reference_implementation() or torch._C._are_functorch_transforms_active():
+            return False
+        return fused_kernel.usable(x, self.activation, self.pointwise.out_channels)
+
+    def _fused(self, x: Tensor, out_norm: nn.Module | None) -> Tensor:
+        """Evaluation as one kernel, which takes the input in its own dtype under autocast."""
+        self.stft._checked(x[:0])  # raises for a wrong shape or dtype
+        out_folds = out_norm is not None and can_fold(self.pointwise, out_norm)
+        weight, bias = folded(self.pointwise, out_norm) if out_folds else (self.pointwise.weight, None)
+        dtype = autocast_dtype(x.device.type) or weight.dtype
+        y = fused_kernel.stft_pointwise(
+            x,
+            self.stft.constant("kernels", x).float(),
+            *scale_and_shift(self.norm),
+            fused_kernel.negative_slope(self.activation),
+            weight.flatten(1).to(dtype),
+            bias,
+            self.stft.stride,
+            self.stft.padding,
+        )
         return y if out_norm is None or out_folds else out_norm(y)
 
     def _by_rows(self, x: Tensor) -> bool:
