@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from rich.table import Table
 
 from common.datamodules.errors import DatasetError, VideoReadError
 from common.datamodules.manifest import Entry, Manifest, shorten
+from common.datamodules.tar_members import find_span
 from data._listing import read_listing
 from data._parallel import map_files
 
@@ -124,16 +124,15 @@ def count_problem(count: int, expected: int | None, where: str = "the manifest s
 def _copies(manifest: Manifest) -> list[list[Entry]]:
     """Files with the same content in more than one split, under different paths. Only files of equal size are read."""
     sizes: dict[int, dict[str, Entry]] = defaultdict(dict)
+    spans = {entry.path: find_span(manifest.root / entry.path) for entry in manifest.entries}
     for entry in manifest.entries:
-        path = manifest.root / entry.path
-        if path.is_file():
-            sizes[path.stat().st_size][entry.path] = entry
+        if (span := spans[entry.path]) is not None:
+            sizes[span.size][entry.path] = entry
     groups: dict[str, list[Entry]] = defaultdict(list)
     for size, same in sizes.items():
         if size and len({entry.split for entry in same.values()}) > 1:
             for entry in same.values():
-                with open(manifest.root / entry.path, "rb") as file:
-                    groups[hashlib.file_digest(file, "sha256").hexdigest()].append(entry)
+                groups[spans[entry.path].sha256()].append(entry)  # type: ignore[union-attr]
     return [group for group in groups.values() if len({entry.split for entry in group}) > 1]
 
 

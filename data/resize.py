@@ -13,20 +13,18 @@ in the manifest, so that a training either stops at them or, with ``on_missing: 
 from __future__ import annotations
 
 import argparse
-import fcntl
-import json
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.datamodules.errors import DatasetError, ReadError
-from common.datamodules.manifest import CLASSES_FILE, Entry, Manifest, read_class_names
+from common.datamodules.manifest import Entry, Manifest
 from data._listing import MANIFEST_FILE, read_listing
+from data._output import reserved
 from data._parallel import map_files
 
 if TYPE_CHECKING:
@@ -63,7 +61,7 @@ def resize(manifest: Manifest, out: Path, short_side: int, workers: int | None =
     ]
     if workers is None:
         workers = min(os.cpu_count() or 1, len(jobs))
-    with _reserved(out, manifest, short_side):
+    with reserved(out, manifest, RECORD, {"short_side": short_side}):
         found = map_files(shrink_video, jobs, "making smaller videos", workers if workers > 1 else 0, chunk=1)
         outcomes = dict(zip(targets, found, strict=True))
         paths = [os.path.normpath(entry.path) for entry in manifest.entries]
@@ -96,34 +94,6 @@ def target_paths(manifest: Manifest) -> dict[str, str]:
     if twice := [target for target, count in Counter(paths.values()).items() if count > 1]:
         raise DatasetError(f"the copies of two videos would be named {twice[0]}: rename one of the videos.")
     return paths
-
-
-@contextmanager
-def _reserved(out: Path, manifest: Manifest, short_side: int) -> Iterator[None]:
-    """Check that the folder may be written to, and keep other runs of the command out of it."""
-    here, root = out.resolve(), manifest.root.resolve()
-    if here == root or here.is_relative_to(root) or root.is_relative_to(here):
-        raise DatasetError(f"--out {out} and the folder of the videos, {root}, must lie outside of each other.")
-    record, file = {"root": str(root), "short_side": short_side}, out / RECORD
-    if out.exists() and not file.is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise DatasetError(f"{out} exists and was not made by this command: choose another --out.")
-    names = read_class_names(out / CLASSES_FILE) if out.exists() else None
-    if names is not None and names != list(manifest.class_names):
-        raise DatasetError(f"{out / CLASSES_FILE} holds other classes: choose another --out.")
-    out.mkdir(parents=True, exist_ok=True)
-    with open(file, "a+", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DatasetError(f"another run of this command is writing to {out}: wait until it has ended.") from None
-        lock.seek(0)
-        if text := lock.read():
-            if text != json.dumps(record):
-                raise DatasetError(f"{out} was made with other options, {text}: choose another --out.")
-        else:
-            lock.write(json.dumps(record))
-            lock.flush()
-        yield
 
 
 def _entry(entry: Entry, path: str, outcome: CopyResult) -> Entry:

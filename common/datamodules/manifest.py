@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.datamodules.errors import DatasetError
+from common.datamodules.tar_members import names_in
 
 COLUMNS = ("path", "label", "label_name", "num_frames", "fps", "duration", "split")
 SPLITS = ("train", "val", "test")
@@ -170,7 +171,7 @@ class Manifest:
         for entry in self.entries:
             folder, name = os.path.split(os.path.normpath(os.path.join(self.root, entry.path)))
             if folder not in listings:
-                listings[folder] = frozenset(os.listdir(folder)) if os.path.isdir(folder) else frozenset()
+                listings[folder] = names_in(folder)
             (kept if name in listings[folder] else missing).append(entry)
         return replace(self, entries=tuple(kept)), missing
 

@@ -27,8 +27,9 @@ from PIL import Image
 from pytorchvideo.data.video import Video
 from torch import Tensor
 
-from common.datamodules.errors import VideoReadError
+from common.datamodules.errors import DatasetError, VideoReadError
 from common.datamodules.folders import IMAGE_EXTENSIONS
+from common.datamodules.tar_members import find_span
 
 # Containers that store presentation times; in others (AVI) FFmpeg makes them up, in decoding order.
 _TIMED_CONTAINERS = {"mp4", "matroska", "mpegts"}
@@ -46,7 +47,7 @@ def open_video(path: str | Path, fps: float | None = None) -> EncodedVideoReader
     """Open a video file or a folder of frames.
 
     Args:
-        path: the file or folder.
+        path: the file or folder; a file may lie in a tar archive, ``videos.tar/walk/a.mp4``.
         fps: frames per second of a frame folder (default 30); a file has its own.
 
     Raises:
@@ -175,10 +176,15 @@ class EncodedVideoReader(_Reader):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not self.path.is_file():
+        try:
+            span = find_span(self.path)
+        except DatasetError as error:
+            raise VideoReadError(self.path, str(error)) from error
+        if span is None:
             raise VideoReadError(self.path, "no such file.")
-        if self.path.stat().st_size == 0:
+        if span.size == 0:
             raise VideoReadError(self.path, "the file is empty (0 bytes).")
+        self._span = span
         self._reformatter = VideoReformatter()
         self._packets: list[Any] | None = None
         self._sequential_frames: list[av.VideoFrame] | None = None
@@ -231,8 +237,11 @@ class EncodedVideoReader(_Reader):
     def _open(self) -> tuple[Any, Any]:
         """A container and its video stream. The file may refer to other local files, but not to the network."""
         # Absolute, because FFmpeg takes a name such as "http:/a.mp4" or "concat:a.mp4" for a protocol.
-        name = os.path.abspath(self.path)
-        container, stream = open_container(self.path, name, options={"protocol_whitelist": "file"})
+        name, protocols = os.path.abspath(self._span.path), "file"
+        if self._span.path != str(self.path):  # in an archive
+            start, size = self._span.start, self._span.size
+            name, protocols = f"subfile,,start,{start},end,{start + size},,:{name}", "file,subfile"
+        container, stream = open_container(self.path, name, options={"protocol_whitelist": protocols})
         stream.thread_type = "SLICE"
         stream.codec_context.thread_count = 1  # more rarely pay in a loader with several workers
         return container, stream
@@ -241,7 +250,7 @@ class EncodedVideoReader(_Reader):
         """Read all packets, check that the file is complete and find the order of presentation."""
         codec = self._stream.codec_context
         name = codec.name
-        keep = self.path.stat().st_size <= KEEP_BYTES
+        keep = self._span.size <= KEEP_BYTES
         packets: list[_Packet] = []
         kept: list[Any] = []
         plain = True  # nothing seen that selective decoding cannot handle
@@ -278,7 +287,7 @@ class EncodedVideoReader(_Reader):
             ends = [packet.pts + packet.duration for packet in packets if packet.pts is not None and packet.duration]
             if listed and ends and (end := float(max(ends) * self._stream.time_base)) < 0.99 * listed - 1.5 / self.fps:
                 return f"the header says {listed:g} seconds, the frames end after {end:g}"
-        elif "gif" in formats and not _tail(self.path).rstrip(b"\0\r\n").endswith(b";"):
+        elif "gif" in formats and not self._span.read(1024).rstrip(b"\0\r\n").endswith(b";"):
             return "the end of the GIF image is missing"
         elif "mpegts" in formats and all(self.path.stat().st_size % size for size in (188, 192, 204)):
             return "its last transport packet is incomplete"
@@ -581,12 +590,6 @@ def _listed_seconds(container: Any, stream: Any) -> float | None:
     if match := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):
         return 3600 * int(match[1]) + 60 * int(match[2]) + float(match[3])
     return container.duration / av.time_base if container.duration and len(container.streams) == 1 else None
-
-
-def _tail(path: Path, size: int = 1024) -> bytes:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - size))
-        return file.read()
 
 
 def reason_of(error: Exception) -> str:

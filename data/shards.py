@@ -1,0 +1,195 @@
+"""Pack videos into tar archives, once, for disks and networks on which many files are slow: ``python -m data.shards
+VIDEOS --out SHARDS``.
+
+VIDEOS is a manifest, or a folder with one sub-folder per class. Each archive (shard) holds videos of one split, in an
+order that mixes the classes, each followed by its label: the format of the WebDataset library, which can read them.
+A manifest that names the videos in the shards is written to SHARDS, which is then the root of the data; training,
+testing, ``data.check`` and ``data.browse`` read it like any other. Clips and their order are those of the files.
+
+The videos are copied as they are; ``python -m data.resize`` makes them smaller first. A shard appears under its name
+when it is complete; the same command again makes what is missing, and what is older than its videos.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import os
+import sys
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from common.datamodules.errors import DatasetError
+from common.datamodules.manifest import Entry, Manifest, shorten
+from common.datamodules.tar_members import find_span
+from data._listing import MANIFEST_FILE, read_listing
+from data._output import reserved
+from data._parallel import map_files
+
+RECORD = "shards.json"  # in the folder of the shards: what they were made from
+
+
+class Packed(NamedTuple):
+    """A video in a shard: its file, its name there, and its label."""
+
+    source: str
+    name: str
+    label: int | None
+
+
+class ShardJob(NamedTuple):
+    """A shard to write."""
+
+    target: str
+    videos: tuple[Packed, ...]
+
+
+def pack(manifest: Manifest, out: Path, shard_bytes: int, workers: int | None = None) -> Manifest:
+    """Write the shards and their manifest.
+
+    Args:
+        manifest: the videos.
+        out: folder of the shards: new, empty, or of an earlier call with the same videos and size.
+        shard_bytes: a shard is closed before it becomes larger; a larger video has one of its own.
+        workers: processes; None: one per CPU; 0: this process alone.
+
+    Returns:
+        The manifest written.
+
+    Raises:
+        DatasetError: a video is missing or is a folder of frames, or ``out`` holds something else.
+        OSError: a file cannot be read or written.
+    """
+    if shard_bytes < 1:
+        raise DatasetError(f"the size of a shard is {shard_bytes} bytes; it must be positive.")
+    paths = plan(manifest, shard_bytes)
+    by_shard: dict[str, list[Packed]] = {}
+    labels = {os.path.normpath(entry.path): entry.label for entry in manifest.entries}
+    for path, (shard, name) in paths.items():
+        by_shard.setdefault(shard, []).append(Packed(str(manifest.root / path), name, labels[path]))
+    jobs = [ShardJob(str(out / shard), tuple(videos)) for shard, videos in by_shard.items()]
+    if workers is None:
+        workers = min(os.cpu_count() or 1, len(jobs))
+    with reserved(out, manifest, RECORD, {"videos": manifest.hash, "shard_bytes": shard_bytes}):
+        for left in out.glob(".*.tmp"):  # by a run that was killed
+            left.unlink()
+        made = map_files(write_shard, jobs, "writing shards", workers if workers > 1 else 0, chunk=1)
+        entries = tuple(_entry(entry, paths) for entry in manifest.entries)
+        packed = Manifest(out, entries, manifest.class_names, out / MANIFEST_FILE, len(entries))
+        packed.write(out / MANIFEST_FILE, overwrite=True)
+    print(f"{packed.source}: {len(paths)} videos in {len(jobs)} shards: {sum(made)} made, {len(made) - sum(made)} kept")
+    return packed
+
+
+def plan(manifest: Manifest, shard_bytes: int) -> dict[str, tuple[str, str]]:
+    """Shard and name in it by normalised path of a video, in the order in which they are written.
+
+    Raises:
+        DatasetError: see `pack`.
+    """
+    split_of = {os.path.normpath(entry.path): entry.split for entry in reversed(manifest.entries)}
+    sizes, problems = {}, []
+    for path in split_of:
+        span = find_span(manifest.root / path)
+        if span is None:
+            folder = os.path.isdir(manifest.root / path)
+            problems.append(f"  {path}: {'a folder of frames, not a video file' if folder else 'no such file'}")
+        else:
+            sizes[path] = span.size
+    if problems:
+        raise DatasetError(f"{len(problems)} of {len(split_of)} videos cannot be packed:\n{shorten(problems)}")
+    names = dict(zip(sizes, _names(sizes), strict=True))
+    # The order is mixed, but the same in every run and after a video is added.
+    order = sorted(sizes, key=lambda path: (split_of[path], hashlib.sha256(path.encode()).digest()))
+    found: dict[str, tuple[str, str]] = {}
+    split, number, filled = "", -1, 0
+    for path in order:
+        if split_of[path] != split:
+            split, number, filled = split_of[path], 0, 0
+        elif filled + sizes[path] > shard_bytes:
+            number, filled = number + 1, 0
+        found[path] = (f"{split}-{number:06d}.tar", names[path])
+        filled += sizes[path]
+    return found
+
+
+def _names(paths: Sequence[str] | dict[str, int]) -> Iterator[str]:
+    """Names in the shards: WebDataset takes what follows the first dot of a file name for its kind."""
+    used: set[str] = set()
+    for path in paths:
+        pure = PurePosixPath(path.rpartition(".tar/")[2])
+        key = str(pure.with_suffix(""))
+        parent, _, stem = key.rpartition("/")
+        key = f"{parent}/{stem.replace('.', '_')}".lstrip("/")
+        name, copies = key, 1
+        while name in used:
+            copies += 1
+            name = f"{key}-{copies}"
+        used.add(name)
+        yield f"{name}{pure.suffix.lower()}"
+
+
+def write_shard(job: ShardJob) -> bool:
+    """Write one shard unless it is there and newer than its videos; whether it was written."""
+    target = Path(job.target)
+    spans = [find_span(video.source) for video in job.videos]
+    if target.is_file():
+        newest = max(os.stat(span.path).st_mtime_ns for span in spans if span is not None)
+        if target.stat().st_mtime_ns > newest:
+            return False
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with tarfile.open(temporary, "x", format=tarfile.PAX_FORMAT) as shard:
+            for video, span in zip(job.videos, spans, strict=True):
+                if span is None:
+                    raise DatasetError(f"{video.source} has disappeared.")
+                with open(span.path, "rb") as file:
+                    file.seek(span.start)
+                    shard.addfile(_header(video.name, span.size), file)
+                if video.label is not None:
+                    label = str(video.label).encode()
+                    name = f"{video.name.removesuffix(PurePosixPath(video.name).suffix)}.cls"
+                    shard.addfile(_header(name, len(label)), io.BytesIO(label))
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _header(name: str, size: int) -> tarfile.TarInfo:
+    header = tarfile.TarInfo(name)
+    header.size = size
+    return header
+
+
+def _entry(entry: Entry, paths: dict[str, tuple[str, str]]) -> Entry:
+    return entry._replace(path="/".join(paths[os.path.normpath(entry.path)]))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit status: 0 done, 1 refused, 130 interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data.shards", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("videos", type=Path, help="manifest, or a folder with one sub-folder per class")
+    parser.add_argument("--root", type=Path, help="folder that its paths are relative to (default: the manifest's)")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the shards and their manifest")
+    parser.add_argument("--megabytes", type=float, default=500, help="size of a shard (default %(default)s)")
+    parser.add_argument("--workers", type=int, help="processes (default: one per CPU)")
+    args = parser.parse_args(argv)
+    try:
+        pack(read_listing(args.videos, args.root), args.out, round(args.megabytes * 1e6), args.workers)
+    except (DatasetError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
