@@ -127,42 +127,22 @@ def stft_pointwise(
 
 
 @stft_pointwise.register_fake
-def _(
-    x: Tensor,
-    kernels: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    slope: float,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-) -> Tensor:
+def _(*arguments: Any) -> Tensor:
+    x, kernels, _, _, _, weight, _, stride, padding = arguments
     return _empty_output(x, kernels.shape[2:], weight, stride, padding)
 
 
 @stft_pointwise.register_kernel("cuda")
-def _(
-    x: Tensor,
-    kernels: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    slope: float,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-) -> Tensor:
+def _(x: Tensor, *arguments: Any) -> Tensor:
     from common.spectral.triton_kernel import stft_pointwise_kernel
 
     with torch.cuda.device(x.device):
-        return launch(stft_pointwise_kernel, x, kernels, scale, shift, slope, weight, bias, stride, padding)
+        return launch(stft_pointwise_kernel, x, *arguments)
 
 
 @register_flop_formula(torch.ops.spectral_video.stft_pointwise)
-def _flops(
-    x: Any, kernels: Any, scale: Any, shift: Any, slope: float, weight: Any, *_: Any, out_shape: Any, **__: Any
-) -> int:
+def _flops(*shapes: Any, out_shape: Any, **_: Any) -> int:
+    x, kernels, _, _, _, weight = shapes[:6]
     positions = out_shape[0] * math.prod(out_shape[2:])
     return 2 * positions * (x[1] * math.prod(kernels) + math.prod(weight))
 
