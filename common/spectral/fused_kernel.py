@@ -24,7 +24,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import register_flop_formula
 
 from common.spectral.stft import without_autocast
 
@@ -44,6 +43,8 @@ _STAGES = 2
 @contextmanager
 def fused_kernels(enabled: bool = True) -> Iterator[None]:
     """Inside this context, evaluation uses the fused kernel where it can, or never."""
+    if enabled:
+        _register_flops()
     token = _enabled.set(enabled)
     try:
         yield
@@ -140,11 +141,22 @@ def _(x: Tensor, *arguments: Any) -> Tensor:
         return launch(stft_pointwise_kernel, x, *arguments)
 
 
-@register_flop_formula(torch.ops.spectral_video.stft_pointwise)
+def _register_flops() -> None:
+    """Make the operator known to PyTorch's FLOP counter, whose import takes most of a second."""
+    from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+    if torch.ops.spectral_video.stft_pointwise not in flop_registry:
+        register_flop_formula(torch.ops.spectral_video.stft_pointwise)(_flops)
+
+
 def _flops(*shapes: Any, out_shape: Any, **_: Any) -> int:
     x, kernels, _, _, _, weight = shapes[:6]
     positions = out_shape[0] * math.prod(out_shape[2:])
     return 2 * positions * (x[1] * math.prod(kernels) + math.prod(weight))
+
+
+if _enabled.get():
+    _register_flops()
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:

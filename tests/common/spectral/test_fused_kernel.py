@@ -107,7 +107,7 @@ def test_the_operator_is_known_to_pytorch() -> None:
     module = segment(3, 4, (3, 3, 3))
     x = torch.randn(2, 3, 4, 5, 6)
     torch.library.opcheck(fused_kernel.stft_pointwise, arguments(module, x))
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), fused_kernels(), FlopCounterMode(display=False) as counter:
         fused_kernel.stft_pointwise(*arguments(module, x))
     with torch.no_grad(), reference_implementation(), FlopCounterMode(display=False) as stock:
         module(x)
