@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from pathlib import Path
 
@@ -22,13 +23,19 @@ def read_listing(source: Path, root: Path | None = None) -> Manifest:
     Raises:
         DatasetError: see `Manifest.read` and `read_class_folders`.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about duplicates and held-out videos, which the commands show themselves
+    if not source.exists():
+        raise DatasetError(
+            f"{source} does not exist: give a manifest (CSV), or a folder with one sub-folder per class."
+        )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         if source.is_dir() and (source / MANIFEST_FILE).is_file():
             source = source / MANIFEST_FILE
-        if source.is_dir():
-            return read_class_folders(source)
-        return Manifest.read(source, root or source.parent)
+        listed = read_class_folders(source) if source.is_dir() else Manifest.read(source, root or source.parent)
+    for warning in caught:  # the commands show duplicates and held-out videos themselves
+        if "not used" in str(warning.message):
+            print(f"note: {warning.message}", file=sys.stderr)
+    return listed
 
 
 def read_videos_or_images(source: Path, root: Path | None = None) -> tuple[Manifest, Kind]:

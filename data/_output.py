@@ -44,8 +44,29 @@ def reserved(out: Path, manifest: Manifest, record_file: str, options: Mapping[s
         lock.seek(0)
         if text := lock.read():
             if text != json.dumps(record):
-                raise DatasetError(f"{out} was made with other options, {text}: choose another --out.")
+                raise DatasetError(f"{out} was made {_difference(text, record)}: choose another --out.")
         else:
             lock.write(json.dumps(record))
             lock.flush()
         yield
+
+
+def _difference(text: str, record: Mapping[str, Any]) -> str:
+    """In which of the options that a command recorded it differs from another run of it."""
+    try:
+        before = json.loads(text)
+        names = [name for name in record if before.get(name) != record[name]]
+    except (ValueError, AttributeError):
+        return "by another command"
+    texts = {"root": f"from videos in {before.get('root')}", "videos": "from another list of videos"}
+    return "; ".join(texts.get(name, f"with {name} {before.get(name)}, not {record[name]}") for name in names)
+
+
+def replace_manifest(manifest: Manifest) -> None:
+    """Write a manifest to its `source`. One with other content, which a user may have edited, is kept beside it."""
+    path = manifest.source
+    if path.is_file() and path.read_text(encoding="utf-8") != manifest.text():
+        kept = path.with_name(f"{path.stem}.previous{path.suffix}")
+        path.replace(kept)
+        print(f"{path} differs from the new one and was renamed to {kept.name}")
+    manifest.write(path, overwrite=True)

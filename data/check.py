@@ -70,6 +70,8 @@ class CheckReport:
 
 def refuse_to_overwrite(path: Path) -> None:
     """Raise FileExistsError if the path holds anything but a report of this command."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise DatasetError(f"--report is {path}; give the name of a file in a folder that exists.")
     if path.exists():
         with open(path, encoding="utf-8", errors="replace") as file:
             if file.readline().rstrip("\n") != ",".join(COLUMNS):
@@ -159,7 +161,8 @@ def print_report(report: CheckReport, console: Console) -> None:
     lines += report.general
     if lines:
         console.print(escape(shorten(lines, MAX_REPORTED)), highlight=False, soft_wrap=True)
-    console.print(f"{good} of {len(pairs)} videos are good; {len(lines)} problems", highlight=False)
+    problems = f"{len(lines)} problem{'' if len(lines) == 1 else 's'}"
+    console.print(f"{good} of {len(pairs)} videos are good; {problems}", highlight=False)
 
 
 def _where(manifest: Manifest, entry: Entry) -> str:
@@ -190,7 +193,7 @@ def main(argv: list[str] | None = None) -> int:
         report = check(read_listing(args.manifest, args.root), decode=args.decode, workers=args.workers)
         if args.report:
             report.write(args.report)
-    except (DatasetError, FileExistsError) as error:
+    except (DatasetError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

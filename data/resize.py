@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from common.datamodules.errors import DatasetError, ReadError
 from common.datamodules.manifest import Entry, Manifest
 from data._listing import MANIFEST_FILE, read_listing
-from data._output import reserved
+from data._output import replace_manifest, reserved
 from data._parallel import map_files
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def resize(manifest: Manifest, out: Path, short_side: int, workers: int | None =
         )
         name = manifest.source.name if manifest.source.is_file() else MANIFEST_FILE
         small = Manifest(out, entries, manifest.class_names, out / name, len(entries))
-        small.write(out / name, overwrite=True)
+        replace_manifest(small)
     _print_outcomes(small, outcomes)
     good = [job for job, outcome in zip(jobs, found, strict=True) if not outcome.probe.problem]
     if good:

@@ -6,16 +6,21 @@ order that mixes the classes, each followed by its label: the format of the WebD
 A manifest that names the videos in the shards is written to SHARDS, which is then the root of the data; training,
 testing, ``data.check`` and ``data.browse`` read it like any other. Clips and their order are those of the files.
 
-The videos are copied as they are; ``python -m data.resize`` makes them smaller first. A shard appears under its name
-when it is complete; the same command again makes what is missing, and what is older than its videos.
+The videos are copied as they are, and not opened: ``python -m data.check`` finds broken ones, and ``python -m
+data.resize`` makes them smaller. Dots in a name become underscores (``a.v2.mp4``: ``a_v2.mp4``), and a second video of
+the same name with another extension gets a number; the order of the manifest stays. A shard appears under its name when
+it is complete; the same command again makes what is missing, and what its videos are newer than.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import io
+import math
 import os
+import re
 import sys
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -24,12 +29,14 @@ from typing import NamedTuple
 
 from common.datamodules.errors import DatasetError
 from common.datamodules.manifest import Entry, Manifest, shorten
-from common.datamodules.tar_members import find_span
+from common.datamodules.tar_members import find_span, members
 from data._listing import MANIFEST_FILE, read_listing
-from data._output import reserved
+from data._output import replace_manifest, reserved
 from data._parallel import map_files
 
 RECORD = "shards.json"  # in the folder of the shards: what they were made from
+LABEL = ".cls"
+_OWN = re.compile(r"(\.)?(train|val|test)-\d{6}\.tar(?(1)\.\d+\.tmp)")  # shards, and parts of them
 
 
 class Packed(NamedTuple):
@@ -63,8 +70,6 @@ def pack(manifest: Manifest, out: Path, shard_bytes: int, workers: int | None = 
         DatasetError: a video is missing or is a folder of frames, or ``out`` holds something else.
         OSError: a file cannot be read or written.
     """
-    if shard_bytes < 1:
-        raise DatasetError(f"the size of a shard is {shard_bytes} bytes; it must be positive.")
     paths = plan(manifest, shard_bytes)
     by_shard: dict[str, list[Packed]] = {}
     labels = {os.path.normpath(entry.path): entry.label for entry in manifest.entries}
@@ -74,12 +79,12 @@ def pack(manifest: Manifest, out: Path, shard_bytes: int, workers: int | None = 
     if workers is None:
         workers = min(os.cpu_count() or 1, len(jobs))
     with reserved(out, manifest, RECORD, {"videos": manifest.hash, "shard_bytes": shard_bytes}):
-        for left in out.glob(".*.tmp"):  # by a run that was killed
+        for left in _others(out, jobs):
             left.unlink()
         made = map_files(write_shard, jobs, "writing shards", workers if workers > 1 else 0, chunk=1)
         entries = tuple(_entry(entry, paths) for entry in manifest.entries)
         packed = Manifest(out, entries, manifest.class_names, out / MANIFEST_FILE, len(entries))
-        packed.write(out / MANIFEST_FILE, overwrite=True)
+        replace_manifest(packed)
     print(f"{packed.source}: {len(paths)} videos in {len(jobs)} shards: {sum(made)} made, {len(made) - sum(made)} kept")
     return packed
 
@@ -94,7 +99,9 @@ def plan(manifest: Manifest, shard_bytes: int) -> dict[str, tuple[str, str]]:
     sizes, problems = {}, []
     for path in split_of:
         span = find_span(manifest.root / path)
-        if span is None:
+        if path.lower().endswith(LABEL):
+            problems.append(f"  {path}: {LABEL} is the extension of labels; rename it")
+        elif span is None:
             folder = os.path.isdir(manifest.root / path)
             problems.append(f"  {path}: {'a folder of frames, not a video file' if folder else 'no such file'}")
         else:
@@ -132,28 +139,40 @@ def _names(paths: Sequence[str] | dict[str, int]) -> Iterator[str]:
         yield f"{name}{pure.suffix.lower()}"
 
 
+def _others(out: Path, jobs: Sequence[ShardJob]) -> list[Path]:
+    """Shards of an earlier plan, and parts of shards that a killed run left."""
+    planned = {Path(job.target).name for job in jobs}
+    return [p for p in out.iterdir() if _OWN.fullmatch(p.name) and p.name not in planned]
+
+
 def write_shard(job: ShardJob) -> bool:
-    """Write one shard unless it is there and newer than its videos; whether it was written."""
+    """Write one shard unless it is there, holds these videos, and is newer than them; whether it was written."""
     target = Path(job.target)
-    spans = [find_span(video.source) for video in job.videos]
-    if target.is_file():
-        newest = max(os.stat(span.path).st_mtime_ns for span in spans if span is not None)
-        if target.stat().st_mtime_ns > newest:
-            return False
+    spans = []
+    for video in job.videos:
+        span = find_span(video.source)
+        if span is None:
+            raise DatasetError(f"{video.source} has disappeared.")
+        spans.append(span)
+    if target.is_file() and target.stat().st_mtime_ns > max(os.stat(span.path).st_mtime_ns for span in spans):
+        sizes = {video.name: span.size for video, span in zip(job.videos, spans, strict=True)}
+        with contextlib.suppress(DatasetError):
+            if {name: span.size for name, span in members(job.target).items() if not name.endswith(LABEL)} == sizes:
+                return False
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with tarfile.open(temporary, "x", format=tarfile.PAX_FORMAT) as shard:
             for video, span in zip(job.videos, spans, strict=True):
-                if span is None:
-                    raise DatasetError(f"{video.source} has disappeared.")
                 with open(span.path, "rb") as file:
                     file.seek(span.start)
                     shard.addfile(_header(video.name, span.size), file)
                 if video.label is not None:
                     label = str(video.label).encode()
-                    name = f"{video.name.removesuffix(PurePosixPath(video.name).suffix)}.cls"
+                    name = f"{video.name.removesuffix(PurePosixPath(video.name).suffix)}{LABEL}"
                     shard.addfile(_header(name, len(label)), io.BytesIO(label))
         temporary.replace(target)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}; the same command resumes", job.target) from error
     finally:
         temporary.unlink(missing_ok=True)
     return True
@@ -180,8 +199,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--megabytes", type=float, default=500, help="size of a shard (default %(default)s)")
     parser.add_argument("--workers", type=int, help="processes (default: one per CPU)")
     args = parser.parse_args(argv)
+    if not (math.isfinite(args.megabytes) and args.megabytes > 0):
+        parser.error(f"--megabytes is {args.megabytes}; it must be positive")
     try:
-        pack(read_listing(args.videos, args.root), args.out, round(args.megabytes * 1e6), args.workers)
+        pack(read_listing(args.videos, args.root), args.out, math.ceil(args.megabytes * 1e6), args.workers)
     except (DatasetError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -5,7 +5,6 @@ In Python and in notebooks: :func:`compare`.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import warnings
@@ -24,6 +23,7 @@ from common.comparison.study import Study, StudyError, load
 from common.reporting import tables
 from common.reporting.counting import ROOT
 from common.reporting.results import replace_section
+from common.training.arguments import CommandParser
 from common.training.cli import ALLOW_OWN_HELP
 
 
@@ -66,12 +66,11 @@ def _place(study: Study, out: str | Path | None, rows: str | Path | None) -> Pla
 
 def main(argv: list[str]) -> int:
     """The command; returns 0, or 1 if a training failed."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="spectral compare",
         description="Compare methods on the same data, seeds and budget, with a learning rate chosen for each by the "
         "same rule. A row is written as each training ends; the same command continues an interrupted study.",
         epilog=RULE,
-        allow_abbrev=False,
     )
     parser.add_argument("study", type=Path, help="YAML file; papers/*/claims.yaml are examples")
     parser.add_argument("--out", type=Path, help="folder of trainings and report (default: runs/compare/<study>)")

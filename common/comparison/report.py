@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -223,12 +225,15 @@ def provenance(progress: StudyProgress, data: str) -> list[str]:
 def overview(studies: Mapping[str, StudyProgress]) -> RenderedTable:
     """The claims of several studies with their verdicts, one line each."""
     heads = [ColumnHeader("Paper"), ColumnHeader("Claim"), ColumnHeader("Here"), ColumnHeader("Verdict")]
+    claims = [(name, progress, claim) for name, progress in studies.items() for claim in progress.study.claims]
+    verdicts = [verdict_on(progress, claim) for _, progress, claim in claims]
     cells = [
-        [name, claim.claim, _evidence(progress, claim), f"**{verdict_on(progress, claim)}**"]
-        for name, progress in studies.items()
-        for claim in progress.study.claims
+        [name, claim.claim, _evidence(progress, claim), f"**{verdict}**"]
+        for (name, progress, claim), verdict in zip(claims, verdicts, strict=True)
     ]
-    return RenderedTable("Claims of the papers, tested", heads, cells, [DIFFERENCES])
+    counts = Counter(verdicts)
+    totals = ", ".join(f"{verdict}: {counts[verdict]}" for verdict in get_args(Verdict) if counts[verdict])
+    return RenderedTable("Verdicts", heads, cells, [f"{len(claims)} claims. {totals}.", DIFFERENCES])
 
 
 def _evidence(progress: StudyProgress, claim: Claim, most: int = 2) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -65,6 +66,8 @@ class StudyRow:
         if not self.correct or not self.test_files:
             return None
         bits = np.unpackbits(np.frombuffer(bytes.fromhex(self.correct), dtype=np.uint8))
+        if not 0 <= len(bits) - self.test_files < 8:
+            raise ValueError(f"correct has {len(bits)} bits for {self.test_files} files")
         return bits[: self.test_files].astype(float)
 
 
@@ -85,17 +88,17 @@ def read_rows(path: str | Path) -> list[StudyRow]:
     path = Path(path)
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    lines = text[: text.rfind("\n") + 1].splitlines()
-    rows = []
-    for number, values in enumerate(csv.reader(lines[1:]), start=2):
-        try:
+    rows: list[StudyRow] = []
+    try:
+        text = path.read_text(encoding="utf-8")
+        lines = text[: text.rfind("\n") + 1].splitlines()
+        for values in csv.reader(lines[1:]):
             pairs = dict(zip(lines[0].split(","), values, strict=True))
-            rows.append(
-                StudyRow(**{name: _parse(name, value) for name, value in pairs.items() if value or name in _TEXT})
-            )
-        except (ValueError, TypeError, KeyError) as error:
-            raise StudyError(f"{path}:{number}: not a row of a study ({error})") from error
+            row = StudyRow(**{name: _parse(name, value) for name, value in pairs.items() if value or name in _TEXT})
+            row.outcomes()
+            rows.append(row)
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
+        raise StudyError(f"{path}:{len(rows) + 2}: not a row of a study ({error})") from error
     return rows
 
 
@@ -103,7 +106,10 @@ _TEXT = {name for name, kind in _KINDS.items() if kind == "str"}
 
 
 def _parse(name: str, value: str) -> Any:
-    return {"str": str, "int": int, "float": float}[_KINDS[name]](value)
+    parsed = {"str": str, "int": int, "float": float}[_KINDS[name]](value)
+    if isinstance(parsed, float) and not math.isfinite(parsed):
+        raise ValueError(f"{name} is {value}")
+    return parsed
 
 
 def append_row(path: Path, row: StudyRow) -> None:

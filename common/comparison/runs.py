@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import fcntl
 import multiprocessing
 import os
 import shlex
@@ -80,18 +81,29 @@ def run_study(study: Study, place: Place, jobs: int, tell: Told) -> StudyProgres
             cli.check_arguments(["fit", *study.arguments(data, method, rate)])
         except cli.UsageError as error:
             raise StudyError(f"{study.path}:{study.methods[method].line}: {method} on {data}: {error}") from error
-    make_data(study, place, tell)
-    for row in _here(study, place) if jobs == 1 else _in_processes(study, place, jobs):
-        append_row(place.rows, row)
-        score = row.test if row.stage == "score" else row.val
-        result = (
-            row.error or f"{study.score_on(row.data)} {score:.3f} ({'test' if row.stage == 'score' else 'validation'})"
-        )
-        left = StudyProgress(study, read_rows(place.rows)).trainings_left()
-        what = f"{row.data} {row.method}, rate {row.rate:g}, seed {row.seed}"
-        tell(f"{what}: {result}, {row.seconds:.0f} s; {left} left")
-    measure_costs(study, place, tell)
+    with _alone(place):
+        make_data(study, place, tell)
+        for row in _here(study, place) if jobs == 1 else _in_processes(study, place, jobs):
+            append_row(place.rows, row)
+            score, split = (row.test, "test") if row.stage == "score" else (row.val, "validation")
+            result = row.error or f"{study.score_on(row.data)} {score:.3f} ({split})"
+            left = StudyProgress(study, read_rows(place.rows)).trainings_left()
+            what = f"{row.data} {row.method}, rate {row.rate:g}, seed {row.seed}"
+            tell(f"{what}: {result}, {row.seconds:.0f} s; {left} left")
+        measure_costs(study, place, tell)
     return StudyProgress(study, read_rows(place.rows))
+
+
+@contextlib.contextmanager
+def _alone(place: Place) -> Iterator[None]:
+    """Keep a second run of a study out of its folder."""
+    place.out.mkdir(parents=True, exist_ok=True)
+    with (place.out / "running.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StudyError(f"another run of this study works in {place.out}: wait until it has ended") from None
+        yield
 
 
 def _here(study: Study, place: Place) -> Iterator[StudyRow]:

@@ -23,7 +23,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -239,8 +241,14 @@ def _check(study: Study) -> None:
 
     if not study.seeds or not study.rates or len(set(study.seeds)) != len(study.seeds):
         fail(study, "give at least one rate and one seed, each seed once")
+    if min(study.seeds) < 0:
+        fail(study, f"a seed is {min(study.seeds)}; it must not be negative")
+    _check_words(study, "options", study.options, fail)
     for name, data in study.data.items():
-        if not data.demo and not data.options:
+        _check_name(data, name, fail)
+        for key in ("demo", "options"):
+            _check_words(data, key, getattr(data, key), fail)
+        if not data.demo.strip() and not data.options.strip():
             fail(data, f"{name} needs demo, or options such as --data.root DIR")
         if data.rates_of is not None and (
             data.rates_of not in study.data or study.data[data.rates_of].rates_of is not None
@@ -248,6 +256,14 @@ def _check(study: Study) -> None:
             fail(data, f"{name}: there is no data {data.rates_of} whose rates are chosen")
     before: list[str] = []
     for name, method in study.methods.items():
+        _check_name(method, name, fail)
+        _check_words(method, "options", method.options, fail)
+        for rate in method.rates or study.rates:
+            if not (math.isfinite(rate) and rate > 0):
+                fail(method if method.rates else study, f"a rate is {rate}; it must be positive")
+        bounds = method.bound.values() if isinstance(method.bound, Mapping) else [method.bound]
+        if not all(isinstance(bound, int | float) for bound in bounds):
+            fail(method, f"{name}: bound is {method.bound}; give a number, or numbers by data")
         if not os.path.isfile(study.path.parent / method.recipe):  # also of names that no file can have
             fail(method, f"{name}: there is no recipe {study.path.parent / method.recipe}")
         if method.starts_from is not None and method.starts_from not in before:
@@ -264,6 +280,23 @@ def _check(study: Study) -> None:
             _known(study, comparison, [comparison.better, *comparison.than], study.methods, fail)
             if comparison.measure not in ("score", *COSTS):
                 fail(comparison, f"unknown measure {comparison.measure!r}; there are score, {', '.join(COSTS)}")
+
+
+def _check_name(entry: Any, name: str, fail: Any) -> None:
+    """Names become parts of folders' names."""
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        fail(entry, f"{name!r} is no name: use letters, digits and . + - _")
+
+
+def _check_words(entry: Any, key: str, text: str, fail: Any) -> None:
+    """Options of a command that trains or makes data: none that prints something or says where it works."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        fail(entry, f"{key}: {error}")
+    for word in words:
+        if word.partition("=")[0] in ("-h", "--help", "--print_config", "--out", "--trainer.default_root_dir"):
+            fail(entry, f"{key}: {word} cannot be given in a study")
 
 
 def _known(study: Study, entry: Any, names: list[str], known: Mapping[str, Any], fail: Any) -> None:

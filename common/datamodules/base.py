@@ -236,6 +236,12 @@ class LabelledDataModule(BaseDataModule):
         """SHA-256 of the class list and of the entries, or of the images of an archive."""
         return self._loaded().hash
 
+    def setup(self, stage: str | None = None) -> None:
+        """As :meth:`BaseDataModule.setup`, with a warning for a training on a single class."""
+        super().setup(stage)
+        if stage in (None, "fit") and len(self.class_names) == 1:
+            warnings.warn(f"the only class is {self.class_names[0]}: there is nothing to learn.", stacklevel=2)
+
     def facts(self) -> dict[str, Any]:
         """``num_classes``, the length of the class list."""
         return {"num_classes": len(self.class_names)}

@@ -11,6 +11,7 @@ from typing import Literal
 
 from common.datamodules.errors import DatasetError
 from common.datamodules.manifest import CLASSES_FILE, Entry, Manifest, is_text, read_class_names, read_text
+from common.datamodules.tar_members import SUFFIX, find_span, members
 
 Kind = Literal["video", "image"]
 VIDEO_EXTENSIONS = frozenset(
@@ -73,8 +74,10 @@ def is_frame_folder(path: str | Path) -> bool:
         return any(_extension(item.name) in IMAGE_EXTENSIONS for item in items)
 
 
-def find_files(paths: str | Path | Iterable[str | Path], kind: Kind) -> list[Path]:
-    """Expand files, folders (recursively) and ``.txt`` lists into paths of videos or images, sorted within a folder.
+def find_files(paths: str | Path | Iterable[str | Path], kind: Kind, _within: tuple[Path, ...] = ()) -> list[Path]:
+    """Expand files, folders (recursively), ``.txt`` lists and tar archives into paths of videos or images.
+
+    They are sorted within a folder or archive.
 
     Among videos, a folder that holds jpg or png frames is one video. A list has one path per line, relative to the
     folder of the list. A file given by name is taken whatever its extension, so that its reader can say what is wrong
@@ -82,29 +85,34 @@ def find_files(paths: str | Path | Iterable[str | Path], kind: Kind) -> list[Pat
 
     Raises:
         FileNotFoundError: a path (in a list: with file:line) does not exist, or a folder has nothing of the kind.
-        DatasetError: a list is not a text file.
+        DatasetError: a list is not a text file, is empty, or lists itself; an archive is damaged.
     """
     files: list[Path] = []
     for item in [paths] if isinstance(paths, str | Path) else paths:
+        if item == "":
+            raise FileNotFoundError("a path is empty.")
         path = Path(item)
         if path.is_dir():
             if kind == "video" and is_frame_folder(path):
                 files.append(path)
                 continue
             names, others = _list_files(path, path, kind)
+            archives = [name for name in others if _extension(name) == SUFFIX]
+            names += [f"{name}/{inner}" for name in archives for inner in _list_archive(path / name, kind)]
+            others = [name for name in others if name not in archives]
             if not names:
                 raise FileNotFoundError(f"no {kind}s below {path} (extensions {' '.join(sorted(_EXTENSIONS[kind]))}).")
             if others:
                 warnings.warn(f"{path}: {len(names)} {kind}s; {_by_extension(others)}.", stacklevel=2)
             files += [path / name for name in names]
         elif path.is_file() and path.suffix.lower() == ".txt":
-            for number, text in enumerate(read_text(path).splitlines(), 1):
-                if text.strip():
-                    listed = path.parent / text.strip()
-                    if not listed.exists():
-                        raise FileNotFoundError(f"{path}:{number}: {listed} does not exist.")
-                    files += find_files(listed, kind)
-        elif path.is_file():
+            files += _read_list(path, kind, _within)
+        elif path.is_file() and path.suffix == SUFFIX:
+            inside = _list_archive(path, kind)
+            if not inside:
+                raise FileNotFoundError(f"no {kind}s in {path} (extensions {' '.join(sorted(_EXTENSIONS[kind]))}).")
+            files += [path / name for name in inside]
+        elif find_span(path) is not None:
             files.append(path)
         else:
             raise FileNotFoundError(f"{path} does not exist: give {kind} files, folders or a .txt list of them.")
@@ -112,6 +120,26 @@ def find_files(paths: str | Path | Iterable[str | Path], kind: Kind) -> list[Pat
 
 
 # -- helpers ----------------------------------------------------------------------------------------------------------
+
+
+def _read_list(path: Path, kind: Kind, within: tuple[Path, ...]) -> list[Path]:
+    """The files of a ``.txt`` list, which is in the lists `within`."""
+    if path.resolve() in within:
+        raise DatasetError(f"{path} lists itself: {' lists '.join(map(str, (*within, path.resolve())))}.")
+    files: list[Path] = []
+    for number, text in enumerate(read_text(path).splitlines(), 1):
+        if text.strip():
+            listed = path.parent / text.strip()
+            if not listed.exists() and find_span(listed) is None:
+                raise FileNotFoundError(f"{path}:{number}: {listed} does not exist.")
+            files += find_files(listed, kind, (*within, path.resolve()))
+    if not files:
+        raise DatasetError(f"{path} lists no files.")
+    return files
+
+
+def _list_archive(path: Path, kind: Kind) -> list[str]:
+    return sorted(name for name in members(str(path)) if _extension(name) in _EXTENSIONS[kind])
 
 
 def _extension(name: str) -> str:
@@ -178,7 +206,8 @@ def _by_extension(paths: Sequence[str]) -> str:
         hidden = os.path.basename(path).startswith(".")
         groups.setdefault("hidden" if hidden else _extension(path) or "no extension", []).append(path)
     parts = [f"{len(group)} {name} ({group[0]})" for name, group in sorted(groups.items())]
-    return f"{len(paths)} other files are not used: {', '.join(parts)}"
+    count = "1 other file is" if len(paths) == 1 else f"{len(paths)} other files are"
+    return f"{count} not used: {', '.join(parts)}"
 
 
 def _list_files(folder: Path, root: Path, kind: Kind) -> tuple[list[str], list[str]]:

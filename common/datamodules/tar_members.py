@@ -10,11 +10,12 @@ import os
 import tarfile
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from common.datamodules.errors import DatasetError
 
 SUFFIX = ".tar"
+_MAX_EXTENSION = 2**20  # bytes of a long name
 
 
 class Span(NamedTuple):
@@ -92,24 +93,39 @@ def _contents(archive: str) -> tuple[dict[str, Span], dict[str, frozenset[str]]]
     try:
         state = os.stat(archive)
         return _read(archive, state.st_mtime_ns, state.st_size)
-    except (tarfile.TarError, OSError, ValueError) as error:
+    except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
         raise DatasetError(
             f"{archive} is not a complete, uncompressed tar archive ({error}); write it again with "
             "`python -m data.shards`."
         ) from error
 
 
+class _Header(tarfile.TarInfo):
+    """A header whose extension, which is read into memory, has a limited size."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> Any:
+        if self.size < 0 or (self.type not in tarfile.REGULAR_TYPES and self.size > _MAX_EXTENSION):
+            raise tarfile.ReadError(f"a header claims {self.size} bytes")
+        return super()._proc_member(archive)  # type: ignore[misc]
+
+
 @cache
 def _read(archive: str, _modified: int, size: int) -> tuple[dict[str, Span], dict[str, frozenset[str]]]:
     found: dict[str, Span] = {}
     names: dict[str, set[str]] = {}
-    with tarfile.open(archive, "r:") as file:
+    with tarfile.open(archive, "r:", tarinfo=_Header) as file:
         while (member := file.next()) is not None:
             if member.isreg() and not member.issparse():
                 if member.offset_data + member.size > size:
                     raise tarfile.ReadError(f"it ends within {member.name}")
-                found[member.name] = Span(archive, member.offset_data, member.size)
-                folder, name = os.path.split(member.name)
+                path = member.name.removeprefix("./")
+                found[path] = Span(archive, member.offset_data, member.size)
+                folder, name = os.path.split(path)
                 names.setdefault(folder, set()).add(name)
             file.members.clear()  # type: ignore[attr-defined]  # of which it would keep all
+        # A header that it cannot read ends an archive as its end mark does.
+        with open(archive, "rb") as raw:
+            raw.seek(file.offset)
+            if raw.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"the header at byte {file.offset} is damaged or missing")
     return found, {folder: frozenset(inside) for folder, inside in names.items()}

@@ -138,7 +138,8 @@ class TrainVideos(VideoDataset):
                 return {"video": video, "label": label, "video_index": index}
             except VideoReadError as error:
                 if not self.replace_unreadable:
-                    raise
+                    reason = f"{error.reason}; remove it, or set data.on_read_error to replace"
+                    raise VideoReadError(error.path, reason) from error
                 with self._errors.get_lock():
                     self._errors.value += 1
                 last, index = error, int(torch.randint(len(self), (), generator=generator))

@@ -289,7 +289,7 @@ class EncodedVideoReader(_Reader):
                 return f"the header says {listed:g} seconds, the frames end after {end:g}"
         elif "gif" in formats and not self._span.read(1024).rstrip(b"\0\r\n").endswith(b";"):
             return "the end of the GIF image is missing"
-        elif "mpegts" in formats and all(self.path.stat().st_size % size for size in (188, 192, 204)):
+        elif "mpegts" in formats and all(self._span.size % size for size in (188, 192, 204)):
             return "its last transport packet is incomplete"
         return ""
 

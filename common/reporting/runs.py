@@ -44,7 +44,7 @@ from common.reporting.workers import begin_worker
 from common.training.predict import cell
 
 
-class ReproduceError(Exception):
+class ReproduceError(ValueError):
     """A row could not be computed, trained or tested."""
 
 
@@ -223,7 +223,8 @@ def make_demo_data(arguments: Sequence[str], out: Path) -> None:
     if done.returncode in (130, -signal.SIGINT):
         raise KeyboardInterrupt
     if done.returncode:
-        raise ReproduceError(f"{shlex.join(command)}\n{done.stderr.strip()}")
+        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise ReproduceError(f"python -m data.demo {shlex.join(arguments)}: {reason.partition('error: ')[2] or reason}")
 
 
 def load_clips(data: Path, module: Any, split: str, most: int | None = None) -> tuple[Tensor, Tensor]:

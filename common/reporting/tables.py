@@ -128,7 +128,8 @@ def counts_overview(papers: Mapping[str, tuple[Ledger, Mapping[str, Mapping[str,
         cells.append([name, *(str(value) for value in (counted, len(differences), *near))])
     cells.append(["all", *(str(sum(int(line[k]) for line in cells)) for k in range(1, 5))])
     notes = [
-        "Printed parameters and multiply-adds next to those of the networks of this code, counted as the paper counts."
+        "Printed parameters and multiply-adds next to those of the networks of this code, counted as the paper counts.",
+        "A row has one or several printed numbers, or none.",
     ]
     return RenderedTable("Counts of the papers' tables", heads, cells, notes)
 

@@ -131,8 +131,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:  # of torch.save, which does not compress
                 size = sum(entry.file_size for entry in archive.infolist())
-            if size > path.stat().st_size:
-                raise ValueError(f"it would unpack to {size} bytes")
+                if size > path.stat().st_size:
+                    raise ValueError(f"it would unpack to {size} bytes")
+                if (damaged := archive.testzip()) is not None:  # torch.load ignores checksums
+                    raise ValueError(f"the checksum of its part {damaged} is wrong")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for damaged or foreign files
         raise CheckpointError(
@@ -156,7 +158,9 @@ def find_checkpoint(path: str | Path, name: str = "best.ckpt") -> Path:
     found = sorted([*path.glob(name), *path.glob(f"version_*/{name}")], key=lambda p: (p.stat().st_mtime_ns, str(p)))
     if not found:
         what = f"has no {name}, nor do its version_* folders" if path.is_dir() else "does not exist"
-        raise CheckpointError(f"no checkpoint: {path} {what}")
+        others = sorted([*path.glob(LAST), *path.glob(f"version_*/{LAST}")], key=lambda p: p.stat().st_mtime_ns)
+        hint = f"; name the file to use the state after the last epoch: {others[-1]}" if others else ""
+        raise CheckpointError(f"no checkpoint: {path} {what}{hint}")
     newest = max(path.glob(f"version_*/{LAST}"), key=lambda p: p.stat().st_mtime_ns, default=found[-1])
     if newest.parent != found[-1].parent and not (newest.parent / name).is_file() and not _resumed(newest.parent):
         raise CheckpointError(

@@ -94,7 +94,7 @@ class ClassPredictor(Predictor):
     def fail(self, path: str, reason: str) -> None:
         self.rows.append({"path": path, "error": reason})
 
-    def finish(self) -> None:
+    def finish(self) -> list[str]:
         force = self.options.force
         if self.options.csv and not self.csv_written:
             write_rows(self.options.csv, self.rows, overwrite=force)
@@ -103,7 +103,8 @@ class ClassPredictor(Predictor):
         if self.features is not None:
             self.features.write(self.options.features, overwrite=force)
             count, layer = len(self.features.rows), self.features.layer
-            print(f"Written: {self.options.features}, {count} rows with the input of the layer {layer}")
+            return [f"Written: {self.options.features}, {count} rows with the input of the layer {layer}"]
+        return []
 
 
 class ClassificationModule(TaskModule):

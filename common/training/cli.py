@@ -238,7 +238,7 @@ class SpectralCLI(LightningCLI):
             if checkpoint == "last":
                 found, damaged = find_last(runs)
                 for message in damaged:
-                    rank_zero_warn(f"{message}. Going on with {found}.")
+                    rank_zero_warn(f"{message}. {found} is used instead.")
             else:
                 found = find_checkpoint(runs, "best.ckpt") if checkpoint == "best" else find_checkpoint(checkpoint)
             config.ckpt_path = str(found)

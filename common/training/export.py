@@ -6,7 +6,6 @@ network's input, the module with its arguments and the hash of the data go with 
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import tempfile
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.training.arguments import CommandParser
 from common.training.checkpoints import MAX_CLAIMED, CheckpointError
 from common.training.task import ALLOW_HELP, TRUSTED, TaskModule, check_stored_facts, load_module, module_class_of
 
@@ -38,11 +38,10 @@ def main(argv: list[str]) -> int:
         ExportError: the export failed or differs from the network; no file is left.
         FileExistsError: the file exists, and there is no ``--force``.
     """
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="spectral export",
         description="Write the network of a checkpoint for other programs. The file is compared with the network "
         "before it is left in place. `spectral predict` takes ONNX files too.",
-        allow_abbrev=False,
     )
     parser.add_argument("checkpoint", type=Path, help="checkpoint file, or the folder of a run (its best.ckpt)")
     parser.add_argument("--format", choices=list(SUFFIXES), default="onnx", help="default: %(default)s")
@@ -233,6 +232,8 @@ def load_onnx(path: str | Path, trusted_packages: Sequence[str] = TRUSTED) -> Ta
     Raises:
         CheckpointError: the file cannot be read, or lacks what ``spectral export`` writes into it.
     """
+    if not Path(path).is_file():
+        raise CheckpointError(f"no checkpoint: {path} does not exist")
     network = OnnxNetwork(path)
     try:
         about = json.loads(network.about or "")

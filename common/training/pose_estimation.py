@@ -12,7 +12,6 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
 from torch import Tensor
 
 from common.datamodules.folders import find_files
@@ -92,11 +91,11 @@ class PosePredictor(Predictor):
             self.persons.append({"file_name": str(path), "bbox": list(box), "keypoints": values, "score": score})
         return str(len(persons)), f"{persons[..., 2].mean():.3f}" if len(persons) else "", str(drawing)
 
-    def finish(self) -> None:
+    def finish(self) -> list[str]:
         path = self.options.out / "keypoints.json"
         content = {"keypoint_names": self.module.output_names, "persons": self.persons}
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        Console().print(f"Written: {path}", soft_wrap=True)
+        return [f"Written: {path}"]
 
     def _drawing(self, path: Path) -> Path:
         if path not in self.drawings:

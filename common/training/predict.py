@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import json
 import os
@@ -21,6 +22,7 @@ from rich.text import Text
 from torch import Tensor
 
 from common.datamodules.errors import ReadError
+from common.training.arguments import CommandParser
 from common.training.checkpoints import CheckpointError
 from common.training.task import ALLOW_HELP, TRUSTED, NonFiniteError, TaskModule, load_module
 
@@ -75,8 +77,9 @@ class Predictor:
     def fail(self, path: str, reason: str) -> None:
         """Note that a file cannot be read."""
 
-    def finish(self) -> None:
-        """Write what concerns all files."""
+    def finish(self) -> list[str]:
+        """Write what concerns all files; lines to print below the table."""
+        return []
 
     def run(self) -> int:
         """Predict all files, print a table and write the results; returns 1 if a file could not be read, else 0."""
@@ -95,8 +98,10 @@ class Predictor:
             if reason:
                 errors.append(reason if reason.startswith(path) else f"{path}: {reason}")
                 self.fail(path, reason)
+        notes = self.finish()  # before anything is printed, which fails where a pipe was closed
         console = Console()
-        console.print(table)
+        if table.row_count:
+            console.print(table)
         if left_out:
             total, files = table.row_count + left_out, " and ".join(map(str, self.complete))
             console.print(
@@ -106,7 +111,8 @@ class Predictor:
             )
         for error in errors:
             console.print(f"error: {error}", soft_wrap=True, markup=False)
-        self.finish()
+        for note in notes:
+            console.print(note, soft_wrap=True, markup=False, highlight=False)
         return int(bool(errors))
 
     def _checked_prediction(self, path: Path, content: Any) -> Sequence[str]:
@@ -160,6 +166,16 @@ class Predictor:
         if not os.access(path.parent, os.W_OK):
             raise PermissionError(f"{option} is {path}, but {path.parent} is not writable; give another folder")
         self.check_new(path)
+        if path.exists() and self._is_input(path):
+            raise ValueError(f"{option} is {path}, which is also an input; give another name")
+
+    def _is_input(self, path: Path) -> bool:
+        """Whether a file is the checkpoint, or among those to predict."""
+        for source in (self.options.checkpoint, *self.options.paths):
+            with contextlib.suppress(OSError, ValueError):
+                if any(path.samefile(file) for file in (Path(source), *self.find_files(source)) if file.exists()):
+                    return True
+        return False
 
     def check_folder(self, option: str, path: Path) -> None:
         """Make a folder for files to write. Raises FileExistsError if it is a file or holds something, without
@@ -278,11 +294,10 @@ def _load(checkpoint: str, trusted: Sequence[str]) -> TaskModule:
 
 
 def _parser(module: TaskModule | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="spectral predict",
         description="Predict from a checkpoint alone. "
         + ("With --checkpoint, --help shows the options of its task too." if module is None else ""),
-        allow_abbrev=False,
     )
     parser.add_argument(
         "paths",

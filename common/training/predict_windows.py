@@ -231,12 +231,10 @@ class VideoClassPredictor(ClassPredictor):
         return predict_stream(self, self.stream)
 
     def _check_source(self) -> None:
-        """Raise ValueError unless there is one video, which is not the file to write."""
+        """Raise ValueError unless there is one video."""
         files = [file for path in self.options.paths for file in self.find_files(path)]
         if len(files) != 1:
             raise ValueError(f"--video is drawn on one video, and the paths are {len(files)}; give one of them")
-        if self.options.video.exists() and self.options.video.samefile(files[0]):
-            raise ValueError(f"--video is {files[0]}, the video that is predicted; give another name")
 
     def load(self, path: Path) -> Any:
         return super().load(path) if self.options.windows is None else open_video(path)
@@ -306,10 +304,8 @@ class VideoClassPredictor(ClassPredictor):
                 f"so they are repeated; --windows {needed / fps:.2f} or more avoids it"
             )
 
-    def finish(self) -> None:
-        super().finish()
-        for note in self.notes:
-            print(note)
+    def finish(self) -> list[str]:
+        return super().finish() + self.notes
 
 
 # -- the captioned video ----------------------------------------------------------------------------------------------

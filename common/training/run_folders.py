@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
+
+from common.training.arguments import CommandParser
 
 FILES = {
     "config.yaml": "the recipe with every option as it ran",
@@ -29,7 +32,8 @@ FILES = {
 
 def new_run_dir(runs: Path) -> Path:
     """Make ``runs/version_<n>`` with the first free n; on ranks other than 0, name a folder without making it."""
-    taken = [int(p.name.removeprefix("version_")) for p in runs.glob("version_*") if p.name[8:].isdigit()]
+    matches = (re.fullmatch(r"version_(\d+)", path.name, re.ASCII) for path in runs.glob("version_*"))
+    taken = [int(match[1]) for match in matches if match]
     n = max(taken, default=-1) + 1
     while getattr(rank_zero_only, "rank", 0) == 0:
         try:
@@ -82,7 +86,7 @@ def explain(folder: Path, args: Sequence[str], package: str) -> None:
         "",
         f"Resume:   spectral fit --config {config} --ckpt_path last{allow}",
         f"Test:     spectral test --config {config} --ckpt_path {last}{allow}",
-        f"Predict:  spectral predict --checkpoint {run}{allow} FILE ...",
+        f"Predict:  spectral predict --checkpoint {run}{allow} FILE ...    (best.ckpt; {last} if there is none)",
         f"List:     spectral runs {root} --name {shlex.quote(name)}",
     ]
     (folder / "README.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -96,22 +100,29 @@ def list_runs(root: Path, name: str | None = None) -> list[dict[str, Any]]:
         if name is not None and folder.parent.name != name:
             continue
         try:
-            about = json.loads(record.read_text(encoding="utf-8"))
+            about = _read_dict(record)
             result = folder / "result.json"
-            scores = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {}
-        except (OSError, ValueError) as error:
+            scores = _read_dict(result) if result.is_file() else {}
+        except (OSError, ValueError, RecursionError) as error:
             about, scores = {"command": f"damaged: {error}"}, {}
         keys = ("top1", "ap", "dice", "loss", "videos", "kind")
         found.append(
             {
                 "folder": folder,
-                "command": about.get("command", ""),
-                "created": about.get("created", ""),
+                "command": str(about.get("command") or ""),
+                "created": str(about.get("created") or ""),
                 "scores": {key: scores[key] for key in keys if key in scores},
                 "files": [file for file in ("last.ckpt", "best.ckpt") if (folder / file).is_file()],
             }
         )
     return sorted(found, key=lambda run: (run["created"], str(run["folder"])), reverse=True)
+
+
+def _read_dict(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} holds a {type(content).__name__}")
+    return content
 
 
 def main(argv: list[str]) -> int:
@@ -120,7 +131,7 @@ def main(argv: list[str]) -> int:
     Raises:
         FileNotFoundError: there is no such folder.
     """
-    parser = argparse.ArgumentParser(prog="spectral runs", description="List runs, newest first.", allow_abbrev=False)
+    parser = CommandParser(prog="spectral runs", description="List runs, newest first.")
     parser.add_argument("folder", nargs="?", type=Path, default=Path("runs"), help="default: %(default)s")
     parser.add_argument("--name", help="runs of this name alone")
     options = parser.parse_args(argv)

@@ -113,7 +113,7 @@ def test_copies_in_two_splits(root: Path, capsys: pytest.CaptureFixture[str]) ->
     status, printed = run(root, capsys)
     assert status == 1
     assert "the same file is in the splits test and train: train/grow/0001.mp4 (line 3), test/grow/0000.mp4" in printed
-    assert "8 of 8 videos are good; 1 problems" in printed
+    assert "8 of 8 videos are good; 1 problem" in printed
 
 
 def test_a_path_that_is_listed_twice(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,10 +152,12 @@ def test_wrong_manifest(root: Path, capsys: pytest.CaptureFixture[str], old: str
 
 
 def test_missing_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(tmp_path, capsys) == (
-        1,
-        f"error: no manifest at {tmp_path / 'manifest.csv'}: give the CSV file that `python -m data.prepare` wrote.\n",
-    )
+    status, printed = run(tmp_path, capsys)
+    assert status == 1
+    assert printed.startswith(f"error: {tmp_path / 'manifest.csv'} does not exist: give a manifest (CSV), or a folder")
+    (tmp_path / "a.csv").touch()
+    assert main([str(tmp_path / "a.csv"), "--report", str(tmp_path)]) == 1
+    assert "give the name of a file" in capsys.readouterr().err
 
 
 def test_long_lists_of_problems_are_cut(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tarfile
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import webdataset
 
 from common.datamodules import VideoDataModule
 from common.datamodules.errors import DatasetError, VideoReadError
+from common.datamodules.folders import find_files
 from common.datamodules.manifest import Manifest
 from common.datamodules.tar_members import find_span, members
 from common.datamodules.video_reader import open_video
@@ -97,7 +99,7 @@ def test_a_second_run_makes_what_is_missing_or_old(
     with open_video(out / "val-000000.tar" / "walk" / "e.mp4") as video:
         assert video.num_frames == 20
     assert run(root, out, "--megabytes", "1") == 1
-    assert "other options" in capsys.readouterr().err
+    assert "was made with shard_bytes 500000000, not 1000000" in capsys.readouterr().err
 
 
 def test_what_cannot_be_packed_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,3 +142,76 @@ def test_links_and_other_members_are_no_files(tmp_path: Path) -> None:
     assert members(str(tmp_path / "a.tar")) == {}
     with pytest.raises(VideoReadError, match="no such file"):
         open_video(tmp_path / "a.tar" / "link")
+
+
+def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """A block with a valid checksum, whose size may be anything."""
+    member = tarfile.TarInfo(name)
+    member.type = kind
+    block = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    block[124:136] = size.to_bytes(12, "big", signed=True) if size < 0 or size >= 8**11 else f"{size:011o}\0".encode()
+    block[124] |= 0x80 if size < 0 or size >= 8**11 else 0
+    block[148:156] = b" " * 8
+    block[148:156] = f"{sum(block):06o}\0 ".encode()
+    return bytes(block)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (header("a.mp4", -512), "claims -512 bytes"),
+        (header("a.mp4", 10**12), "ends within a.mp4|unexpected end"),
+        (header("a", 10**12, tarfile.GNUTYPE_LONGNAME), "claims 1000000000000 bytes"),
+        (header("a", 10**12, tarfile.XHDTYPE), "claims 1000000000000 bytes"),
+        (header("a", 3, tarfile.GNUTYPE_LONGNAME) + b"a.b".ljust(512, b"\0"), "empty header|bad subsequent header"),
+        ((header("a", 3, tarfile.GNUTYPE_LONGNAME) + b"a.b".ljust(512, b"\0")) * 3000, "recursion"),
+        (header("a.mp4", 0) + b"x" * 512 + header("b.mp4", 0), "the header at byte 512 is damaged or missing"),
+        (header("a.mp4", 0), "the header at byte 512 is damaged or missing"),
+    ],
+    ids=range(8),
+)
+def test_claims_of_an_archive_are_limited(content: bytes, message: str, tmp_path: Path) -> None:
+    good = header("first.mp4", 0)
+    (tmp_path / "a.tar").write_bytes(good + content)
+    if message.startswith("the header"):
+        message = message.replace("512", "1024")
+    with pytest.raises(DatasetError, match=rf"a.tar is not a complete, uncompressed tar archive \(.*({message})"):
+        members(str(tmp_path / "a.tar"))
+
+
+def test_a_plan_that_changes_replaces_the_shards_it_changes(videos: Path, tmp_path: Path) -> None:
+    root, out = tmp_path / "videos", tmp_path / "shards"
+    shutil.copytree(videos, root)
+    assert run(root, out, "--megabytes", "0.012") == 0
+    before = sorted(path.name for path in out.glob("*.tar"))
+    with (root / "walk" / "a.mp4").open("ab") as file:  # a larger file, which moves others to another shard
+        file.write(bytes([0, 0, 0x4E, 0x20]) + b"free" + bytes(19992))
+    os.utime(root / "walk" / "a.mp4", ns=(0, 0))
+    (out / "manifest.csv").write_text((out / "manifest.csv").read_text() + "\n")
+    (out / ".mine.tmp").write_text("not of this command")
+    assert run(root, out, "--megabytes", "0.012") == 0
+    assert check.check(Manifest.read(out / "manifest.csv", out), decode=True).ok
+    assert {path.name for path in out.iterdir()} >= {"manifest.previous.csv", ".mine.tmp"}
+    (root / "walk" / "a.mp4").write_bytes((videos / "walk" / "a.mp4").read_bytes())
+    assert run(root, out, "--megabytes", "0.012") == 0
+    assert sorted(path.name for path in out.glob("*.tar")) == before
+
+
+def test_files_of_archives_are_found(videos: Path, tmp_path: Path) -> None:
+    assert run(videos, tmp_path / "shards") == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = find_files(tmp_path / "shards", "video")
+    assert len(found) == 6
+    assert len(find_files(tmp_path / "shards" / "val-000000.tar", "video")) == 2
+    assert find_files(found[0], "video") == [found[0]]
+    for path in found:
+        with open_video(path) as video:
+            assert video.num_frames >= 12
+
+
+@pytest.mark.parametrize("size", ["nan", "inf", "0"])
+def test_a_wrong_size_is_refused(size: str, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run(videos, tmp_path / "shards", "--megabytes", size)
+    assert "must be positive" in capsys.readouterr().err

@@ -29,7 +29,7 @@ def test_every_paper_with_its_claims_and_counts(tmp_path: Path, capsys: pytest.C
     assert str(path) in capsys.readouterr().out
     page = path.read_text(encoding="utf-8")
     for text in (
-        "Claims of the papers, tested",
+        "Verdicts",
         "They need less space and time.",
         'href="../tiny/report/index.html"',
         "A tiny paper",

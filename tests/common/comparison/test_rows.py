@@ -41,8 +41,14 @@ def test_a_line_that_a_kill_cut_off_is_left_out_and_removed(tmp_path: Path) -> N
 def test_a_damaged_row_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     append_row(path, StudyRow("a", "one", "rate", 0, 0.1, "k"))
-    path.write_text(path.read_text() + "a,b\n")
-    with pytest.raises(StudyError, match=r"rows\.csv:3: not a row"):
+    good = path.read_bytes()
+    for damage in (b"a,b\n", b"x" * 200_000 + b"\n", good.splitlines()[1].replace(b"0.1", b"inf") + b"\n", b"\xff\n"):
+        path.write_bytes(good + damage)
+        with pytest.raises(StudyError, match=r"rows\.csv:[23]: not a row"):
+            read_rows(path)
+    path.unlink()
+    append_row(path, StudyRow("a", "one", "score", 0, 0.1, "k", test_files=9, correct="zz"))
+    with pytest.raises(StudyError, match=r"rows\.csv:2: not a row"):
         read_rows(path)
 
 

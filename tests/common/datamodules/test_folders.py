@@ -125,7 +125,7 @@ def test_find_files(tmp_path):
     touch(tmp_path, "a.mp4", "d/c.avi", "d/b.mp4", "d/x.txt", "d/f/1.jpg", "odd.bin")
     (tmp_path / "list.txt").write_text("a.mp4\n\nd\n")
     expected = [tmp_path / "d/b.mp4", tmp_path / "d/c.avi", tmp_path / "d/f"]
-    with pytest.warns(UserWarning, match=r"d: 3 videos; 1 other files are not used: 1 .txt \(x.txt\)"):
+    with pytest.warns(UserWarning, match=r"d: 3 videos; 1 other file is not used: 1 .txt \(x.txt\)"):
         assert find_files(tmp_path / "d", "video") == expected
     assert find_files(tmp_path / "d/f", "video") == [tmp_path / "d/f"]
     assert find_files([tmp_path / "list.txt", tmp_path / "odd.bin"], "video") == [
@@ -141,3 +141,15 @@ def test_find_files(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no videos below"):
         find_files(tmp_path / "empty", "video")
+
+
+def test_lists_that_have_no_end_or_no_files(tmp_path):
+    (tmp_path / "a.txt").write_text("b.txt\n")
+    (tmp_path / "b.txt").write_text("a.txt\n")
+    with pytest.raises(DatasetError, match=r"a.txt lists itself: .*a.txt lists .*b.txt lists .*a.txt"):
+        find_files(tmp_path / "a.txt", "video")
+    (tmp_path / "b.txt").write_text("\n")
+    with pytest.raises(DatasetError, match=r"b.txt lists no files"):
+        find_files(tmp_path / "a.txt", "video")
+    with pytest.raises(FileNotFoundError, match="a path is empty"):
+        find_files([""], "video")

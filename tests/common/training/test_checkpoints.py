@@ -95,3 +95,14 @@ def test_a_folder_stands_for_its_newest_checkpoint(tmp_path):
     assert find_checkpoint(tmp_path) == tmp_path / "version_0" / "best.ckpt"
     assert find_checkpoint(tmp_path / "version_1") == tmp_path / "version_1" / "best.ckpt"
     assert find_checkpoint(tmp_path / "version_1" / "best.ckpt") == tmp_path / "version_1" / "best.ckpt"
+
+
+def test_weights_that_were_damaged_are_refused(tmp_path):
+    path = tmp_path / "a.ckpt"
+    torch.save({"state_dict": {"weight": torch.arange(4096.0)}}, path)
+    content = bytearray(path.read_bytes())
+    at = content.index(torch.tensor(1000.0).numpy().tobytes())
+    content[at + 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"the checksum of its part .*data/0 is wrong"):
+        read_checkpoint(path)

@@ -193,11 +193,12 @@ def test_a_window_longer_than_the_video_is_one_window(predict, capsys) -> None:
         (["--windows", "1", "--smooth", "0"], "--smooth is 0; it must be at least 1"),
         (["--windows", "1", "--video", "x.avi"], "--video is x.avi; the name must end in .mp4"),
         (["--windows", "1", "--video", "none/x.mp4"], "--video is none/x.mp4, but there is no folder none"),
-        (["--windows", "1", "--video", "in.mp4", "--force"], "--video is in.mp4, the video that is predicted"),
+        (["--windows", "1", "--video", "in.mp4", "--force"], "--video is in.mp4, which is also an input"),
         (["in.mp4", "--windows", "1", "--video", "x.mp4"], "--video is drawn on one video, and the paths are 2"),
         (["--features", "x.txt"], "--features is x.txt; the name must end in .npz or .npy"),
         (["--csv", "net"], "--csv is net, which is a folder"),
         (["--csv", "a", "--json", "./a"], "--csv and --json both write a"),
+        (["--csv", "in.mp4", "--force"], "--csv is in.mp4, which is also an input"),
         (["--csv", "x.csv", "--features", "x.npy"], "both write x.csv"),
     ],
 )

@@ -11,7 +11,7 @@ import yaml
 
 from common.training.checkpoints import CheckpointError, find_checkpoint
 from common.training.cli import main, run
-from common.training.run_folders import list_runs, run_name, with_recipe_beside
+from common.training.run_folders import list_runs, new_run_dir, run_name, with_recipe_beside
 
 
 def test_a_run_is_tested_and_resumed_from_its_own_files(recipe, capsys) -> None:
@@ -45,11 +45,22 @@ def test_a_damaged_record_is_listed(tmp_path, monkeypatch, capsys) -> None:
     folder.mkdir(parents=True)
     assert main(["runs"]) == 0
     assert "There are no runs" in capsys.readouterr().out
-    (folder / "run.json").write_text("{")
+    good = folder.parent / "version_1" / "run.json"
+    good.parent.mkdir()
+    good.write_text('{"created": null}')
+    for damage in ("{", "[1]", "3", "[" * 100_000):
+        (folder / "run.json").write_text(damage)
+        assert main(["runs"]) == 0
+        printed = " ".join(capsys.readouterr().out.split())
+        assert "damaged" in printed
+        assert "[red]" in printed
+    (folder / "run.json").write_text("{}")
+    (folder / "result.json").write_text("3")
     assert main(["runs"]) == 0
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "damaged" in printed
-    assert "[red]" in printed
+    (folder.parent / "version_²").mkdir()
+    assert new_run_dir(folder.parent).name == "version_2"
+    assert main(["runs", "--nam", "x"]) == 2
+    assert "unrecognized arguments: --nam. Did you mean --name?" in capsys.readouterr().err
 
 
 def test_names_and_arguments(tmp_path) -> None:
