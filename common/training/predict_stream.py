@@ -87,7 +87,8 @@ def predict_stream(predictor: VideoClassPredictor, video: VideoStream) -> int:
         finally:
             if video.damaged:
                 predictor.notes.append(f"note: {video.name}: {video.damaged} damaged packets or frames are left out")
-            predictor.finish()
+            for note in predictor.finish():
+                print(note)
     return len(stopped)
 
 

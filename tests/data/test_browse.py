@@ -265,7 +265,7 @@ def test_wrong_recipes(tmp_path: Path, run: Callable, data: str, message: str) -
 
 def test_refusals(tmp_path: Path, run: Callable) -> None:
     root = tmp_path / "videos"
-    assert "no manifest at" in run(root)[1]
+    assert "videos does not exist: give a manifest" in run(root)[1]
     write_video(root / "train/x/a.mp4", num_frames=4)
     assert "nothing.yaml cannot be read" in run(root, "--recipe", "nothing.yaml")[1]
     assert [run(root)[0] for _ in range(2)] == [0, 0]  # its own page is replaced
