@@ -18,6 +18,7 @@ import yaml
 
 from common.comparison import command, report
 from common.comparison.rows import StudyProgress, read_rows
+from common.comparison.runs import Place, _alone
 from common.comparison.study import StudyError, load
 from common.reporting.runs import ReproduceError
 from common.training import cli
@@ -174,6 +175,14 @@ def test_a_killed_study_continues_and_leaves_no_process(tmp_path: Path) -> None:
     progress = command.compare(path, jobs=1, tell=lambda line: None)
     assert progress.rows[: len(before)] == before
     assert [row.stage for row in progress.rows] == ["score", "score", "cost", "cost"]
+
+
+def test_a_second_run_waits_for_the_first(tmp_path: Path) -> None:
+    place = Place(tmp_path / "study", tmp_path, tmp_path / "rows.csv")
+    with _alone(place), pytest.raises(StudyError, match="another run of this study works in .*study"), _alone(place):
+        pass
+    with _alone(place):
+        pass
 
 
 @pytest.mark.parametrize(
