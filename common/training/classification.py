@@ -214,15 +214,19 @@ class ClassificationModule(TaskModule):
     def write_predictions(self, folder: Path) -> Path:
         result = self.result
         assert result is not None
-        paths = [self.paths.get(int(i), str(int(i))) for i in result.video_index]
         path, names = folder / "predictions.csv", self._names()
-        write_rows(path, prediction_table(result.probabilities, names, paths, result.label))
+        write_rows(path, self._predictions(result))
         classes = result.class_table(names)
         write_rows(folder / "classes.csv", classes)
         worst = sorted((row for row in classes if row["times"]), key=lambda row: -row["times"] / row["videos"])[:3]
         for row in worst:
             rank_zero_info(f"{row['class']} taken for {row['mistaken_for']}: {row['times']} of {row['videos']}")
         return path
+
+    def _predictions(self, result: VideoResult) -> list[dict[str, Any]]:
+        """A row for each file, see `prediction_table`."""
+        paths = [self.paths.get(int(i), str(int(i))) for i in result.video_index]
+        return prediction_table(result.probabilities, self._names(), paths, result.label)
 
     def _names(self) -> list[str]:
         return self.output_names or [str(k) for k in range(self.num_classes)]
@@ -243,6 +247,14 @@ class ClassificationModule(TaskModule):
             return {}
         names = self.output_names if self.num_classes <= self.NAMED_CLASSES else None
         return {"confusion matrix": confusion_figure(self.result.confusion, names)}
+
+    def describe_result(self, report: Any, root: Path | None) -> None:
+        from common.training.run_page import add_classes, add_mistakes
+
+        assert self.result is not None
+        add_classes(report, self.result.class_table(self._names()), self.kind)
+        add_mistakes(report, self._predictions(self.result), root)
+        super().describe_result(report, root)
 
     @torch.inference_mode()
     def predict_views(self, views: Tensor) -> Tensor:

@@ -193,6 +193,12 @@ class SpectralCLI(LightningCLI):
         parser.add_argument("--name", type=str | None, default=None, help="name of the run; the recipe's by default")
         parser.add_argument("--allow", type=str | None, default=None, help=ALLOW_OWN_HELP)
         parser.add_argument(
+            "--page",
+            type=bool,
+            default=False,
+            help="also write page/index.html: the curves of a training; scores, classes and mistakes of a test",
+        )
+        parser.add_argument(
             "--checkpoint_every_n_steps",
             type=int | None,
             default=None,
@@ -282,7 +288,7 @@ class SpectralCLI(LightningCLI):
         if self.run_dir is not None:
             kwargs["default_root_dir"] = str(self.run_dir)
             if settings.logger is None or settings.logger is True:
-                kwargs["logger"] = TensorBoardLogger(self.run_dir, name="", version="")
+                kwargs["logger"] = TensorBoardLogger(self.run_dir, name="", version="", default_hp_metric=False)
             if kwargs.get("logger", settings.logger):
                 extra += [LearningRateMonitor(), callbacks.Pictures()]
             if self.subcommand == "fit" and settings.enable_checkpointing is not False:
@@ -316,6 +322,13 @@ class SpectralCLI(LightningCLI):
         if subcommand == "fit":
             kwargs.pop("ckpt_path", None)  # the trainer knows it since before_fit, so that set-up can ask for it
         return kwargs
+
+    def after_fit(self) -> None:
+        if self.config["fit"].page and self.run_dir is not None and self.trainer.is_global_zero:
+            from common.training.run_page import training_page
+
+            page = training_page(self.run_dir)
+            print(f"Written: {page}" if page else "There is no page: the training logged nothing")
 
     def after_validate(self) -> None:
         self._report("validate")
@@ -357,12 +370,21 @@ class SpectralCLI(LightningCLI):
         table = Table(
             f"{stage}: {scores.videos} of {self.result['videos_expected']} {self.model.kind}s x {views} views", ""
         )
-        for key, value in scores.metrics().items():
-            table.add_row(key, f"{value:.4f}" if key in self.model.plain_metrics else f"{100 * value:.2f} %")
-        table.add_row("clips/s", f"{self.result['clips_per_s']:.1f}")
+        shown = [
+            (key, f"{value:.4f}" if key in self.model.plain_metrics else f"{100 * value:.2f} %")
+            for key, value in scores.metrics().items()
+        ]
+        for key, value in [*shown, ("clips/s", f"{self.result['clips_per_s']:.1f}")]:
+            table.add_row(key, value)
+        written = [self.run_dir / "result.json", predictions]
+        if self.config[str(self.subcommand)].page:
+            from common.training.run_page import result_page
+
+            root = getattr(self.datamodule, "root", None)
+            written.append(result_page(self.run_dir, self.result, shown, self.model, root))
         console = Console()
         console.print(table)
-        console.print(f"Written: {self.run_dir / 'result.json'}, {predictions}", soft_wrap=True)
+        console.print(f"Written: {', '.join(map(str, written))}", soft_wrap=True)
 
 
 def print_recipe_options(args: Sequence[str]) -> None:

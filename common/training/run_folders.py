@@ -27,6 +27,7 @@ FILES = {
     "result.json": "scores of a test, with what it was made by",
     "predictions.*": "what the network answered for every test file",
     "classes.csv": "accuracy of every class, and what it is most often taken for",
+    "page/index.html": "with --page true: the curves of a training, or scores, classes and mistakes of a test",
 }
 
 

@@ -275,6 +275,17 @@ class TaskModule(L.LightningModule):
         """Figures of the last result by name, for TensorBoard."""
         return {}
 
+    def describe_result(self, report: Any, root: Path | None) -> None:
+        """Add the last result to a page.
+
+        Args:
+            report: a :class:`common.reporting.page.Report`.
+            root: folder of the files; None: there is none.
+        """
+        from common.training.run_page import add_figures
+
+        add_figures(report, self.result_figures())
+
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

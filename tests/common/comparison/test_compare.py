@@ -179,7 +179,7 @@ def test_a_killed_study_continues_and_leaves_no_process(tmp_path: Path) -> None:
 
 def test_a_second_run_waits_for_the_first(tmp_path: Path) -> None:
     place = Place(tmp_path / "study", tmp_path, tmp_path / "rows.csv")
-    with _alone(place), pytest.raises(StudyError, match="another run of this study works in .*study"), _alone(place):
+    with _alone(place), pytest.raises(StudyError, match=r"another run of this study works in .*study"), _alone(place):
         pass
     with _alone(place):
         pass
