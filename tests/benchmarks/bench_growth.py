@@ -36,8 +36,8 @@ PREAMBLE = """\
 
 Measured by `python -m tests.benchmarks.bench_growth --out FOLDER`: a training step of one block, forward and backward,
 in float32 with one thread. One axis is changed at a time, from {base}. Memory: tensors held at once, beside input and
-weights. Exponents are of the larger half of the sizes; 1 is linear, 2 quadratic. Inputs at which a block would hold
-more than 1 GiB are left out.
+weights. Exponents are of the larger half of the sizes; 1 is linear, 2 quadratic; for the side, 2 is linear in the
+number of pixels. Inputs at which a block would hold more than 1 GiB are left out.
 
 ![Time and memory against frames, size, channels and batch](growth.png)
 """
