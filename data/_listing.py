@@ -6,7 +6,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from common.datamodules.errors import DatasetError
+from common.datamodules.errors import DatasetError, UnusedFilesWarning
 from common.datamodules.folders import Kind, read_class_folders
 from common.datamodules.manifest import Manifest
 
@@ -33,7 +33,7 @@ def read_listing(source: Path, root: Path | None = None) -> Manifest:
             source = source / MANIFEST_FILE
         listed = read_class_folders(source) if source.is_dir() else Manifest.read(source, root or source.parent)
     for warning in caught:  # the commands show duplicates and held-out videos themselves
-        if "not used" in str(warning.message):
+        if issubclass(warning.category, UnusedFilesWarning):
             print(f"note: {warning.message}", file=sys.stderr)
     return listed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -66,7 +67,8 @@ def replace_manifest(manifest: Manifest) -> None:
     """Write a manifest to its `source`. One with other content, which a user may have edited, is kept beside it."""
     path = manifest.source
     if path.is_file() and path.read_text(encoding="utf-8") != manifest.text():
-        kept = path.with_name(f"{path.stem}.previous{path.suffix}")
+        names = (f"{path.stem}.previous{'' if n == 1 else f'-{n}'}{path.suffix}" for n in itertools.count(1))
+        kept = next(place for name in names if not (place := path.with_name(name)).exists())
         path.replace(kept)
         print(f"{path} differs from the new one and was renamed to {kept.name}")
     manifest.write(path, overwrite=True)

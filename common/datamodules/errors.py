@@ -10,6 +10,10 @@ class DatasetError(ValueError):
     """A manifest, annotation file or archive cannot be used; the message names file, entry and remedy."""
 
 
+class UnusedFilesWarning(UserWarning):
+    """Files or folders beside the data were passed over; the message names them."""
+
+
 class ReadError(RuntimeError):
     """A file cannot be read. ``path`` and ``reason`` are also in the message."""
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from common.datamodules.errors import DatasetError
+from common.datamodules.errors import DatasetError, UnusedFilesWarning
 from common.datamodules.manifest import CLASSES_FILE, Entry, Manifest, is_text, read_class_names, read_text
 from common.datamodules.tar_members import SUFFIX, find_span, members
 
@@ -75,7 +75,7 @@ def is_frame_folder(path: str | Path) -> bool:
 
 
 def find_files(paths: str | Path | Iterable[str | Path], kind: Kind, _within: tuple[Path, ...] = ()) -> list[Path]:
-    """Expand files, folders (recursively), ``.txt`` lists and tar archives into paths of videos or images.
+    """Expand files, folders (recursively), ``.txt`` lists and tar archives (of videos) into paths of videos or images.
 
     They are sorted within a folder or archive.
 
@@ -97,22 +97,24 @@ def find_files(paths: str | Path | Iterable[str | Path], kind: Kind, _within: tu
                 files.append(path)
                 continue
             names, others = _list_files(path, path, kind)
-            archives = [name for name in others if _extension(name) == SUFFIX]
+            archives = [name for name in others if kind == "video" and name.endswith(SUFFIX)]
             names += [f"{name}/{inner}" for name in archives for inner in _list_archive(path / name, kind)]
             others = [name for name in others if name not in archives]
             if not names:
                 raise FileNotFoundError(f"no {kind}s below {path} (extensions {' '.join(sorted(_EXTENSIONS[kind]))}).")
             if others:
-                warnings.warn(f"{path}: {len(names)} {kind}s; {_by_extension(others)}.", stacklevel=2)
+                warnings.warn(
+                    f"{path}: {len(names)} {kind}s; {_by_extension(others)}.", UnusedFilesWarning, stacklevel=2
+                )
             files += [path / name for name in names]
         elif path.is_file() and path.suffix.lower() == ".txt":
             files += _read_list(path, kind, _within)
-        elif path.is_file() and path.suffix == SUFFIX:
+        elif kind == "video" and path.is_file() and path.suffix == SUFFIX:
             inside = _list_archive(path, kind)
             if not inside:
                 raise FileNotFoundError(f"no {kind}s in {path} (extensions {' '.join(sorted(_EXTENSIONS[kind]))}).")
             files += [path / name for name in inside]
-        elif find_span(path) is not None:
+        elif _exists(path, kind):
             files.append(path)
         else:
             raise FileNotFoundError(f"{path} does not exist: give {kind} files, folders or a .txt list of them.")
@@ -130,12 +132,17 @@ def _read_list(path: Path, kind: Kind, within: tuple[Path, ...]) -> list[Path]:
     for number, text in enumerate(read_text(path).splitlines(), 1):
         if text.strip():
             listed = path.parent / text.strip()
-            if not listed.exists() and find_span(listed) is None:
+            if not listed.is_dir() and not _exists(listed, kind):
                 raise FileNotFoundError(f"{path}:{number}: {listed} does not exist.")
             files += find_files(listed, kind, (*within, path.resolve()))
     if not files:
         raise DatasetError(f"{path} lists no files.")
     return files
+
+
+def _exists(path: Path, kind: Kind) -> bool:
+    """Whether there is a file; videos may lie in an archive."""
+    return path.is_file() or (kind == "video" and find_span(path) is not None)
 
 
 def _list_archive(path: Path, kind: Kind) -> list[str]:
@@ -167,7 +174,9 @@ def _split_folders(root: Path, kind: Kind) -> dict[str, list[Path]]:
         return {"": _subfolders(root)}
     used = ", ".join(folder.name for folder in folders.values())
     if unused:
-        warnings.warn(f"{root}: {kind}s are taken from {used}; not used: {', '.join(unused)}.", stacklevel=3)
+        warnings.warn(
+            f"{root}: {kind}s are taken from {used}; not used: {', '.join(unused)}.", UnusedFilesWarning, stacklevel=3
+        )
     if "train" in folders and "val" not in folders:
         warnings.warn(
             f"{root} has {used}, but no {kind}s for validation ({' or '.join(SPLIT_FOLDERS['val'])}).", stacklevel=3
@@ -195,7 +204,7 @@ def _list_classes(root: Path, groups: dict[str, list[Path]], names: Sequence[str
             f"{' '.join(sorted(_EXTENSIONS[kind]))}{frames}."
         )
     if others:
-        warnings.warn(f"{root}: {len(entries)} {kind}s; {_by_extension(others)}.", stacklevel=3)
+        warnings.warn(f"{root}: {len(entries)} {kind}s; {_by_extension(others)}.", UnusedFilesWarning, stacklevel=3)
     return entries
 
 

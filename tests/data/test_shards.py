@@ -188,10 +188,12 @@ def test_a_plan_that_changes_replaces_the_shards_it_changes(videos: Path, tmp_pa
         file.write(bytes([0, 0, 0x4E, 0x20]) + b"free" + bytes(19992))
     os.utime(root / "walk" / "a.mp4", ns=(0, 0))
     (out / "manifest.csv").write_text((out / "manifest.csv").read_text() + "\n")
+    (out / "manifest.previous.csv").write_text("kept")
     (out / ".mine.tmp").write_text("not of this command")
     assert run(root, out, "--megabytes", "0.012") == 0
     assert check.check(Manifest.read(out / "manifest.csv", out), decode=True).ok
-    assert {path.name for path in out.iterdir()} >= {"manifest.previous.csv", ".mine.tmp"}
+    assert {path.name for path in out.iterdir()} >= {"manifest.previous-2.csv", ".mine.tmp"}
+    assert (out / "manifest.previous.csv").read_text() == "kept"
     (root / "walk" / "a.mp4").write_bytes((videos / "walk" / "a.mp4").read_bytes())
     assert run(root, out, "--megabytes", "0.012") == 0
     assert sorted(path.name for path in out.glob("*.tar")) == before
@@ -215,3 +217,12 @@ def test_a_wrong_size_is_refused(size: str, videos: Path, tmp_path: Path, capsys
     with pytest.raises(SystemExit):
         run(videos, tmp_path / "shards", "--megabytes", size)
     assert "must be positive" in capsys.readouterr().err
+
+
+def test_archives_hold_videos_only(videos: Path, tmp_path: Path) -> None:
+    assert run(videos, tmp_path / "shards") == 0
+    (tmp_path / "shards" / "a.png").touch()
+    with pytest.warns(UserWarning, match=r"1 images; .*2 .tar"):
+        assert find_files(tmp_path / "shards", "image") == [tmp_path / "shards" / "a.png"]
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        find_files(tmp_path / "shards" / "train-000000.tar" / "walk" / "a.mp4", "image")
