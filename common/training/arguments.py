@@ -20,5 +20,5 @@ class CommandParser(argparse.ArgumentParser):
         if wrong := re.search(r"unrecognized arguments: .*?(--[\w-]+)", message):
             near = difflib.get_close_matches(wrong[1], known, n=1)
             message += f". Did you mean {near[0]}?" if near else ""
-        print(f"error: {message}\n{self.prog} --help lists the options", file=sys.stderr)
+        print(f"error: {message} ({self.prog} --help lists the options)", file=sys.stderr)
         self.exit(2)

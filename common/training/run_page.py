@@ -22,9 +22,10 @@ def training_page(run: Path) -> Path | None:
         return None
     report = Report(f"Training of {run.parent.name}", str(run))
     report.section("Learning curves")
-    quantities = dict.fromkeys(name.removeprefix("train_").removeprefix("val_") for name in curves)
-    for quantity in sorted(quantities, key=lambda name: (name != "loss", name.startswith("lr"))):
-        group = {name: points for name, points in curves.items() if name.endswith(quantity)}
+    groups: dict[str, dict[str, Any]] = {}
+    for name, points in curves.items():
+        groups.setdefault(name.removeprefix("train_").removeprefix("val_"), {})[name] = points
+    for quantity, group in sorted(groups.items(), key=lambda item: (item[0] != "loss", item[0].startswith("lr"))):
         report.picture(plots.learning_curves(group, quantity, quantity), f"curve-{quantity}", f"{quantity} by epoch")
     return report.write(run / "page")
 
