@@ -12,6 +12,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from PIL import Image
 from torch import Tensor
 
+from common.command_line import without_dump
 from common.datamodules import ImageDataModule, VideoDataModule
 from common.datamodules.errors import DatasetError, ReadError
 from common.datamodules.image_dataset import ImageAugmentation, ImageDataset, ImageSpec, read_image
@@ -21,7 +22,6 @@ from common.datamodules.video_clips import ClipSpec, make_views
 from common.datamodules.video_dataset import ClipAugmentation, make_training_clip
 from common.datamodules.video_reader import DEFAULT_FPS, FrameFolderReader, open_video
 from common.datamodules.video_sampling import segment_indices
-from common.training.cli import without_dump
 from data.check import count_problem
 
 THUMBNAIL = 128  # pixels, longest side

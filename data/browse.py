@@ -9,7 +9,6 @@ those that are shown.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import sys
 from collections import Counter, defaultdict
@@ -17,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from common.command_line import CommandParser, run_command
 from common.datamodules.errors import DatasetError
 from common.datamodules.manifest import Entry, Manifest
 from common.datamodules.spec import check_range
@@ -117,9 +117,7 @@ def _order(manifest: Manifest, entry: Entry) -> tuple[int, int]:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status: 0 written, 1 refused, 130 interrupted."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data.browse", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog="python -m data.browse", description=__doc__)
     parser.add_argument("videos", type=Path, help="manifest, or a folder with one sub-folder per class")
     parser.add_argument("--root", type=Path, help="folder that its paths are relative to (default: the manifest's)")
     parser.add_argument("--out", type=Path, default=Path("browse.html"), help="page to write (default %(default)s)")
@@ -130,7 +128,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="open every video and show those with problems")
     parser.add_argument("--workers", type=int, help="processes (0: none)")
     args = parser.parse_args(argv)
-    try:
+
+    def command() -> None:
         text = browse(
             args.videos,
             args.out,
@@ -142,13 +141,9 @@ def main(argv: list[str] | None = None) -> int:
             check_all=args.check,
             workers=args.workers,
         )
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    print(f"{args.out}: {text}")
-    return 0
+        print(f"{args.out}: {text}")
+
+    return run_command(command)
 
 
 if __name__ == "__main__":

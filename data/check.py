@@ -7,7 +7,6 @@ too. Nothing is changed or deleted; the exit status is 1 if there is a problem.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import sys
 from collections import Counter, defaultdict
@@ -19,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from common.command_line import CommandParser, run_command
 from common.datamodules.errors import DatasetError, VideoReadError
 from common.datamodules.manifest import Entry, Manifest, shorten
 from common.datamodules.tar_members import find_span
@@ -178,28 +178,24 @@ def _span(values: Sequence[int]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status: 0 all is well, 1 problems, 130 interrupted."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog="python -m data.check", description=__doc__)
     parser.add_argument("manifest", type=Path, help="the CSV file, or a folder with one sub-folder per class")
     parser.add_argument("--root", type=Path, help="folder that its paths are relative to (default: the manifest's)")
     parser.add_argument("--decode", action="store_true", help="read every frame of every video")
     parser.add_argument("--report", type=Path, help="write a CSV file with one line per video")
     parser.add_argument("--workers", type=int, help="processes (0: none)")
     args = parser.parse_args(argv)
-    try:
+
+    def command() -> int:
         if args.report:
             refuse_to_overwrite(args.report)  # before the long work, not after it
         report = check(read_listing(args.manifest, args.root), decode=args.decode, workers=args.workers)
         if args.report:
             report.write(args.report)
-    except (DatasetError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    print_report(report, Console())
-    return 0 if report.ok else 1
+        print_report(report, Console())
+        return 0 if report.ok else 1
+
+    return run_command(command)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ are written next to the manifest; the report lists the videos that are missing o
 
 from __future__ import annotations
 
-import argparse
 import csv
 import os
 import sys
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from common.command_line import CommandParser, run_command
 from common.datamodules.datasets import CARDS, read_card
 from common.datamodules.errors import DatasetError, VideoReadError
 from common.datamodules.folders import VIDEO_EXTENSIONS
@@ -261,10 +261,8 @@ def _entries(videos: Sequence[FoundVideo], class_names: Sequence[str]) -> tuple[
     return tuple(entries)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m data.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="python -m data.prepare", description=__doc__)
     commands = parser.add_subparsers(dest="dataset", required=True, metavar="DATASET")
     for name, benchmark in BENCHMARKS.items():
         command = commands.add_parser(
@@ -289,8 +287,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status: 0 done, 1 refused, 130 interrupted."""
-    try:
-        args = _parser().parse_args(argv)
+    args = _parser().parse_args(argv)
+
+    def command() -> None:
         prepare(
             args.dataset,
             args.root,
@@ -303,13 +302,8 @@ def main(argv: list[str] | None = None) -> int:
             force=args.force,
             workers=args.workers,
         )
-    except DatasetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; no manifest was written", file=sys.stderr)
-        return 130
-    return 0
+
+    return run_command(command, "interrupted; no manifest was written")
 
 
 if __name__ == "__main__":

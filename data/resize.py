@@ -12,7 +12,6 @@ in the manifest, so that a training either stops at them or, with ``on_missing: 
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
@@ -21,7 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.datamodules.errors import DatasetError, ReadError
+from common.command_line import CommandParser, run_command
+from common.datamodules.errors import DatasetError
 from common.datamodules.manifest import Entry, Manifest
 from data._listing import MANIFEST_FILE, read_listing
 from data._output import replace_manifest, reserved
@@ -144,24 +144,19 @@ def _clips_per_second(paths: Sequence[str]) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status: 0 done, 1 refused or some videos cannot be read, 130 interrupted."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data.resize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog="python -m data.resize", description=__doc__)
     parser.add_argument("videos", type=Path, help="manifest, or a folder with one sub-folder per class")
     parser.add_argument("--root", type=Path, help="folder that its paths are relative to (default: the manifest's)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the copies and their manifest")
     parser.add_argument("--short-side", type=int, default=256, help="in pixels (default %(default)s)")
     parser.add_argument("--workers", type=int, help="processes (default: one per CPU)")
     args = parser.parse_args(argv)
-    try:
+
+    def command() -> int:
         _, problems = resize(read_listing(args.videos, args.root), args.out, args.short_side, args.workers)
-    except (DatasetError, ReadError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command resumes", file=sys.stderr)
-        return 130
-    return 1 if problems else 0
+        return 1 if problems else 0
+
+    return run_command(command, "interrupted; the same command resumes")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ it is complete; the same command again makes what is missing, and what its video
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import io
@@ -27,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from common.command_line import CommandParser, run_command
 from common.datamodules.errors import DatasetError
 from common.datamodules.manifest import Entry, Manifest, shorten
 from common.datamodules.tar_members import find_span, members
@@ -190,9 +190,7 @@ def _entry(entry: Entry, paths: dict[str, tuple[str, str]]) -> Entry:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status: 0 done, 1 refused, 130 interrupted."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data.shards", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog="python -m data.shards", description=__doc__)
     parser.add_argument("videos", type=Path, help="manifest, or a folder with one sub-folder per class")
     parser.add_argument("--root", type=Path, help="folder that its paths are relative to (default: the manifest's)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the shards and their manifest")
@@ -201,15 +199,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not (math.isfinite(args.megabytes) and args.megabytes > 0):
         parser.error(f"--megabytes is {args.megabytes}; it must be positive")
-    try:
+
+    def command() -> None:
         pack(read_listing(args.videos, args.root), args.out, math.ceil(args.megabytes * 1e6), args.workers)
-    except (DatasetError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command resumes", file=sys.stderr)
-        return 130
-    return 0
+
+    return run_command(command, "interrupted; the same command resumes")
 
 
 if __name__ == "__main__":

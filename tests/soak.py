@@ -54,7 +54,8 @@ from common.datamodules.manifest import Manifest
 from common.datamodules.video_reader import open_video
 from common.reporting import ledger
 from common.training import export, predict
-from common.training.cli import USER_ERRORS, check_arguments
+from common.training.cli import user_errors
+from common.training.lightning_cli import check_arguments
 from papers.fdc3d import files
 from papers.fdc3d.compression import compress
 from papers.fdc3d.lightning_module import FDC3DModule
@@ -331,7 +332,7 @@ def write_classes(folder: Path) -> None:
 
 def read_classes(folder: Path, damaged: Path) -> None:
     for kind in ("video", "image"):
-        with contextlib.suppress(*() if kind == "video" else USER_ERRORS):  # there are no images in most cases
+        with contextlib.suppress(*() if kind == "video" else user_errors()):  # there are no images in most cases
             manifest = read_class_folders(folder / "clips", kind=kind)
             assert len(manifest.hash) == 64
             assert len(manifest.items()) == manifest.expected
@@ -1068,7 +1069,7 @@ def run_case(name: str, number: int, valid: Path) -> tuple[str, str]:
         try:
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 kind.read(folder, damaged)
-        except USER_ERRORS as error:
+        except user_errors() as error:
             outcome, said = "refused", str(error)
             if not any(name in said for name in (damaged.name, repr(damaged.name)[1:-1], kind.also) if name):
                 outcome = "crashed"

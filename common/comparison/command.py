@@ -18,13 +18,11 @@ from rich.console import Console
 from common.comparison import report
 from common.comparison.rows import StudyProgress, read_rows
 from common.comparison.runs import Place, estimate, run_study
-from common.comparison.statistics import RULE
 from common.comparison.study import Study, StudyError, load
 from common.reporting import tables
 from common.reporting.counting import ROOT
 from common.reporting.results import replace_section
-from common.training.arguments import CommandParser
-from common.training.cli import ALLOW_OWN_HELP
+from common.training.arguments import compare_parser
 
 
 def compare(
@@ -66,27 +64,9 @@ def _place(study: Study, out: str | Path | None, rows: str | Path | None) -> Pla
 
 def main(argv: list[str]) -> int:
     """The command; returns 0, or 1 if a training failed."""
-    parser = CommandParser(
-        prog="spectral compare",
-        description="Compare methods on the same data, seeds and budget, with a learning rate chosen for each by the "
-        "same rule. A row is written as each training ends; the same command continues an interrupted study.",
-        epilog=RULE,
-    )
-    parser.add_argument("study", type=Path, help="YAML file; papers/*/claims.yaml are examples")
-    parser.add_argument("--out", type=Path, help="folder of trainings and report (default: runs/compare/<study>)")
-    parser.add_argument("--rows", type=Path, help="CSV file of the rows (default: rows.csv in --out)")
-    parser.add_argument("--size", choices=["quick", "full"], default="quick", help="full takes the study's part `full`")
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        default=1 if torch.cuda.is_available() else os.cpu_count() or 1,
-        help="trainings at once (default here: %(default)s)",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="say what would run, and about how long; train nothing")
-    parser.add_argument("--show", action="store_true", help="show what is there; train nothing")
-    parser.add_argument("--readme", action="store_true", help="write the tables into README.md next to the study")
-    parser.add_argument("--allow", metavar="PACKAGE", action="append", help=ALLOW_OWN_HELP)
-    options = parser.parse_args(argv)
+    options = compare_parser().parse_args(argv)
+    if options.jobs is None:
+        options.jobs = 1 if torch.cuda.is_available() else os.cpu_count() or 1
     if options.jobs < 1:
         raise StudyError(f"--jobs is {options.jobs}; it must be at least 1")
     warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated.*")

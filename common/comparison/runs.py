@@ -22,10 +22,12 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from common.command_line import UsageError, plain_message
 from common.comparison.rows import Pending, StudyProgress, StudyRow, append_row, pack, read_rows
 from common.comparison.study import Study, StudyError
 from common.evaluation.complexity import count
 from common.evaluation.latency import measure_latency, peak_allocated
+from common.provenance import git_state
 from common.reporting.runs import (
     ReproduceError,
     data_arguments,
@@ -36,7 +38,7 @@ from common.reporting.runs import (
     output_to,
 )
 from common.reporting.workers import begin_worker
-from common.training import cli
+from common.training import cli, lightning_cli
 
 Told = Callable[[str], None]
 
@@ -78,8 +80,8 @@ def run_study(study: Study, place: Place, jobs: int, tell: Told) -> StudyProgres
     first = StudyProgress(study, read_rows(place.rows)).pending()
     for (data, method), rate in {(item.data, item.method): item.rate for item in first}.items():
         try:
-            cli.check_arguments(["fit", *study.arguments(data, method, rate)])
-        except cli.UsageError as error:
+            lightning_cli.check_arguments(["fit", *study.arguments(data, method, rate)])
+        except UsageError as error:
             raise StudyError(f"{study.path}:{study.methods[method].line}: {method} on {data}: {error}") from error
     with _alone(place):
         make_data(study, place, tell)
@@ -155,9 +157,9 @@ def train(study: Study, place: Place, item: Pending, start: str = "") -> StudyRo
             facts = fit(arguments, folder)
             found = _scores(study, item, arguments, folder)
     except Exception as error:
-        if isinstance(error, cli.UsageError | StudyError | ReproduceError | AssertionError):
+        if isinstance(error, UsageError | StudyError | ReproduceError | AssertionError):
             raise
-        message = cli.plain_message(error).splitlines()[0] if str(error) else type(error).__name__
+        message = plain_message(error).splitlines()[0] if str(error) else type(error).__name__
         return replace(row, error=message, seconds=round(time.monotonic() - began, 1))
     seconds = facts["seconds"] if item.stage == "score" else time.monotonic() - began
     return replace(row, **found, seconds=round(seconds, 1))
@@ -165,7 +167,7 @@ def train(study: Study, place: Place, item: Pending, start: str = "") -> StudyRo
 
 def _state() -> dict[str, Any]:
     """The columns of a row that say with what and when it was made."""
-    state, now = cli.git_state(), datetime.now(UTC).isoformat(timespec="seconds")
+    state, now = git_state(), datetime.now(UTC).isoformat(timespec="seconds")
     return {
         "commit": state["commit"] or "",
         "dirty": str(state["dirty"]),
@@ -248,7 +250,7 @@ def _module(study: Study, place: Place, row: StudyRow) -> Any:
 
 def _fit_without_files(
     study: Study, place: Place, data: str, method: str, options: Sequence[str], callbacks: Sequence[L.Callback] = ()
-) -> cli.SpectralCLI:
+) -> lightning_cli.SpectralCLI:
     """Train silently, without a log or a checkpoint."""
     words = [*study.arguments(data, method, study.rates_on(data, method)[0]), *place.data_options(study, data)]
     words += ["--trainer.logger", "false", "--trainer.enable_checkpointing", "false"]

@@ -378,7 +378,7 @@ def _report_demo(report: Report, ledger: Ledger, runs: DemoRuns, epochs: int | N
 
 def run_facts(job: Job, seconds: float) -> dict[str, str]:
     """When, where and with what the report was made."""
-    from common.training.cli import git_state, package_versions
+    from common.provenance import git_state, package_versions
 
     state, versions = git_state(), package_versions()
     commit = f"{state['commit'][:12]}{' with changes' if state['dirty'] else ''}" if state["commit"] else DASH

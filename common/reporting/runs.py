@@ -25,9 +25,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning as L
 import numpy as np
 import torch
 import yaml
@@ -37,28 +36,18 @@ from torch import Tensor
 from common.datamodules.manifest import Manifest
 from common.evaluation.complexity import Complexity, count
 from common.evaluation.frequency_use import accuracies
+from common.output_files import cell
 from common.reporting.counting import ROOT, source_hash
 from common.reporting.ledger import Demo, DemoRow, Ledger, Recipe, Row
 from common.reporting.results import Result, from_json, written_whole
 from common.reporting.workers import begin_worker
-from common.training.predict import cell
+
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
 
 
 class ReproduceError(ValueError):
     """A row could not be computed, trained or tested."""
-
-
-class StepProgress(L.Callback):
-    """Moves a progress bar by the optimiser steps of a training, and by one more for the test."""
-
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self.progress, self.task = progress, task
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.progress.update(self.task, total=int(trainer.estimated_stepping_batches) + 1)
-
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        self.progress.update(self.task, completed=trainer.global_step)
 
 
 @dataclass
@@ -102,22 +91,24 @@ class Trained:
         return matrix
 
 
-def run_recipe(arguments: Sequence[str], folder: Path, seed: int, callbacks: Sequence[L.Callback] = ()) -> None:
+def run_recipe(arguments: Sequence[str], folder: Path, seed: int, bar: tuple[Progress, TaskID] | None = None) -> None:
     """Train and test through the command line `spectral`, in this process; its output goes to `folder/log.txt`.
 
     A training that was interrupted in `folder` is resumed. Afterwards `folder` holds `result.json`, the predictions,
     `complexity.json` (of one input), `curves.json`, `classes.json` (where there are classes) and `seconds.json`, beside
     the run folders of `spectral`.
-    The last checkpoint is tested, not the best, which would be chosen by the scores that are reported.
+    The last checkpoint is tested, not the best, which would be chosen by the scores that are reported. A progress
+    `bar` moves by the optimiser steps of the training, and by one more for the test.
     """
     from common.training import cli
+    from common.training.callbacks import StepProgress  # it imports Lightning
 
     began = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     common = [*arguments, "--seed_everything", str(seed), "--trainer.default_root_dir", str(folder)]
     common += ["--trainer.enable_progress_bar", "false"]
     with (folder / "log.txt").open("a", encoding="utf-8") as log, output_to(log):
-        fitted = fit(common, folder, callbacks)
+        fitted = fit(common, folder, [StepProgress(*bar)] if bar else [])
         tested = cli.run(["test", *common, "--name", "test", "--ckpt_path", str(last_checkpoint(folder))])
     assert tested.run_dir is not None
     spec = tested.datamodule.spec
@@ -141,7 +132,7 @@ def run_recipe(arguments: Sequence[str], folder: Path, seed: int, callbacks: Seq
             file.write(path.read_text(encoding="utf-8"))
 
 
-def fit(arguments: Sequence[str], folder: Path, callbacks: Sequence[L.Callback] = ()) -> dict[str, Any]:
+def fit(arguments: Sequence[str], folder: Path, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
     """Train into `folder/fit`, resume what was interrupted there, or find it finished; its `seconds` and `curves`."""
     from common.training import cli
 
@@ -291,7 +282,7 @@ def train_demo(
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=place))
         try:
             task = progress.add_task(f"  {row.name}", total=None)
-            run_recipe(arguments, partial, seed, [StepProgress(progress, task)])
+            run_recipe(arguments, partial, seed, (progress, task))
             progress.update(task, total=1, completed=1)
             os.replace(partial, folder)
         except BaseException as error:
@@ -392,7 +383,7 @@ def train_row(
         reused = (folder / "result.json").is_file()
         if not reused:
             task = progress.add_task(f"  {row.id} {dataset}", total=None)
-            run_recipe(arguments, folder, seed, [StepProgress(progress, task)])
+            run_recipe(arguments, folder, seed, (progress, task))
             progress.update(task, total=1, completed=1)
         result = from_json(folder / "result.json", row.id, dataset)
         finished.append(Trained(row.id, row.name, result, folder, reused))

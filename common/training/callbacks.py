@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from matplotlib.figure import Figure
+from rich.progress import Progress, TaskID
 
 from common.evaluation.figures import kernel_figure
 from common.training.task import TaskModule
@@ -179,3 +180,16 @@ class Pictures(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 logger.experiment.add_figure(tag, figure, trainer.global_step)
+
+
+class StepProgress(Callback):
+    """Moves a progress bar by the optimiser steps of a training, and by one more for the test."""
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self.progress, self.task = progress, task
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.progress.update(self.task, total=int(trainer.estimated_stepping_batches) + 1)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        self.progress.update(self.task, completed=trainer.global_step)

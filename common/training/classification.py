@@ -19,8 +19,9 @@ from torchmetrics.classification import MulticlassAccuracy
 from common.datamodules.folders import find_files
 from common.evaluation.figures import clip_figure, confusion_figure
 from common.evaluation.scores import VideoResult, VideoScores, combine_views, prediction_table
+from common.output_files import write_json, write_rows
 from common.training.features import FeatureRecorder, paths_file
-from common.training.predict import Predictor, write_json, write_rows
+from common.training.predict import Predictor
 from common.training.task import TaskModule
 
 SUFFIXES = {"--features": (".npz", ".npy"), "--video": (".mp4",)}  # of the files that options name

@@ -2,467 +2,52 @@
 
 Every run gets a folder ``<trainer.default_root_dir>/<recipe name>/version_<n>`` of its own with the resolved recipe
 (``config.yaml``), where it came from (``run.json``), the logs, ``last.ckpt`` and ``best.ckpt``; ``validate`` and
-``test`` add ``result.json`` and the predictions.
+``test`` add ``result.json`` and the predictions. Torch and Lightning are imported by the commands that need them.
 """
 
-import ast
-import contextlib
+from __future__ import annotations
+
 import difflib
-import importlib
-import json
-import logging
 import os
-import platform
 import re
 import signal
-import subprocess
 import sys
-import warnings
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING
 
-import lightning as L
-import torch
-import yaml
-from jsonargparse import ArgumentParser, Namespace
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from rich.console import Console
-from rich.table import Table
+from common.command_line import USER_ERRORS, CommandParser, UsageError, debugging, report_error
+from common.training import arguments, run_folders
 
-from common.datamodules.datasets import read_datasets
-from common.datamodules.errors import ReadError
-from common.plain_yaml import YamlError, check_yaml
-from common.training import callbacks, export, predict, processes, run_folders
-from common.training.checkpoints import AtomicCheckpointIO, find_checkpoint, find_last
-from common.training.task import TRUSTED, TaskModule
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
 
-DEBUG_VARIABLE = "SPECTRAL_DEBUG"
-PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "pytorchvideo", "av", "spectral-video")
+    from common.training.lightning_cli import SpectralCLI
 
+COMMANDS = {
+    "fit": "train a network by a recipe",
+    "validate": "evaluate a checkpoint on the validation split",
+    "test": "evaluate a checkpoint on the test split",
+    "predict": "predict files with a trained network",
+    "export": "write a trained network as ONNX, torch.export or safetensors",
+    "compare": "train several methods under one protocol and compare them",
+    "runs": "list runs with their scores",
+}
 
-#: warnings of Lightning that are about what we do on purpose
-EXPECTED_WARNINGS = (
-    r"It is recommended to use `self.log\('(val|test)_",  # the scores are already those of all processes
-    r"Checkpoint directory .* exists and is not empty",  # the run's own folder
-    r"Be aware that when using `ckpt_path`, callbacks used",  # testing needs no checkpoint callbacks
-    r"`\w+.configure_optimizers` will be overridden by",  # --optimizer
-    r"The dirpath has changed from",  # a resumed run gets a folder of its own
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+HELP_OF_HELP = (
+    "spectral COMMAND --help                lists the options of a command",
+    "spectral fit --config RECIPE --help    lists those of the model and data of a recipe",
+    "spectral --version                     prints the version; --debug shows the traceback of an error",
 )
 
-
-ALLOW_OWN_HELP = "module or package in the current folder that a recipe may name; one typed as a class needs none"
-
-
-class UsageError(ValueError):
-    """The command line or the recipe is wrong."""
-
-
-#: errors whose message is written for the user; they end the command without a traceback
-USER_ERRORS = (ValueError, OSError, ReadError, MisconfigurationException, processes.LostProcessError)
-
-
-class _Parser(LightningArgumentParser):
-    """Raises one clean message, with the nearest valid key, where the parent prints and exits."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        # the parser of a class reports first, its owner passes the message on
-        hint = "" if "Did you mean" in message or "It takes" in message else self._hint(message)
-        raise UsageError(without_dump(message) + hint) from ex
-
-    def _hint(self, message: str) -> str:
-        if found := re.search(r"No module named '(\w+)", message):
-            return f"\nIf {found[1]} is a module in the current folder that you trust, add --allow {found[1]}"
-        if found := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message):
-            module = sys.modules[found[1]]
-            near = difflib.get_close_matches(found[2], {*dir(module), *getattr(module, "__all__", ())}, n=1)
-            return f"\nDid you mean {found[1]}.{near[0]}?" if near else ""
-        if "Not a valid subclass" in message and (found := re.search(r"Given value: (\{.*\})", message)):
-            with contextlib.suppress(ValueError, SyntaxError):
-                wrong = [key for key in ast.literal_eval(found[1]) if key not in ("class_path", "init_args")]
-                return f"Beside class_path and init_args there is {', '.join(wrong)}. Did you mean init_args?"
-            return ""
-        found = re.search(r"[Oo]ption '([\w.]+)'(?! is required)", message)
-        found = found or re.search(r"[Uu]nrecognized arguments: --([\w.]+)", message)
-        if not found:
-            return ""
-        known = [*self._keys(), "class_path", "init_args"]
-        if group := re.search(r"Group '([\w.]+)'", message):
-            known = [key.removeprefix(f"{group[1]}.") for key in known if key.startswith(f"{group[1]}.")]
-        parts = found[1].split(".")
-        for word in (found[1], parts[-1], parts[0]):
-            if near := difflib.get_close_matches(word, known, n=1):
-                return f". Did you mean {near[0]}?"
-        names = [key for key in known if key not in ("class_path", "init_args")]
-        return f". It takes: {', '.join(names)}." if len(names) < 40 else ""
-
-    def _keys(self) -> list[str]:
-        keys = []
-        for action in self._actions:
-            for parser in (getattr(action, "_name_parser_map", None) or {}).values():
-                keys += parser._keys()
-            keys.append(action.dest)
-        return [key for key in dict.fromkeys(keys) if key not in ("help", "print_config")]
-
-
-def without_dump(message: str) -> str:
-    """A message of the parser without its list of all types that a value could have had, and the value itself."""
-    noise = ("Does not validate against", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>", "Given value")
-    lines = [line.rstrip() for line in message.splitlines() if not line.strip().startswith(noise)]
-    return lines[0].strip().removeprefix("- ") if len(lines) == 1 else "\n".join(lines)
-
-
-class _SaveRun(SaveConfigCallback):
-    """Writes ``config.yaml`` and ``run.json`` into the run folder before anything else is written there."""
-
-    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        description = {
-            "command": stage,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seed": self.config.get("seed_everything"),
-            "checkpoint": self.config.get("ckpt_path"),
-            "manifest_hash": getattr(trainer.datamodule, "manifest_hash", None),  # type: ignore[attr-defined]
-            "world_size": trainer.world_size,
-            **git_state(),
-            "versions": package_versions(),
-        }
-        write_json(Path(trainer.default_root_dir) / "run.json", description)  # log_dir would wait for the other ranks
-
-
-class SpectralCLI(LightningCLI):
-    """LightningCLI with our trainer defaults, a run folder, and the result file.
-
-    After the command: ``trainer``, ``model``, ``datamodule``, ``run_dir`` (None with ``fast_dev_run``) and, after
-    ``validate`` and ``test``, ``result`` (the content of ``result.json``).
-    """
-
-    def __init__(self, args: list[str], callbacks: Sequence[Callback] = ()) -> None:
-        self.more_callbacks = callbacks
-        self.args = args
-        self.run_dir: Path | None = None
-        self.result: dict[str, Any] | None = None
-        self.stop = processes.StopTogether()
-        try:
-            self._run(args)
-        except BaseException as error:
-            if self.run_dir is not None:
-                with contextlib.suppress(OSError):
-                    self.run_dir.rmdir()  # only if nothing was written
-            if not processes.is_lost_process(error):
-                raise
-            if self.stop.asked:  # the other process was, too
-                raise SIGTERMException from error
-            raise processes.LostProcessError(f"another process of this run has ended; {processes.GO_ON}") from error
-
-    def _run(self, args: list[str]) -> None:
-        super().__init__(
-            TaskModule,
-            L.LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=_SaveRun,
-            trainer_defaults={
-                "use_distributed_sampler": False,  # the samplers of the data module know the processes themselves
-                "default_root_dir": "runs",
-                "log_every_n_steps": 10,
-                "enable_model_summary": False,  # it would claim 0 FLOPs
-            },
-            seed_everything_default=0,
-            parser_class=_Parser,
-            parser_kwargs={
-                "description": "Train and test. Other commands: predict, export, compare, runs; each has --help.",
-                **{name: {"allow_abbrev": False} for name in self.subcommands()},
-            },
-            load_from_checkpoint_support=False,
-            args=args,
-        )
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        return {k: v for k, v in LightningCLI.subcommands().items() if k != "predict"}
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--name", type=str | None, default=None, help="name of the run; the recipe's by default")
-        parser.add_argument("--allow", type=str | None, default=None, help=ALLOW_OWN_HELP)
-        parser.add_argument(
-            "--page",
-            type=bool,
-            default=False,
-            help="also write page/index.html: the curves of a training; scores, classes and mistakes of a test",
-        )
-        parser.add_argument(
-            "--checkpoint_every_n_steps",
-            type=int | None,
-            default=None,
-            help="also write last.ckpt every N optimiser steps, not only at the end of each epoch",
-        )
-
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        if subcommand != "fit":
-            parser.set_defaults({"verbose": False, "trainer.enable_checkpointing": False})  # we print our own table
-        return parser
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        recipes = _recipes(args)
-        try:
-            for recipe in filter(os.path.isfile, recipes):
-                check_yaml(recipe)
-            self.config = parser.parse_args(args)
-        except YamlError as error:
-            raise UsageError(str(error)) from error
-        except UsageError as error:
-            for k, recipe in enumerate(recipes):  # the first that gives this error without the other options
-                try:
-                    parser.parse_args([args[0], *(f"--config={name}" for name in recipes[: k + 1])])
-                except UsageError as own:
-                    if str(own) == str(error) and recipe not in str(error):
-                        raise UsageError(f"{recipe}: {error}") from error
-            raise
-
-    def _parse_ckpt_path(self) -> None:
-        """Keep the recipe as it is written: a checkpoint that does not fit is an error, not a change of the recipe."""
-
-    def before_instantiate_classes(self) -> None:
-        config = self.config[str(self.subcommand)]
-        if config.get("lr_scheduler") and not config.get("optimizer"):
-            raise UsageError("--lr_scheduler needs --optimizer; together they replace those of the recipe")
-        configs = config.get("config") or []
-        name = config.name or (run_folders.run_name(str(configs[-1])) if configs else "")
-        name = name or config.model.class_path.rpartition(".")[2]
-        runs = Path(config.trainer.default_root_dir) / name
-        checkpoint = config.get("ckpt_path")
-        if checkpoint:
-            if checkpoint == "last":
-                found, damaged = find_last(runs)
-                for message in damaged:
-                    rank_zero_warn(f"{message}. {found} is used instead.")
-            else:
-                found = find_checkpoint(runs, "best.ckpt") if checkpoint == "best" else find_checkpoint(checkpoint)
-            config.ckpt_path = str(found)
-        elif self.subcommand != "fit":
-            rank_zero_warn(f"{self.subcommand} without --ckpt_path: the network has its initial, untrained weights")
-        if not config.trainer.fast_dev_run:
-            self.run_dir = run_folders.new_run_dir(runs)
-
-    def instantiate_classes(self) -> None:
-        """Make the data first; what follows from it, such as the number of classes, goes to the model.
-
-        All that the dataset and the data decide is written into the configuration, so that it says what ran.
-        """
-        try:
-            self._instantiate_classes()
-        except ValueError as error:
-            if "Does not validate against" not in str(error):
-                raise
-            raise UsageError(without_dump(str(error))) from error
-
-    def _instantiate_classes(self) -> None:
-        config = self.config[str(self.subcommand)]
-        parser = self._parser(str(self.subcommand))
-        arguments = config.data.get("init_args", Namespace())
-        _fill(arguments, read_datasets().get(arguments.get("dataset"), {}))
-        self.datamodule = parser.instantiate_classes(Namespace(data=config.data)).data
-        if hasattr(self.datamodule, "facts"):
-            _fill(config.model.get("init_args", Namespace()), self.datamodule.facts())
-        self.config_init = self.parser.instantiate_classes(self.config)
-        self.config_init[str(self.subcommand)].data = self.datamodule
-        self.model = self._get(self.config_init, "model")
-        self._add_configure_optimizers_method_to_model(self.subcommand)
-        self.trainer = self.instantiate_trainer()
-
-    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        config = self.config_init[str(self.subcommand)]
-        settings = config.trainer
-        plugins = settings.plugins or []
-        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
-        extra: list[Callback] = [callbacks.StepSeed(config.seed_everything), callbacks.Throughput(), self.stop]
-        if self.run_dir is not None:
-            kwargs["default_root_dir"] = str(self.run_dir)
-            if settings.logger is None or settings.logger is True:
-                kwargs["logger"] = TensorBoardLogger(self.run_dir, name="", version="", default_hp_metric=False)
-            if kwargs.get("logger", settings.logger):
-                extra += [LearningRateMonitor(), callbacks.Pictures()]
-            if self.subcommand == "fit" and settings.enable_checkpointing is not False:
-                extra += callbacks.checkpoint_callbacks(self.run_dir, self.model.score, config.checkpoint_every_n_steps)
-        own = settings.callbacks or []
-        kwargs["callbacks"] = [*(own if isinstance(own, list) else [own]), *self.more_callbacks, *extra]
-        return super().instantiate_trainer(**kwargs)
-
-    def before_fit(self) -> None:
-        parameters = sum(p.numel() for p in self.model.network.parameters())
-        rank_zero_info(f"{type(self.model).__name__}: {parameters:,} parameters")
-        self.trainer.ckpt_path = self.config[str(self.subcommand)].get("ckpt_path")
-        if self.trainer.ckpt_path and processes.resumes_up_to_rounding(self.trainer):
-            rank_zero_info(
-                f"With {self.trainer.world_size} processes the resumed training may differ in its last bits from one "
-                "without interruption; --trainer.strategy ddp_find_unused_parameters_true in all of it prevents that."
-            )
-        if self.run_dir is not None and self.trainer.is_global_zero:
-            package = type(self.model).__module__.partition(".")[0]
-            run_folders.explain(self.run_dir, self.args, "" if package in TRUSTED else package)
-        unit = "clips" if self.model.kind == "video" else f"{self.model.kind}s"
-        if (batch := getattr(self.datamodule, "batch_size", None)) is not None:
-            accumulate, world = self.trainer.accumulate_grad_batches, self.trainer.world_size
-            rank_zero_info(
-                f"Effective batch size: {batch * world * accumulate} {unit} "
-                f"({batch} per batch x {world} processes x {accumulate} accumulated batches)"
-            )
-
-    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        if subcommand == "fit":
-            kwargs.pop("ckpt_path", None)  # the trainer knows it since before_fit, so that set-up can ask for it
-        return kwargs
-
-    def after_fit(self) -> None:
-        if self.config["fit"].page and self.run_dir is not None and self.trainer.is_global_zero:
-            from common.training.run_page import training_page
-
-            page = training_page(self.run_dir)
-            print(f"Written: {page}" if page else "There is no page: the training logged nothing")
-
-    def after_validate(self) -> None:
-        self._report("validate")
-
-    def after_test(self) -> None:
-        self._report("test")
-
-    def _report(self, stage: str) -> None:
-        scores = self.model.result
-        if scores is None or self.run_dir is None or not self.trainer.is_global_zero:
-            return
-        loaders = self.trainer.test_dataloaders if stage == "test" else self.trainer.val_dataloaders
-        dataset = getattr(loaders, "dataset", None)
-        expected = getattr(dataset, "videos_expected", len(dataset) if dataset is not None else None)
-        views = self.model.views_per_video
-        predictions = self.model.write_predictions(self.run_dir)
-        self._dump_config()
-        self.result = {
-            **scores.metrics(),
-            "kind": self.model.kind,
-            "videos": scores.videos,
-            "videos_expected": expected,
-            "views": views,
-            **self.model.result_facts(),
-            "params": sum(p.numel() for p in self.model.network.parameters()),
-            "seed": self.config_dump["seed_everything"],
-            **git_state(),
-            "manifest_hash": self.model.manifest_hash,
-            "checkpoint": self.config_dump.get("ckpt_path"),
-            "config": self.config_dump,
-            "stage": stage,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "duration_s": self.model.evaluation_seconds,
-            "clips_per_s": scores.videos * views / self.model.evaluation_seconds,
-            "versions": package_versions(),
-            "predictions": str(predictions),
-        }
-        write_json(self.run_dir / "result.json", self.result)
-        table = Table(
-            f"{stage}: {scores.videos} of {self.result['videos_expected']} {self.model.kind}s x {views} views", ""
-        )
-        shown = [
-            (key, f"{value:.4f}" if key in self.model.plain_metrics else f"{100 * value:.2f} %")
-            for key, value in scores.metrics().items()
-        ]
-        for key, value in [*shown, ("clips/s", f"{self.result['clips_per_s']:.1f}")]:
-            table.add_row(key, value)
-        written = [self.run_dir / "result.json", predictions]
-        if self.config[str(self.subcommand)].page:
-            from common.training.run_page import result_page
-
-            root = getattr(self.datamodule, "root", None)
-            written.append(result_page(self.run_dir, self.result, shown, self.model, root))
-        console = Console()
-        console.print(table)
-        console.print(f"Written: {', '.join(map(str, written))}", soft_wrap=True)
-
-
-def print_recipe_options(args: Sequence[str]) -> None:
-    """Print the options of the model and the data that the recipes of a command line name, with the recipes' values."""
-    recipe: dict[str, Any] = {}
-    for path in _recipes(args):
-        check_yaml(path)
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise UsageError(f"{path}: a recipe is a mapping of model, data and trainer")
-        recipe |= {key: value for key, value in content.items() if key in ("model", "data")}
-    if not recipe:
-        raise UsageError(f"{', '.join(_recipes(args))}: names no model or data")
-    parser = ArgumentParser(prog=f"spectral {args[0]}", usage=f"spectral {args[0]} --config RECIPE ...", add_help=False)
-    for key, given in recipe.items():
-        try:
-            module, _, name = given["class_path"].rpartition(".")
-            parser.add_class_arguments(getattr(importlib.import_module(module), name), key)
-        except (KeyError, TypeError, ImportError, AttributeError, ValueError) as error:
-            raise UsageError(f"{', '.join(_recipes(args))}: {key}.class_path names no class: {error}") from error
-        values = given.get("init_args") or {}
-        if not isinstance(values, dict):
-            raise UsageError(f"{', '.join(_recipes(args))}: {key}.init_args is no mapping of options")
-        for name, value in values.items():
-            try:
-                parser.set_defaults({f"{key}.{name}": value})
-            except (KeyError, TypeError, ValueError) as error:
-                raise UsageError(f"{', '.join(_recipes(args))}: {key}.init_args.{name}: {error}") from error
-    parser.print_help()
-    print(f"\nThe options of the trainer and of the command: spectral {args[0]} --help")
-
-
-def _recipes(args: Sequence[str]) -> list[str]:
-    """The files that ``--config`` names."""
-    names = [after for word, after in pairwise(args) if word in ("-c", "--config")]
-    return names + [word.removeprefix("--config=") for word in args if word.startswith("--config=")]
-
-
-def _fill(arguments: Namespace, facts: Mapping[str, Any]) -> None:
-    """Give the arguments that are None the values that follow from the data."""
-    for name, value in facts.items():
-        if name in arguments and arguments[name] is None:
-            arguments[name] = value
-
-
-def git_state() -> dict[str, Any]:
-    """``commit`` of this source tree (None outside of git) and ``dirty``: whether tracked files differ from it."""
-
-    command = ["git", "-C", str(Path(__file__).parent), "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
-    try:
-        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "dirty": None}
-    commit = next(line.split()[-1] for line in lines if line.startswith("# branch.oid"))
-    return {
-        "commit": None if commit == "(initial)" else commit,
-        "dirty": any(not line.startswith("#") for line in lines),
-    }
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of Python, of the packages that decide a result, and of the GPU if there is one."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    if torch.cuda.is_available():
-        versions["gpu"] = torch.cuda.get_device_name()
-    return versions
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a new JSON file; an existing one is never replaced (FileExistsError)."""
-    with path.open("x", encoding="utf-8") as file:
-        json.dump(content, file, indent=2, default=str)
-        file.write("\n")
+#: parsers that print their help before anything slow is imported
+PARSERS: dict[str, Callable[[], CommandParser]] = {
+    "predict": arguments.predict_parser,
+    "export": arguments.export_parser,
+    "compare": arguments.compare_parser,
+}
 
 
 def run(args: list[str], callbacks: Sequence[Callback] = ()) -> SpectralCLI:
@@ -472,38 +57,98 @@ def run(args: list[str], callbacks: Sequence[Callback] = ()) -> SpectralCLI:
         args: command line arguments, e.g. ``["test", "--config", "recipe.yaml", "--ckpt_path", "best"]``.
         callbacks: callbacks of the trainer in addition to those of the recipe.
     """
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_not_advertising)
-    with warnings.catch_warnings():
-        for message in EXPECTED_WARNINGS:
-            warnings.filterwarnings("ignore", message=message)
-        return SpectralCLI(run_folders.with_recipe_beside(args), callbacks)
+    from common.training import lightning_cli
+
+    return lightning_cli.run(args, callbacks)
 
 
-class _ParsedOnly(SpectralCLI):
-    def before_instantiate_classes(self) -> None:
-        raise _ParsedError
+def main(args: list[str] | None = None) -> int:
+    """The command line; returns the exit code: 0, 1 for a failed run, 2 for wrong arguments, 143 and 130 for one that
+    SIGTERM and SIGINT (Ctrl-C) ended.
+
+    ``--debug``, or the environment variable SPECTRAL_DEBUG, shows tracebacks.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in args or debugging()
+    args = [arg for arg in args if arg != "--debug"]
+    _find_own_modules(args)
+    try:
+        return _dispatch(args)
+    except SystemExit as stop:  # --help, argparse's own errors, SIGTERM, and Lightning's answer to Ctrl-C
+        if _is_sigterm(stop):
+            print("stopped by SIGTERM; --ckpt_path last resumes the training", file=sys.stderr)
+            return 128 + signal.SIGTERM
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            return 128 + signal.SIGINT
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except user_errors() as error:
+        if debug:
+            raise
+        return report_error(error)
 
 
-class _ParsedError(Exception):
-    pass
+def _dispatch(args: list[str]) -> int:
+    command = args[0] if args else ""
+    if command == "--version":
+        print(f"spectral-video {version('spectral-video')}")
+        return 0
+    if command in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        what = f"unknown command {command!r}" if command else "a command is missing"
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UsageError(f"{what}; the commands are {', '.join(COMMANDS)}.{hint}")
+    if command == "runs":
+        return run_folders.main(args[1:])
+    names_checkpoint = any(word.partition("=")[0] == "--checkpoint" for word in args)  # the help is that of its task
+    if command in PARSERS and {"-h", "--help"} & set(args) and not names_checkpoint:
+        PARSERS[command]().parse_args(args[1:])
+    if command == "predict":
+        from common.training import predict
+
+        return predict.main(args[1:])
+    if command == "export":
+        from common.training import export
+
+        return export.main(args[1:])
+    if command == "compare":
+        from common.comparison import command as compare  # it runs this command line itself
+
+        return compare.main(args[1:])
+    from common.training import lightning_cli
+
+    lightning_cli.run_command(args)
+    return 0
 
 
-def check_arguments(args: list[str]) -> None:
-    """Parse the arguments of a run without running it. Raises UsageError for a wrong key or value."""
-    with contextlib.suppress(_ParsedError):
-        _ParsedOnly(args)
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(["usage: spectral COMMAND ...", "", *lines, "", *HELP_OF_HELP])
 
 
-def _not_advertising(record: logging.LogRecord) -> bool:
-    return "Tip: For seamless cloud" not in record.getMessage()
+def user_errors() -> tuple[type[Exception], ...]:
+    """Errors whose message is written for the user; they end the command without a traceback."""
+    errors = USER_ERRORS
+    if "lightning" in sys.modules:
+        from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+        from common.training.processes import LostProcessError
+
+        errors += (MisconfigurationException, LostProcessError)
+    return errors
 
 
-def plain_message(error: BaseException) -> str:
-    """The message of an error, without the traceback that a loader's worker process puts before it."""
-    message = str(error)
-    if "Original Traceback" in message:
-        message = re.split(r"\n(?:\w+\.)*\w+Error: ", message)[-1].rstrip()
-    return message
+def _is_sigterm(stop: SystemExit) -> bool:
+    if "lightning" not in sys.modules:
+        return False
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    return isinstance(stop, SIGTERMException)
 
 
 def _find_own_modules(args: Sequence[str]) -> None:
@@ -516,57 +161,6 @@ def _find_own_modules(args: Sequence[str]) -> None:
     names = [name.partition(".")[0] for name in [*typed, *allowed]]
     if any(name and (Path(name).is_dir() or Path(f"{name}.py").is_file()) for name in names):
         sys.path += [os.getcwd()] if os.getcwd() not in sys.path else []  # last, so that they replace nothing
-
-
-def main(args: list[str] | None = None) -> int:
-    """The command line; returns the exit code: 0, 1 for a failed run, 2 for wrong arguments, 143 and 130 for one that
-    SIGTERM and SIGINT (Ctrl-C) ended.
-
-    ``--debug``, or the environment variable SPECTRAL_DEBUG, shows tracebacks.
-    """
-    args = list(sys.argv[1:] if args is None else args)
-    debug = "--debug" in args or bool(os.environ.get(DEBUG_VARIABLE))
-    args = [arg for arg in args if arg != "--debug"]
-    _find_own_modules(args)
-    try:
-        if args == ["--version"]:
-            print(f"spectral-video {version('spectral-video')}")
-            return 0
-        if args[:1] == ["predict"]:
-            return predict.main(args[1:])
-        if args[:1] == ["compare"]:
-            from common.comparison import command  # it runs this command line itself
-
-            return command.main(args[1:])
-        if args[:1] == ["export"]:
-            return export.main(args[1:])
-        if args[:1] == ["runs"]:
-            return run_folders.main(args[1:])
-        commands = [*SpectralCLI.subcommands(), "predict", "export", "compare", "runs"]
-        if args and not args[0].startswith("-") and args[0] not in commands:
-            near = difflib.get_close_matches(args[0], commands, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise UsageError(f"unknown command {args[0]!r}; the commands are {', '.join(commands)}.{hint}")
-        if {"-h", "--help"} & set(args) and _recipes(args) and args[0] in SpectralCLI.subcommands():
-            print_recipe_options(args)
-            return 0
-        processes.watch_launcher()
-        run(args)
-    except SIGTERMException:  # before SystemExit, which it is
-        print("stopped by SIGTERM; --ckpt_path last resumes the training", file=sys.stderr)
-        return 128 + signal.SIGTERM
-    except SystemExit as stop:  # --help, argparse's own errors, and Lightning's answer to Ctrl-C
-        if isinstance(stop.__context__, KeyboardInterrupt):
-            return 128 + signal.SIGINT
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    except USER_ERRORS as error:
-        if debug:
-            raise
-        print(f"error: {plain_message(error)}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
-    return 0
 
 
 if __name__ == "__main__":

@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.training.arguments import CommandParser
+from common.training.arguments import EXPORT_SUFFIXES, export_parser
 from common.training.checkpoints import MAX_CLAIMED, CheckpointError
-from common.training.task import ALLOW_HELP, TRUSTED, TaskModule, check_stored_facts, load_module, module_class_of
+from common.training.task import TRUSTED, TaskModule, check_stored_facts, load_module, module_class_of
 
-SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ".safetensors"}
 ENTRY = "spectral"  # of the metadata
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2}  # of the largest output
 
@@ -38,24 +37,10 @@ def main(argv: list[str]) -> int:
         ExportError: the export failed or differs from the network; no file is left.
         FileExistsError: the file exists, and there is no ``--force``.
     """
-    parser = CommandParser(
-        prog="spectral export",
-        description="Write the network of a checkpoint for other programs. The file is compared with the network "
-        "before it is left in place. `spectral predict` takes ONNX files too.",
-    )
-    parser.add_argument("checkpoint", type=Path, help="checkpoint file, or the folder of a run (its best.ckpt)")
-    parser.add_argument("--format", choices=list(SUFFIXES), default="onnx", help="default: %(default)s")
-    parser.add_argument(
-        "--out", type=Path, help="file to write (default: next to the checkpoint, with another extension)"
-    )
-    parser.add_argument("--half", action="store_true", help="half precision")
-    parser.add_argument("--input", type=Path, help="file to compare on (default: random numbers); not for persons")
-    parser.add_argument("--force", action="store_true", help="overwrite an existing file")
-    parser.add_argument("--allow", metavar="PACKAGE", action="append", default=[], help=ALLOW_HELP)
-    options = parser.parse_args(argv)
+    options = export_parser().parse_args(argv)
     module = load_module(options.checkpoint, (*TRUSTED, *options.allow))
     name = options.checkpoint.name if options.checkpoint.is_dir() else options.checkpoint.stem
-    out = options.out or options.checkpoint.parent / f"{name}{SUFFIXES[options.format]}"
+    out = options.out or options.checkpoint.parent / f"{name}{EXPORT_SUFFIXES[options.format]}"
     if out.exists() and not options.force:
         raise FileExistsError(f"{out} exists; give another name, or --force to overwrite it")
     difference = export(module, out, options.format, options.half, options.input)
@@ -107,7 +92,7 @@ def export_network(
     network, x = network.eval().to(dtype), x.to(dtype)
     dimensions: dict[int, Any] = {d: torch.export.Dim.DYNAMIC if d else torch.export.Dim("batch") for d in dynamic}
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-        temporary = Path(folder) / f"network{SUFFIXES[kind]}"
+        temporary = Path(folder) / f"network{EXPORT_SUFFIXES[kind]}"
         try:
             with warnings.catch_warnings(), torch.inference_mode():
                 warnings.simplefilter("ignore")

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
-import json
 import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +17,11 @@ from rich.table import Column, Table
 from rich.text import Text
 from torch import Tensor
 
+from common.command_line import UsageError
 from common.datamodules.errors import ReadError
-from common.training.arguments import CommandParser
+from common.training.arguments import predict_parser
 from common.training.checkpoints import CheckpointError
-from common.training.task import ALLOW_HELP, TRUSTED, NonFiniteError, TaskModule, load_module
+from common.training.task import TRUSTED, NonFiniteError, TaskModule, load_module
 
 
 class Predictor:
@@ -187,62 +184,6 @@ class Predictor:
         path.mkdir(parents=True, exist_ok=True)
 
 
-def write_rows(path: Path, rows: Sequence[dict[str, Any]], overwrite: bool = False) -> None:
-    """Write rows as CSV; the columns are those of all rows.
-
-    Raises:
-        FileExistsError: the file exists and ``overwrite`` is False.
-    """
-    columns = list(dict.fromkeys(key for row in sorted(rows, key=len, reverse=True) for key in row))
-    with row_writer(path, columns, overwrite) as write:
-        for row in rows:
-            write(row)
-
-
-@contextmanager
-def row_writer(path: Path, columns: Sequence[str], overwrite: bool = False) -> Iterator[Callable[[dict], None]]:
-    """A function that writes a row to a CSV file, which holds the row when it returns.
-
-    Raises:
-        FileExistsError: the file exists and ``overwrite`` is False.
-    """
-    with path.open("w" if overwrite else "x", buffering=1, newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        yield lambda row: writer.writerow({key: cell(value) for key, value in row.items()})
-
-
-def write_json(path: Path, rows: Sequence[dict[str, Any]], overwrite: bool = False) -> None:
-    """Write rows as a JSON list of objects, one a line.
-
-    Raises:
-        FileExistsError: the file exists and ``overwrite`` is False.
-    """
-    lines = ",\n".join(json.dumps(row) for row in rows)
-    with path.open("w" if overwrite else "x", encoding="utf-8") as file:
-        file.write(f"[\n{lines}\n]\n")
-
-
-@contextmanager
-def new_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary path beside ``path``, which takes its place at the end; after an error nothing is left of it.
-
-    Raises:
-        FileExistsError: the file exists at the end and ``overwrite`` is False.
-    """
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        temporary = Path(folder) / path.name
-        yield temporary
-        if path.exists() and not overwrite:
-            raise FileExistsError(f"{path} exists; give another name, or --force to overwrite it")
-        temporary.replace(path)
-
-
-def cell(value: Any) -> Any:
-    """A value for a CSV file: text that a spreadsheet would take for a formula gets an apostrophe in front."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value
-
-
 def main(args: list[str]) -> int:
     """``spectral predict``; returns 1 if a file could not be read.
 
@@ -257,8 +198,13 @@ def main(args: list[str]) -> int:
     known = first.parse_known_args(args)[0]
     checkpoint, trusted = known.checkpoint, (*TRUSTED, *known.allow)
     module = None if checkpoint is None else _load(checkpoint, trusted)
-    options = _parser(module).parse_args(args)
-    assert module is not None  # the parser requires a checkpoint
+    if module is None:
+        predict_parser().parse_args(args)  # prints the help, or that a checkpoint is missing, and exits
+        raise UsageError("--checkpoint is missing")
+    parser = predict_parser("")
+    module.predictor.add_arguments(parser)
+    options = parser.parse_args(args)
+    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     options.paths = list(_expand(options.paths))
     if module.spec is None or module.output_names is None:
         raise CheckpointError(
@@ -291,28 +237,3 @@ def _load(checkpoint: str, trusted: Sequence[str]) -> TaskModule:
 
         return load_onnx(checkpoint, trusted)
     return load_module(checkpoint, trusted)
-
-
-def _parser(module: TaskModule | None) -> argparse.ArgumentParser:
-    parser = CommandParser(
-        prog="spectral predict",
-        description="Predict from a checkpoint alone. "
-        + ("With --checkpoint, --help shows the options of its task too." if module is None else ""),
-    )
-    parser.add_argument(
-        "paths",
-        nargs="+",
-        metavar="PATH",
-        help="file, folder of files, .txt list; also frame folders; - reads paths from standard input, one a line; "
-        "with --windows also one stream: a URL (http, https, rtsp, udp, ...), camera (/dev/video0) or named pipe",
-    )
-    parser.add_argument("--checkpoint", required=True, help="checkpoint or ONNX file, or a run's folder (best.ckpt)")
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, mps"
-    )
-    parser.add_argument("--rows", type=int, default=10, help="rows of the printed table at most (default %(default)s)")
-    parser.add_argument("--force", action="store_true", help="overwrite existing files")
-    parser.add_argument("--allow", metavar="PACKAGE", action="append", help=ALLOW_HELP)
-    if module is not None:
-        module.predictor.add_arguments(parser)
-    return parser

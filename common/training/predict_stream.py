@@ -16,7 +16,7 @@ from torch import Tensor
 from common.datamodules.errors import VideoReadError
 from common.datamodules.video_clips import ClipSpec, view_indices
 from common.datamodules.video_stream import VideoStream
-from common.training.predict import row_writer
+from common.output_files import row_writer
 from common.training.predict_windows import TICK, Window, crops_of, list_windows, smooth, stack_views, window_at
 
 if TYPE_CHECKING:

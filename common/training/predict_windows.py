@@ -28,8 +28,8 @@ from common.datamodules.video_crops import square_crops
 from common.datamodules.video_reader import EncodedVideoReader, FrameFolderReader, open_video
 from common.datamodules.video_stream import VideoStream, is_stream
 from common.datamodules.video_writer import MPEG_CLOCK, rgb_frame, write_mp4
+from common.output_files import new_file
 from common.training.classification import ClassPredictor
-from common.training.predict import new_file
 
 if TYPE_CHECKING:
     from common.training.classification import ClassificationModule

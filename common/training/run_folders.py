@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from common.training.arguments import CommandParser
+from common.command_line import CommandParser
 
 FILES = {
     "config.yaml": "the recipe with every option as it ran",
@@ -33,6 +32,8 @@ FILES = {
 
 def new_run_dir(runs: Path) -> Path:
     """Make ``runs/version_<n>`` with the first free n; on ranks other than 0, name a folder without making it."""
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only  # `spectral runs` needs no Lightning
+
     matches = (re.fullmatch(r"version_(\d+)", path.name, re.ASCII) for path in runs.glob("version_*"))
     taken = [int(match[1]) for match in matches if match]
     n = max(taken, default=-1) + 1

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from common.training.predict import Predictor
 
 TRUSTED = ("papers", "common")  # packages whose modules a checkpoint may name
-ALLOW_HELP = "package whose modules a checkpoint may name besides those of this project; it is imported"
 STORED = "spectral"  # entry of a checkpoint with what TaskModule needs besides weights and arguments
 
 

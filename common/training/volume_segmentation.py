@@ -27,7 +27,8 @@ from common.datamodules.brats import (
 from common.datamodules.volumes import VolumeSpec
 from common.evaluation.figures import slice_figure
 from common.evaluation.volume_scores import VolumeResult, VolumeScores, dice_per_case, hausdorff_per_case
-from common.training.predict import Predictor, write_rows
+from common.output_files import write_rows
+from common.training.predict import Predictor
 from common.training.task import TaskModule
 
 Loss = Literal["dice", "dice-bce"]

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import data.demo
-from data.demo._folder import DemoError
+from common.command_line import CommandParser, run_command
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one demo generator; returns the exit status (0 done, 2 refused, 130 interrupted)."""
-    parser = argparse.ArgumentParser(prog="python -m data.demo", description=__doc__)
+    """Run one demo generator; returns the exit status (0 done, 1 refused, 2 wrong options, 130 interrupted)."""
+    parser = CommandParser(prog="python -m data.demo", description=__doc__)
     commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
     generators = {}
     for name in sorted(info.name for info in pkgutil.iter_modules(data.demo.__path__)):
@@ -27,18 +27,11 @@ def main(argv: list[str] | None = None) -> int:
         module = importlib.import_module(f"data.demo.{name}")
         summary = (module.__doc__ or "").splitlines()[0]
         generators[name] = getattr(module, f"generate_{name}")
-        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        command = commands.add_parser(name, help=summary, description=summary)
         add_options(command, generators[name])
     options = vars(parser.parse_args(argv))
-    try:
-        print(generators[options.pop("name")](**options, progress=True))
-    except DemoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; nothing was left behind", file=sys.stderr)
-        return 130
-    return 0
+    generate = generators[options.pop("name")]
+    return run_command(lambda: print(generate(**options, progress=True)), "interrupted; nothing was left behind")
 
 
 def add_options(parser: argparse.ArgumentParser, generate: Callable[..., Any]) -> None:

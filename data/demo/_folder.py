@@ -13,13 +13,15 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import track
 
+from common.command_line import UsageError
+
 T = TypeVar("T")
 
 RECORD = "demo.json"
 """File in a finished folder that holds the parameters it was made with."""
 
 
-class DemoError(Exception):
+class DemoError(UsageError):
     """A demo cannot be generated as requested; the message says what to change."""
 
 

@@ -22,7 +22,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.datamodules.errors import ReadError
+from common.command_line import CommandParser, run_command
 from common.datamodules.video_clips import ClipSpec, load_views
 from common.evaluation.grad_cam import grad_cam
 from common.reporting.plots import COLOURS, style
@@ -243,8 +243,8 @@ def load_clip(path: str | Path, spec: Mapping[str, Any]) -> Tensor:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns 0, or 2 with a message for wrong arguments and unreadable files."""
-    parser = argparse.ArgumentParser(
+    """The command; returns the exit status: 0 done, 1 refused, 130 interrupted."""
+    parser = CommandParser(
         prog="python -m papers.dtf.visualise",
         description="Grad-CAM, filters and temporal kernels of a trained network on videos (Figure 7).",
     )
@@ -266,33 +266,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--frames", type=int, default=4, help="frames to show (default: %(default)s)")
     parser.add_argument("--force", action="store_true", help="overwrite the image")
     args = parser.parse_args(argv)
-    try:
-        if args.out.exists() and not args.force:
-            raise ValueError(f"{args.out} exists; give another --out, or --force to overwrite it")
-        if args.frames < 1:
-            raise ValueError("--frames is at least 1")
-        module: Any = load_module(args.checkpoint)
-        if module.spec is None:
-            raise ValueError(f"{args.checkpoint}: the checkpoint does not say how a video becomes a clip")
-        names = module.output_names or []
-        target = None if args.target is None else _class_number(args.target, names)
-        positions = None if args.position is None else [(y, x) for y, x in args.position]
-        views = {}
-        for path in args.videos:
-            clip = load_clip(path, module.spec)
-            view = inspect_clip(module.network, clip, positions, target, args.layer, args.block)
-            probability, best = view.logits.softmax(0).max(0)
-            name = names[int(best)] if names else f"class {int(best)}"
-            views[f"{Path(path).name}: {name} ({100 * float(probability):.0f} %)"] = view
-            places = ", ".join(f"({y}, {x})" for y, x in view.positions)
-            print(f"{path}: {name}, positions {places} of {view.grid[0]} x {view.grid[1]}")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        figure7(views, args.frames).savefig(args.out, dpi=160)
-    except (ValueError, OSError, ReadError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(lambda: _write(args))
+
+
+def _write(args: argparse.Namespace) -> None:
+    """Write the figure that the command line asks for."""
+    if args.out.exists() and not args.force:
+        raise ValueError(f"{args.out} exists; give another --out, or --force to overwrite it")
+    if args.frames < 1:
+        raise ValueError("--frames is at least 1")
+    module: Any = load_module(args.checkpoint)
+    if module.spec is None:
+        raise ValueError(f"{args.checkpoint}: the checkpoint does not say how a video becomes a clip")
+    names = module.output_names or []
+    target = None if args.target is None else _class_number(args.target, names)
+    positions = None if args.position is None else [(y, x) for y, x in args.position]
+    views = {}
+    for path in args.videos:
+        clip = load_clip(path, module.spec)
+        view = inspect_clip(module.network, clip, positions, target, args.layer, args.block)
+        probability, best = view.logits.softmax(0).max(0)
+        name = names[int(best)] if names else f"class {int(best)}"
+        views[f"{Path(path).name}: {name} ({100 * float(probability):.0f} %)"] = view
+        places = ", ".join(f"({y}, {x})" for y, x in view.positions)
+        print(f"{path}: {name}, positions {places} of {view.grid[0]} x {view.grid[1]}")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    figure7(views, args.frames).savefig(args.out, dpi=160)
     print(f"Written: {args.out}")
-    return 0
 
 
 def _class_number(text: str, names: Sequence[str]) -> int:

@@ -38,7 +38,8 @@ from common.reporting.page import png
 from common.reporting.reproduce import list_records
 from common.reporting.runs import ReproduceError
 from common.reporting.tables import to_markdown
-from common.training import cli, predict
+from common.training import cli, lightning_cli
+from common.training.arguments import predict_parser
 from common.training.image_classification import ImageClassificationModule
 from common.training.pose_estimation import PoseEstimationModule
 from common.training.volume_segmentation import VolumeSegmentationModule
@@ -261,7 +262,7 @@ def default_classes(network: Network) -> int | None:
 # Recipes and commands
 
 
-class _ParseOnly(cli.SpectralCLI):
+class _ParseOnly(lightning_cli.SpectralCLI):
     """Stops when the arguments are parsed."""
 
     def before_instantiate_classes(self) -> None:
@@ -298,7 +299,7 @@ def parse_spectral(words: list[str]) -> None:
         return
     errors = []
     for task in (ImageClassificationModule, PoseEstimationModule, VolumeSegmentationModule):
-        options = predict._parser(None)
+        options = predict_parser()
         task.predictor.add_arguments(options)
         _, unknown = options.parse_known_args(words[1:])
         errors.append(unknown)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common.comparison.study import load
-from common.training import cli
+from common.training import cli, lightning_cli
 from tests.datasets import write_dataset
 
 STUDY = load(Path(__file__).resolve().parents[3] / "common/comparison/operators/study.yaml")
@@ -24,7 +24,7 @@ def motion(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_a_method_trains(method: str, motion: list[str], tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     for data in STUDY.data:
-        cli.check_arguments(["fit", *STUDY.arguments(data, method, 0.03)])
+        lightning_cli.check_arguments(["fit", *STUDY.arguments(data, method, 0.03)])
     done = cli.run(["fit", *STUDY.arguments("motion", method, 0.03), *motion, "--trainer.fast_dev_run", "1"])
     assert done.trainer.global_step == 1
     assert 100_000 < sum(p.numel() for p in done.model.network.parameters()) < 200_000  # one backbone for all

@@ -1,5 +1,7 @@
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from common.training.cli import main, run
 
+ROOT = Path(__file__).resolve().parents[3]
 STOCK = {
     "class_path": "common.training.library_network.LibraryNetworkModule",
     "init_args": {"num_classes": 2, "network": "torchvision.models.video.mc3_18", "learning_rate": 0.01},
@@ -154,6 +157,21 @@ def test_a_wrong_command_suggests_the_right_one(capsys):
     assert main(["tets"]) == 2
     assert "Did you mean test?" in capsys.readouterr().err
     assert main(["fit", "--help"]) == 0
+
+
+def test_help_and_lists_need_no_torch(tmp_path):
+    commands = [["--help"], ["--version"], ["runs", str(tmp_path)], ["tets"], []]
+    commands += [[name, "--help"] for name in ("predict", "export", "compare", "runs")]
+    code = f"""
+import sys
+from common.training.cli import main
+print([main(words) for words in {commands!r}])
+print({{"torch", "lightning", "numpy"}} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-2:] == ["[0, 0, 0, 2, 2, 0, 0, 0, 0]", "set()"]
+    assert "usage: spectral COMMAND" in done.stdout
+    assert "a command is missing; the commands are fit, validate, test" in done.stderr
 
 
 def test_predict_shows_the_options_of_the_checkpoint(recipe, capsys):

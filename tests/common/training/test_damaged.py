@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from common.output_files import write_rows
 from common.training.checkpoints import CheckpointError
 from common.training.cli import main, run
 from common.training.library_network import LibraryNetworkModule
-from common.training.predict import write_rows
 from common.training.task import load_module
 
 

@@ -1,0 +1,67 @@
+"""Files of results: rows as CSV or JSON, and files that appear whole."""
+
+from __future__ import annotations
+
+import csv
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]], overwrite: bool = False) -> None:
+    """Write rows as CSV; the columns are those of all rows.
+
+    Raises:
+        FileExistsError: the file exists and ``overwrite`` is False.
+    """
+    columns = list(dict.fromkeys(key for row in sorted(rows, key=len, reverse=True) for key in row))
+    with row_writer(path, columns, overwrite) as write:
+        for row in rows:
+            write(row)
+
+
+@contextmanager
+def row_writer(path: Path, columns: Sequence[str], overwrite: bool = False) -> Iterator[Callable[[dict], None]]:
+    """A function that writes a row to a CSV file, which holds the row when it returns.
+
+    Raises:
+        FileExistsError: the file exists and ``overwrite`` is False.
+    """
+    with path.open("w" if overwrite else "x", buffering=1, newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        yield lambda row: writer.writerow({key: cell(value) for key, value in row.items()})
+
+
+def write_json(path: Path, rows: Sequence[dict[str, Any]], overwrite: bool = False) -> None:
+    """Write rows as a JSON list of objects, one a line.
+
+    Raises:
+        FileExistsError: the file exists and ``overwrite`` is False.
+    """
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    with path.open("w" if overwrite else "x", encoding="utf-8") as file:
+        file.write(f"[\n{lines}\n]\n")
+
+
+@contextmanager
+def new_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary path beside ``path``, which takes its place at the end; after an error nothing is left of it.
+
+    Raises:
+        FileExistsError: the file exists at the end and ``overwrite`` is False.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        temporary = Path(folder) / path.name
+        yield temporary
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"{path} exists; give another name, or --force to overwrite it")
+        temporary.replace(path)
+
+
+def cell(value: Any) -> Any:
+    """A value for a CSV file: text that a spreadsheet would take for a formula gets an apostrophe in front."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value
