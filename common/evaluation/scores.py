@@ -51,10 +51,13 @@ class VideoResult:
         label: (videos,) int64 in ``[0, classes)``.
         video_index: (videos,) int64.
         repeated: (videos,) number of views that equal another one of the video, which is too short for all.
+        view_top1: (videos,) fraction of the video's views that are classified correctly; None: each has one view.
 
     Attributes:
         top1, top5: fraction of the videos whose class has the highest score, or is among the ``min(5, classes)``
             highest, in [0, 1].
+        view_top1: top-1 accuracy of single views, "clip accuracy" where a view is a clip, in [0, 1]; None: there is one
+            view of each video.
         mean_class: top-1 accuracy of each class that occurs, averaged over these classes, in [0, 1].
         loss: mean cross-entropy in nats.
         ece: expected calibration error: difference of the highest probability and top-1 accuracy, averaged over 15 bins
@@ -65,7 +68,9 @@ class VideoResult:
         confusion: (classes, classes) int64, row: label, column: prediction.
     """
 
-    def __init__(self, scores: Tensor, label: Tensor, video_index: Tensor, repeated: Tensor) -> None:
+    def __init__(
+        self, scores: Tensor, label: Tensor, video_index: Tensor, repeated: Tensor, view_top1: Tensor | None = None
+    ) -> None:
         classes = scores.shape[1]
         log_probabilities = F.log_softmax(scores.double(), dim=1)
         top = scores.topk(min(5, classes), dim=1).indices
@@ -76,6 +81,7 @@ class VideoResult:
         recall = self.confusion.diagonal()[support > 0].double() / support[support > 0]
         self.top1 = hit[:, 0].double().mean().item()
         self.top5 = hit.any(dim=1).double().mean().item()
+        self.view_top1 = None if view_top1 is None else view_top1.mean().item()
         self.mean_class = recall.mean().item()
         self.loss = F.nll_loss(log_probabilities, label).item()
         self.videos = len(label)
@@ -86,8 +92,9 @@ class VideoResult:
         self.ece = multiclass_calibration_error(self.probabilities, label, classes, validate_args=False).item()
 
     def metrics(self) -> dict[str, float]:
-        """The five numbers by name."""
-        return {name: getattr(self, name) for name in ("top1", "top5", "mean_class", "ece", "loss")}
+        """The numbers by name."""
+        names = ("top1", "top5", *(() if self.view_top1 is None else ("view_top1",)), "mean_class", "ece", "loss")
+        return {name: getattr(self, name) for name in names}
 
     def class_table(self, class_names: list[str]) -> list[dict[str, Any]]:
         """One row for each class: ``class``, ``videos``, ``top1`` (empty without videos), and the class that it is most
@@ -112,10 +119,18 @@ class VideoScores(ItemScores):
     def __init__(self, num_classes: int, **kwargs: Any) -> None:
         numbers = torch.empty(0, dtype=torch.int64)
         rows = {"scores": torch.empty(0, num_classes), "label": numbers, "repeated": numbers}
+        rows["view_top1"] = torch.empty(0, dtype=torch.float64)
         super().__init__(rows, kind="video", **kwargs)
         self.num_classes = num_classes
 
-    def update(self, scores: Tensor, label: Tensor, video_index: Tensor, repeated: Tensor | None = None) -> None:
+    def update(
+        self,
+        scores: Tensor,
+        label: Tensor,
+        video_index: Tensor,
+        repeated: Tensor | None = None,
+        view_top1: Tensor | None = None,
+    ) -> None:
         """Add videos.
 
         Args:
@@ -123,6 +138,7 @@ class VideoScores(ItemScores):
             label: (videos,) integer.
             video_index: (videos,) integer, unique in the dataset. A video added twice counts once.
             repeated: (videos,) integer, views that equal another one of the video; None: none.
+            view_top1: (videos,) fraction of the video's views that are classified correctly; None: each has one view.
 
         Raises:
             ValueError: a shape is wrong, or a label lies outside the classes.
@@ -139,12 +155,14 @@ class VideoScores(ItemScores):
                 f"but the labels of {self.num_classes} classes are 0 to {self.num_classes - 1}; check the manifest"
             )
         repeated = torch.zeros_like(video_index) if repeated is None else repeated
-        self.add(scores=scores, label=label, repeated=repeated, index=video_index)
+        view_top1 = torch.full_like(video_index, torch.nan, dtype=torch.float64) if view_top1 is None else view_top1
+        self.add(scores=scores, label=label, repeated=repeated, view_top1=view_top1, index=video_index)
 
     def compute(self) -> VideoResult:
         """The result over all videos of all processes. Raises ValueError if no video was added."""
         values = self.gather()
-        return VideoResult(values["scores"], values["label"], values["index"], values["repeated"])
+        view_top1 = None if values["view_top1"].isnan().any() else values["view_top1"]
+        return VideoResult(values["scores"], values["label"], values["index"], values["repeated"], view_top1)
 
 
 def prediction_table(

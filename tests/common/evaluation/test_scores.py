@@ -59,6 +59,21 @@ def test_repeated_views_are_summed_over_the_videos():
     assert metric.compute().repeated_views == 1 + 4 + 7
 
 
+def test_accuracy_of_single_views():
+    metric = VideoScores(2)
+    for index in ([0, 1], [2, 0]):  # a repeated video counts once
+        videos = torch.tensor(index)
+        metric.update(torch.zeros(2, 2), torch.zeros(2), videos, view_top1=(videos + 1) / 4)
+    assert metric.compute().metrics()["view_top1"] == pytest.approx((1 + 2 + 3) / 4 / 3)
+    assert "view_top1" not in metric_of_one_view().metrics()
+
+
+def metric_of_one_view() -> VideoResult:
+    metric = VideoScores(3)
+    metric.update(torch.zeros(1, 3), torch.tensor([1]), torch.tensor([4]))
+    return metric.compute()
+
+
 def test_one_video_keeps_its_dimension():
     metric = VideoScores(3)
     metric.update(torch.tensor([[0.0, 2.0, 1.0]]), torch.tensor([1]), torch.tensor([4]))

@@ -51,6 +51,10 @@ def test_views_per_forward_does_not_change_the_scores(tmp_path, average):
         assert sorted(module.paths) == list(range(7))
     for result in results[1:]:
         torch.testing.assert_close(result.probabilities, results[0].probabilities, rtol=1e-5, atol=1e-6)
+    with torch.inference_mode():
+        batches = SyntheticClips(views=3).test_dataloader()
+        right = torch.cat([module(batch["video"]).argmax(1) == batch["label"] for batch in batches])
+    assert results[0].view_top1 == pytest.approx(right.double().mean().item())
 
 
 def test_accumulated_batches_equal_one_big_batch(tmp_path):
