@@ -157,6 +157,7 @@ class VideoClassPredictor(ClassPredictor):
             self.check_folder("--explain", options.explain)
         self.spec = ClipSpec.from_dict(module.spec or {})
         self.notes: list[str] = []
+        self.short: list[tuple[Path, int]] = []  # files with fewer frames than a clip spans
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
@@ -237,7 +238,13 @@ class VideoClassPredictor(ClassPredictor):
             raise ValueError(f"--video is drawn on one video, and the paths are {len(files)}; give one of them")
 
     def load(self, path: Path) -> Any:
-        return super().load(path) if self.options.windows is None else open_video(path)
+        if self.options.windows is not None:
+            return open_video(path)
+        views = super().load(path)
+        with open_video(path) as video:
+            if video.num_frames < self.spec.span:
+                self.short.append((path, video.num_frames))
+        return views
 
     def predict(self, path: Path, content: Tensor) -> Sequence[str]:
         probabilities = self.classify(path, content)
@@ -305,7 +312,15 @@ class VideoClassPredictor(ClassPredictor):
             )
 
     def finish(self) -> list[str]:
-        return super().finish() + self.notes
+        notes = super().finish() + self.notes
+        if self.short:
+            path, frames = self.short[0]
+            others = f"; the same holds for {len(self.short) - 1} more" if self.short[1:] else ""
+            notes.append(
+                f"note: {path} has {frames} frames, fewer than the {self.spec.span} that a clip spans, so they are "
+                f"repeated{others}"
+            )
+        return notes
 
 
 # -- the captioned video ----------------------------------------------------------------------------------------------

@@ -42,6 +42,16 @@ def test_each_half_has_its_class(predict, name) -> None:
     assert set(arrays["path"]) == {name}
 
 
+def test_a_video_shorter_than_a_clip_is_said(predict, capsys) -> None:
+    for name, frames in (("a.mp4", 2), ("b.mp4", 3), ("long.mp4", 8)):
+        write_video(Path(name), num_frames=frames)
+    assert predict("long.mp4") == 0
+    assert "repeated" not in capsys.readouterr().out
+    assert predict("a.mp4", "long.mp4", "b.mp4") == 0
+    message = f"note: a.mp4 has 2 frames, fewer than the {SPEC.span} that a clip spans, so they are repeated"
+    assert f"{message}; the same holds for 1 more" in capsys.readouterr().out.replace("\n", " ")
+
+
 def test_a_window_is_predicted_as_a_file_of_its_frames(predict, tmp_path) -> None:
     frames = [picture(index) for index in range(30)]
     for spec in (SPEC, ClipSpec(4, "dense", 2, num_clips=2, num_crops=3, crop_size=16, resize=20)):
