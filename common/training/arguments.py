@@ -7,9 +7,20 @@ from pathlib import Path
 from common.command_line import CommandParser
 from common.comparison import RULE
 
+PACKAGES = Path(__file__).resolve().parents[2]  # folder of `papers` and `common`, installed or not
 ALLOW_HELP = "package whose modules a checkpoint may name besides those of this project; it is imported"
 ALLOW_CLASS_HELP = "module or package in the current folder that a recipe may name; one typed as a class needs none"
 EXPORT_SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ".safetensors"}
+
+
+def find_packaged(path: str) -> str:
+    """The path of a recipe or study: as typed, or, if nothing is there, that file of the installed packages.
+
+    So `papers/stft3d/recipes/demo.yaml` is found from any folder.
+    """
+    packaged = PACKAGES / path
+    inside = Path(path).parts[:1] in (("papers",), ("common",)) and ".." not in Path(path).parts
+    return str(packaged) if inside and not Path(path).exists() and packaged.is_file() else path
 
 
 def predict_parser(description: str = "With --checkpoint, --help shows the options of its task too.") -> CommandParser:
@@ -57,7 +68,9 @@ def compare_parser() -> CommandParser:
         "same rule. A row is written as each training ends; the same command continues an interrupted study.",
         epilog=RULE,
     )
-    parser.add_argument("study", type=Path, help="YAML file; papers/*/claims.yaml are examples")
+    parser.add_argument(
+        "study", type=lambda path: Path(find_packaged(path)), help="YAML file; papers/*/claims.yaml are examples"
+    )
     parser.add_argument("--out", type=Path, help="folder of trainings and report (default: runs/compare/<study>)")
     parser.add_argument("--rows", type=Path, help="CSV file of the rows (default: rows.csv in --out)")
     parser.add_argument("--size", choices=["quick", "full"], default="quick", help="full takes the study's part `full`")

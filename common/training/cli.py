@@ -121,8 +121,19 @@ def _dispatch(args: list[str]) -> int:
         return compare.main(args[1:])
     from common.training import lightning_cli
 
-    lightning_cli.run_command(args)
+    lightning_cli.run_command(_with_packaged_recipes(args))
     return 0
+
+
+def _with_packaged_recipes(args: Sequence[str]) -> list[str]:
+    """The arguments with the files that ``--config`` names found; see `find_packaged`."""
+    words = list(args)
+    for k, word in enumerate(words):
+        if word.startswith("--config="):
+            words[k] = f"--config={arguments.find_packaged(word.removeprefix('--config='))}"
+        elif k and words[k - 1] in ("-c", "--config"):
+            words[k] = arguments.find_packaged(word)
+    return words
 
 
 def _overview() -> str:
