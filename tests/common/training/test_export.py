@@ -73,7 +73,7 @@ def module_of(name: str) -> TaskModule:
 @pytest.mark.parametrize("kind", ["onnx", "torch-export", "safetensors"])
 @pytest.mark.parametrize("name", MODULES)
 def test_every_task_and_paper(name: str, kind: str, tmp_path: Path) -> None:
-    out = tmp_path / f"network{exporting.SUFFIXES[kind]}"
+    out = tmp_path / f"network{exporting.EXPORT_SUFFIXES[kind]}"
     assert export(module_of(name), out, kind) <= 1e-4
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
 

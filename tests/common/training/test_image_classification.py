@@ -22,6 +22,8 @@ LOG = "SPECTRAL_TEST_LOG"
 class TinyImageModule(ImageClassificationModule):
     """One convolution; writes the images of every batch it trains on into the file named by SPECTRAL_TEST_LOG."""
 
+    free_to_change = ImageClassificationModule.free_to_change | {"kill_at"}
+
     def __init__(self, num_classes: int = 2, kill_at: int | None = None, **kwargs: Any) -> None:
         super().__init__(num_classes, **kwargs)
         self.validations = 0
