@@ -19,7 +19,7 @@ from common.comparison import report
 from common.comparison.rows import StudyProgress, read_rows
 from common.comparison.runs import Place, estimate, run_study
 from common.comparison.study import Study, StudyError, load
-from common.reporting import tables
+from common.reporting import plots, tables
 from common.reporting.counting import ROOT
 from common.reporting.results import replace_section
 from common.training.arguments import compare_parser
@@ -115,9 +115,13 @@ def write_readme(progress: StudyProgress, path: Path) -> None:
 
 def write_overview(readme: Path, papers: Path) -> None:
     """Put the verdicts on the claims of all folders below `papers` between the markers `evidence` of a README, and the
-    study across papers between those named `operators`.
+    study across papers between those named `operators`. The picture `claims.png` in `papers` shows the differences.
     """
-    replace_section(readme, "evidence", tables.to_markdown(report.overview(finished_studies(papers))))
+    studies = finished_studies(papers)
+    replace_section(readme, "evidence", tables.to_markdown(report.overview(studies)))
+    found = report.differences(studies)
+    figure = plots.differences(found, report.XLABEL)
+    figure.savefig(papers / "claims.png", dpi=110, metadata={"Description": report.as_text(found)})
     replace_section(readme, "operators", tables.to_markdown(report.methods_table(study_of_operators())))
 
 

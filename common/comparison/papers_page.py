@@ -15,7 +15,7 @@ from pathlib import Path
 from common.comparison import report
 from common.comparison.command import finished_studies, study_of_operators
 from common.evaluation.complexity import Complexity
-from common.reporting import tables
+from common.reporting import plots, tables
 from common.reporting.counting import ROOT, count_rows
 from common.reporting.ledger import Ledger, load
 from common.reporting.page import EXPLANATION, Report
@@ -39,6 +39,9 @@ def write_papers_page(papers: Path, out: Path, jobs: int = 1, readme: Path | Non
     studies = finished_studies(papers)
     page.section("Claims")
     page.table(report.overview(studies))
+    found = report.differences(studies)
+    caption = "Every difference that the claims compare, with its 95 % interval; the tick is the smallest that counts."
+    page.picture(plots.differences(found, report.XLABEL), "claims", caption)
     page.table(report.methods_table(study_of_operators()))
     counts = {
         ledger.paper: (ledger, count_rows(ledger, _ids(ledger), out / ledger.paper / "complexity.json", jobs=jobs))

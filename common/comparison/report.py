@@ -22,6 +22,7 @@ from common.reporting.ledger import DASH
 from common.reporting.page import Report
 from common.reporting.tables import ColumnHeader, RenderedTable
 
+XLABEL = "difference of the test scores in points: the method of the paper is better on the right"
 DIFFERENCES = (
     "Differences in points of the test score, which is accuracy unless a name says otherwise, with 95 % intervals."
 )
@@ -235,6 +236,25 @@ def overview(studies: Mapping[str, StudyProgress]) -> RenderedTable:
     counts = Counter(verdicts)
     totals = ", ".join(f"{verdict}: {counts[verdict]}" for verdict in get_args(Verdict) if counts[verdict])
     return RenderedTable("Verdicts", heads, cells, [f"{len(claims)} claims. {totals}.", DIFFERENCES])
+
+
+def differences(studies: Mapping[str, StudyProgress]) -> list[plots.Difference]:
+    """Every difference in scores that the claims of several studies compare, in points."""
+    found = []
+    for name, progress in studies.items():
+        comparisons = [comparison for claim in progress.study.claims for comparison in claim.comparisons]
+        for outcome in (o for comparison in comparisons for o in outcomes(progress, comparison)):
+            if outcome.measure == "score" and outcome.found is not None:
+                verdict = "not trained" if "not trained" in outcome.reason else outcome.verdict
+                mean, low, high = (100 * value for value in (outcome.found.mean, outcome.found.low, outcome.found.high))
+                label = outcome.text(progress).partition(":")[0]
+                found.append(plots.Difference(name, label, mean, low, high, 100 * outcome.by, verdict))
+    return found
+
+
+def as_text(found: Sequence[plots.Difference]) -> str:
+    """The differences as text, a line for each; it is stored in the picture that shows them."""
+    return "\n".join(f"{d.group}: {d.label}: {d.mean:+.1f} [{d.low:.1f}, {d.high:.1f}], {d.verdict}" for d in found)
 
 
 def _evidence(progress: StudyProgress, claim: Claim, most: int = 2) -> str:

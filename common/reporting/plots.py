@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
@@ -165,6 +166,57 @@ def mean_curves(curves: Mapping[str, Mapping[float, Sequence[float]]], title: st
         axes.minorticks_off()
         axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
+    return figure
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference in points with its interval, and whether it is larger than `needed`."""
+
+    group: str
+    label: str
+    mean: float
+    low: float
+    high: float
+    needed: float
+    verdict: str
+
+
+#: colours of the verdicts on differences, in the order of the legend
+VERDICTS = {"holds": COLOURS[2], "does not hold": COLOURS[1], "not decided": "#8c8c8c", "not trained": "#8c8c8c"}
+
+
+def differences(found: Sequence[Difference], xlabel: str) -> Figure:
+    """A line for each difference, under the name of its group; the smallest that counts is a tick, open circles are
+    differences to methods that were not trained."""
+    groups = list(dict.fromkeys(each.group for each in found))
+    with style():
+        figure = Figure(figsize=(9.5, 0.9 + 0.235 * (len(found) + 1.3 * len(groups))), layout="constrained")
+        axes = figure.subplots()
+        y, ticks, names = 0.0, [], []
+        for group in groups:
+            y += 1.3
+            axes.text(0.0, y + 0.3, f"{group} ", transform=axes.get_yaxis_transform(), weight="bold", ha="right")
+            for each in (each for each in found if each.group == group):
+                y += 1
+                colour, open_circle = VERDICTS[each.verdict], each.verdict == "not trained"
+                axes.plot([each.low, each.high], [y, y], color=colour, linewidth=2, alpha=0.6 if open_circle else 1)
+                axes.plot(
+                    each.mean, y, "o", markersize=6, color=colour, markerfacecolor="white" if open_circle else colour
+                )
+                axes.plot([each.needed] * 2, [y - 0.4, y + 0.4], color="black", linewidth=1)
+                ticks.append(y)
+                names.append(each.label)
+        axes.axvline(0, color="black", linewidth=0.8, zorder=0)
+        axes.set_yticks(ticks, names, fontsize=8)
+        axes.set_ylim(y + 0.8, 0.4)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel(xlabel)
+        handles = [
+            Line2D([], [], color=colour, marker="o", markerfacecolor="white" if name == "not trained" else colour)
+            for name, colour in VERDICTS.items()
+        ]
+        figure.legend(handles, list(VERDICTS), loc="outside upper center", ncols=4)
     return figure
 
 

@@ -27,6 +27,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torch import nn
 
 from common.comparison import report
@@ -494,6 +495,9 @@ def test_the_readme_shows_the_verdicts_on_all_claims() -> None:
     readme = (ROOT / "README.md").read_text()
     assert to_markdown(report.overview(finished_studies(ROOT / "papers"))) in readme
     assert to_markdown(report.methods_table(study_of_operators())) in readme
+    with Image.open(ROOT / "papers/claims.png") as picture:
+        shown = picture.text["Description"]
+    assert shown == report.as_text(report.differences(finished_studies(ROOT / "papers")))
 
 
 def test_every_figure_draws(figure: tuple[Path, Any]) -> None:
