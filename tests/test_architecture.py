@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -96,3 +97,10 @@ def test_functions_are_short() -> None:
                 if lines > 60:
                     long[f"{path.relative_to(ROOT)}: {node.name}"] = lines
     assert long == {}
+
+
+def test_without_the_environment_the_error_says_how_to_get_it() -> None:
+    """`-S`: without the installed packages."""
+    for module in ("data.demo", "data.check", "common.training.cli", "papers.stft3d.reproduce"):
+        done = subprocess.run([sys.executable, "-S", "-m", module], cwd=ROOT, capture_output=True, text=True)
+        assert "make setup, then source .venv/bin/activate" in done.stderr.splitlines()[-1], done.stderr

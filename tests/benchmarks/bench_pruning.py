@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.bench_pruning [--quick] [--seeds 5] [--json FILE] [--markdown FILE]
 
-A 3D-ResNet-18 at three eighths of its width is trained on clips of eight generated motions, once for every seed. FDC3D
+A 3D-ResNet-10 at half its width is trained on clips of eight generated motions, once for every seed. FDC3D
 compresses it at 2x and 4x. torch-pruning removes channels, the same share in every layer, ranked by group magnitude or
 by the first-order Taylor term; the share is chosen by bisection, so that the network takes as long as that of FDC3D, or
 has as many multiply-adds. All are fine-tuned for two epochs with the better of two learning rates on validation data,
@@ -67,12 +67,12 @@ NAMES = {"fdc3d": "FDC3D", "dense": "dense, trained on"}
 class Setting:
     """Sizes of the comparison."""
 
-    width: float = 0.375
-    depth: int = 18
-    side: int = 40
-    epochs: int = 14
+    width: float = 0.5
+    depth: int = 10
+    side: int = 48
+    epochs: int = 16
     tuning_epochs: int = 2
-    clips: tuple[int, int, int] = (50, 20, 50)  # training, validation and test clips of each class
+    clips: tuple[int, int, int] = (60, 20, 50)  # training, validation and test clips of each class
     repeats: int = 15
 
     @property
