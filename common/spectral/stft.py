@@ -76,8 +76,11 @@ def autocast_dtype(device_type: str) -> torch.dtype | None:
 
 def without_autocast(device_type: str) -> AbstractContextManager[Any]:
     """A context in which operations keep the dtype of their inputs."""
-    available = torch.amp.is_autocast_available(device_type)
-    return torch.autocast(device_type, enabled=False) if available else nullcontext()
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    if torch.onnx.is_in_onnx_export() and not torch.is_autocast_enabled(device_type):
+        return nullcontext()  # ONNX knows no autocasting, and its exporter would split the graph at every context
+    return torch.autocast(device_type, enabled=False)
 
 
 def _check_kernel_size(kernel_size: Sequence[int]) -> tuple[int, ...]:
