@@ -243,7 +243,10 @@ def test_ctrl_c_keeps_everything(predict) -> None:
     command = ["predict", "--checkpoint", "net", "--allow", "tests", "--device", "cpu", "--format", "lavfi"]
     command += ["testsrc=rate=10,realtime", "--windows", "0.5", "--smooth", "3", "--csv", "a.csv", "--json", "a.json"]
     code = "import sys; from common.training.cli import main; sys.exit(main(sys.argv[1:]))"
-    process = subprocess.Popen([sys.executable, "-c", code, *command], stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *command], stdout=subprocess.PIPE, text=True, env=environment
+    )
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(2)]
     process.send_signal(signal.SIGINT)
