@@ -293,7 +293,7 @@ def table(results: Sequence[Mapping[str, Mapping[str, Any]]], times: Mapping[str
 def to_markdown(rows: Sequence[Sequence[str]], seeds: int) -> str:
     import torch_pruning
 
-    lines = ["# FDC3D and channel pruning at equal time", "", *(__doc__ or "").strip().splitlines()[4:-4], ""]
+    lines = ["# FDC3D and channel pruning at equal time", "", *(__doc__ or "").strip().splitlines()[4:], ""]
     lines += [
         f"Means of {seeds} seeds with 95 % intervals; differences are paired, and positive where FDC3D is better. "
         f"PyTorch {torch.__version__}, torch-pruning {torch_pruning.__version__}, one thread.",
