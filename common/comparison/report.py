@@ -41,13 +41,18 @@ class Outcome:
     verdict: Verdict
     reason: str = ""
 
-    def text(self, progress: StudyProgress) -> str:
-        """In words, with the interval."""
+    def label(self, progress: StudyProgress) -> str:
+        """What is compared with what."""
         names = {name: method.title or name for name, method in progress.study.methods.items()}
         where = f" on {self.data}" if len(progress.study.data) > 1 else ""
         what = f"{names[self.better]} − {names[self.than]}{where}"
         if self.measure != "score":
             what = f"{COSTS[self.measure]}, {names[self.better]} / {names[self.than]}{where}"
+        return what
+
+    def text(self, progress: StudyProgress) -> str:
+        """In words, with the interval."""
+        what = self.label(progress)
         if self.found is None:
             return f"{what}: {self.reason}"
         if self.measure != "score":
@@ -247,8 +252,9 @@ def differences(studies: Mapping[str, StudyProgress]) -> list[plots.Difference]:
             if outcome.measure == "score" and outcome.found is not None:
                 verdict = "not trained" if "not trained" in outcome.reason else outcome.verdict
                 mean, low, high = (100 * value for value in (outcome.found.mean, outcome.found.low, outcome.found.high))
-                label = outcome.text(progress).partition(":")[0]
-                found.append(plots.Difference(name, label, mean, low, high, 100 * outcome.by, verdict))
+                found.append(
+                    plots.Difference(name, outcome.label(progress), mean, low, high, 100 * outcome.by, verdict)
+                )
     return found
 
 

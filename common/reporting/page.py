@@ -22,6 +22,7 @@ import torch
 from jinja2 import Environment
 from matplotlib.figure import Figure
 
+from common.provenance import git_state, package_versions
 from common.reporting import plots
 from common.reporting.ledger import DASH, Ledger
 from common.reporting.results import written_whole
@@ -378,8 +379,6 @@ def _report_demo(report: Report, ledger: Ledger, runs: DemoRuns, epochs: int | N
 
 def run_facts(job: Job, seconds: float) -> dict[str, str]:
     """When, where and with what the report was made."""
-    from common.provenance import git_state, package_versions
-
     state, versions = git_state(), package_versions()
     commit = f"{state['commit'][:12]}{' with changes' if state['dirty'] else ''}" if state["commit"] else DASH
     facts = {

@@ -190,9 +190,10 @@ class ClassificationModule(TaskModule):
         scores, index, first = combine_views(logits, batch[f"{self.kind}_index"], self.average)
         repeated = batch["repeated"][first] if "repeated" in batch else None
         self.views_per_video = len(logits) // len(index)
-        right = (logits.argmax(dim=1) == batch["label"]).double()
-        by_video = torch.stack([right[batch[f"{self.kind}_index"] == i].mean() for i in index])
-        view_top1 = by_video if self.views_per_video > 1 else None
+        view_top1 = None
+        if self.views_per_video > 1:
+            right = (logits.argmax(dim=1) == batch["label"]).double()
+            view_top1 = torch.stack([right[batch[f"{self.kind}_index"] == i].mean() for i in index])
         self.scores.update(scores, batch["label"][first], index, repeated, view_top1)
         return {"scores": scores, "first": first}
 

@@ -146,9 +146,7 @@ class SpectralCLI(LightningCLI):
             },
             seed_everything_default=0,
             parser_class=_Parser,
-            parser_kwargs={
-                **{name: {"allow_abbrev": False} for name in self.subcommands()},
-            },
+            parser_kwargs={name: {"allow_abbrev": False} for name in self.subcommands()},
             load_from_checkpoint_support=False,
             args=args,
         )

@@ -17,7 +17,6 @@ from rich.table import Column, Table
 from rich.text import Text
 from torch import Tensor
 
-from common.command_line import UsageError
 from common.datamodules.errors import ReadError
 from common.training.arguments import predict_parser
 from common.training.checkpoints import CheckpointError
@@ -198,12 +197,11 @@ def main(args: list[str]) -> int:
     known = first.parse_known_args(args)[0]
     checkpoint, trusted = known.checkpoint, (*TRUSTED, *known.allow)
     module = None if checkpoint is None else _load(checkpoint, trusted)
-    if module is None:
-        predict_parser().parse_args(args)  # prints the help, or that a checkpoint is missing, and exits
-        raise UsageError("--checkpoint is missing")
-    parser = predict_parser("")
-    module.predictor.add_arguments(parser)
+    parser = predict_parser() if module is None else predict_parser("")
+    if module is not None:
+        module.predictor.add_arguments(parser)
     options = parser.parse_args(args)
+    assert module is not None  # the parser requires a checkpoint
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     options.paths = list(_expand(options.paths))
     if module.spec is None or module.output_names is None:

@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from common.datamodules.errors import VideoReadError
-from common.datamodules.video_clips import ClipSpec, view_indices
+from common.datamodules.video_clips import ClipSpec, make_views, view_indices
 from common.datamodules.video_crops import square_crops
 from common.datamodules.video_reader import EncodedVideoReader, FrameFolderReader, open_video
 from common.datamodules.video_stream import VideoStream, is_stream
@@ -240,11 +240,10 @@ class VideoClassPredictor(ClassPredictor):
     def load(self, path: Path) -> Any:
         if self.options.windows is not None:
             return open_video(path)
-        views = super().load(path)
         with open_video(path) as video:
             if video.num_frames < self.spec.span:
                 self.short.append((path, video.num_frames))
-        return views
+            return make_views(video.num_frames, video.get_frames, self.spec)
 
     def predict(self, path: Path, content: Tensor) -> Sequence[str]:
         probabilities = self.classify(path, content)

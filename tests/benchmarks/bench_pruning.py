@@ -44,6 +44,7 @@ from common.evaluation.latency import measure_latency
 from data.demo.motion import generate_motion
 from papers.fdc3d import choose_executions, compress, fold_batch_norms
 from papers.fdc3d.deployment import trim_producers
+from papers.fdc3d.layers import CompactConv3d
 from tests.benchmarks.bench_fdc3d import ChannelsLast, folded
 
 RATES = (2, 4)
@@ -103,7 +104,7 @@ def pruned(dense: nn.Module, share: float, criterion: str, batches: Sequence[Map
 def fastest_forms(network: nn.Module, x: Tensor) -> dict[str, nn.Module]:
     """What may be the fastest way to run a network."""
     network = copy.deepcopy(network).eval()
-    if any(type(module).__name__ == "CompactConv3d" for module in network.modules()):
+    if any(isinstance(module, CompactConv3d) for module in network.modules()):
         trim_producers(network, x)
         fold_batch_norms(network, x)
         return {"chosen": choose_executions(network, x)}

@@ -48,6 +48,8 @@ def test_filters_and_kernels_are_those_of_the_block_at_the_positions(frames: int
     block.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
     logits = net(clip[None])[0].detach()  # with gradients, as Grad-CAM runs it
     torch.testing.assert_close(view.logits, logits)
+    with torch.no_grad():
+        torch.testing.assert_close(net(clip[None])[0], logits)
     torch.testing.assert_close(view.filters[1], block.filter_spectrum(inputs[0])[0, :, :, 2, 1])
     assert not torch.allclose(view.filters[0], view.filters[1])
 
