@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]], overwrite: bool = False) -> None:
@@ -45,6 +46,20 @@ def write_json(path: Path, rows: Sequence[dict[str, Any]], overwrite: bool = Fal
     lines = ",\n".join(json.dumps(row) for row in rows)
     with path.open("w" if overwrite else "x", encoding="utf-8") as file:
         file.write(f"[\n{lines}\n]\n")
+
+
+@contextmanager
+def locked(path: Path, busy: Exception) -> Iterator[IO[str]]:
+    """A text file, open for reading and appending and made if missing, that one process at a time can hold.
+
+    Raises ``busy`` if another process holds it.
+    """
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise busy from None
+        yield file
 
 
 @contextmanager

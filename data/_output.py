@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 from common.datamodules.errors import DatasetError
 from common.datamodules.manifest import CLASSES_FILE, Manifest, read_class_names
+from common.output_files import locked
 
 
 @contextmanager
@@ -37,11 +37,8 @@ def reserved(out: Path, manifest: Manifest, record_file: str, options: Mapping[s
     if names is not None and names != list(manifest.class_names):
         raise DatasetError(f"{out / CLASSES_FILE} holds other classes: choose another --out.")
     out.mkdir(parents=True, exist_ok=True)
-    with open(file, "a+", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DatasetError(f"another run of this command is writing to {out}: wait until it has ended.") from None
+    busy = DatasetError(f"another run of this command is writing to {out}: wait until it has ended.")
+    with locked(file, busy) as lock:
         lock.seek(0)
         if text := lock.read():
             if text != json.dumps(record):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
 import multiprocessing
 import os
 import shlex
@@ -27,6 +26,7 @@ from common.comparison.rows import Pending, StudyProgress, StudyRow, append_row,
 from common.comparison.study import Study, StudyError
 from common.evaluation.complexity import count
 from common.evaluation.latency import measure_latency, peak_allocated
+from common.output_files import locked
 from common.provenance import git_state
 from common.reporting.runs import (
     ReproduceError,
@@ -83,7 +83,9 @@ def run_study(study: Study, place: Place, jobs: int, tell: Told) -> StudyProgres
             lightning_cli.check_arguments(["fit", *study.arguments(data, method, rate)])
         except UsageError as error:
             raise StudyError(f"{study.path}:{study.methods[method].line}: {method} on {data}: {error}") from error
-    with _alone(place):
+    place.out.mkdir(parents=True, exist_ok=True)
+    busy = StudyError(f"another run of this study works in {place.out}: wait until it has ended")
+    with locked(place.out / "running.lock", busy):
         make_data(study, place, tell)
         for row in _here(study, place) if jobs == 1 else _in_processes(study, place, jobs):
             append_row(place.rows, row)
@@ -94,18 +96,6 @@ def run_study(study: Study, place: Place, jobs: int, tell: Told) -> StudyProgres
             tell(f"{what}: {result}, {row.seconds:.0f} s; {left} left")
         measure_costs(study, place, tell)
     return StudyProgress(study, read_rows(place.rows))
-
-
-@contextlib.contextmanager
-def _alone(place: Place) -> Iterator[None]:
-    """Keep a second run of a study out of its folder."""
-    place.out.mkdir(parents=True, exist_ok=True)
-    with (place.out / "running.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StudyError(f"another run of this study works in {place.out}: wait until it has ended") from None
-        yield
 
 
 def _here(study: Study, place: Place) -> Iterator[StudyRow]:

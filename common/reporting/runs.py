@@ -14,12 +14,11 @@ import logging
 import multiprocessing
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -36,7 +35,7 @@ from torch import Tensor
 from common.datamodules.manifest import Manifest
 from common.evaluation.complexity import Complexity, count
 from common.evaluation.frequency_use import accuracies
-from common.output_files import cell
+from common.output_files import cell, locked
 from common.reporting.counting import ROOT, source_hash
 from common.reporting.ledger import Demo, DemoRow, Ledger, Recipe, Row
 from common.reporting.results import Result, from_json, written_whole
@@ -94,7 +93,8 @@ class Trained:
 def run_recipe(arguments: Sequence[str], folder: Path, seed: int, bar: tuple[Progress, TaskID] | None = None) -> None:
     """Train and test through the command line `spectral`, in this process; its output goes to `folder/log.txt`.
 
-    A training that was interrupted in `folder` is resumed. Afterwards `folder` holds `result.json`, the predictions,
+    A training that was interrupted in `folder` is resumed. Raises ReproduceError if another process trains there.
+    Afterwards `folder` holds `result.json`, the predictions,
     `complexity.json` (of one input), `curves.json`, `classes.json` (where there are classes) and `seconds.json`, beside
     the run folders of `spectral`.
     The last checkpoint is tested, not the best, which would be chosen by the scores that are reported. A progress
@@ -107,9 +107,14 @@ def run_recipe(arguments: Sequence[str], folder: Path, seed: int, bar: tuple[Pro
     folder.mkdir(parents=True, exist_ok=True)
     common = [*arguments, "--seed_everything", str(seed), "--trainer.default_root_dir", str(folder)]
     common += ["--trainer.enable_progress_bar", "false"]
-    with (folder / "log.txt").open("a", encoding="utf-8") as log, output_to(log):
-        fitted = fit(common, folder, [StepProgress(*bar)] if bar else [])
-        tested = cli.run(["test", *common, "--name", "test", "--ckpt_path", str(last_checkpoint(folder))])
+    busy = ReproduceError(f"another command trains in {folder}: wait until it has ended")
+    with locked(folder / "log.txt", busy) as log, output_to(log):
+        try:
+            fitted = fit(common, folder, [StepProgress(*bar)] if bar else [])
+            tested = cli.run(["test", *common, "--name", "test", "--ckpt_path", str(last_checkpoint(folder))])
+        except Exception:
+            traceback.print_exc(file=log)
+            raise
     assert tested.run_dir is not None
     spec = tested.datamodule.spec
     with warnings.catch_warnings():
@@ -173,7 +178,9 @@ def load_trained(folder: Path) -> Any:
 @contextlib.contextmanager
 def output_to(log: Any) -> Iterator[None]:
     """Send everything that is printed or logged to a file."""
-    before = {handler: handler.setStream(log) for handler in _stream_handlers()}
+    before = {handler: handler.stream for handler in _stream_handlers()}
+    for handler in before:
+        _set_stream(handler, log)
     try:
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             yield
@@ -181,7 +188,14 @@ def output_to(log: Any) -> Iterator[None]:
         # A handler that was made meanwhile, by a library's first import, has the file, too, which is closed after this.
         for handler in _stream_handlers():
             if handler.stream is log:
-                handler.setStream(before.get(handler) or sys.stderr)
+                _set_stream(handler, before.get(handler, sys.stderr))
+
+
+def _set_stream(handler: logging.StreamHandler, stream: Any) -> None:
+    if getattr(handler.stream, "closed", False):  # nothing to flush, which is the first thing that setStream does
+        handler.stream = stream
+    else:
+        handler.setStream(stream)
 
 
 def _stream_handlers() -> set[logging.StreamHandler]:
@@ -267,7 +281,7 @@ def train_demo(
 ) -> Trained:
     """Train and test a demo network, and first the one that it continues; finished ones are reused."""
     folder = demo_folder(ledger, demo, row, data, out, seed, epochs)
-    place, reused = folder.parent, (folder / "result.json").is_file()
+    reused = (folder / "result.json").is_file()
     before = None
     if row.starts_from is not None and not reused:
         before = train_demo(ledger, demo, demo.row(row.starts_from), data, out, seed, epochs, progress)
@@ -278,18 +292,9 @@ def train_demo(
         arguments += data_arguments(data)
         if epochs is not None:
             arguments += ["--trainer.max_epochs", str(epochs)]
-        place.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=place))
-        try:
-            task = progress.add_task(f"  {row.name}", total=None)
-            run_recipe(arguments, partial, seed, (progress, task))
-            progress.update(task, total=1, completed=1)
-            os.replace(partial, folder)
-        except BaseException as error:
-            if isinstance(error, Exception):  # keep the log of a failure, nothing of an interruption
-                shutil.copy(partial / "log.txt", place / "failed.txt")
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+        task = progress.add_task(f"  {row.name}", total=None)
+        run_recipe(arguments, folder, seed, (progress, task))
+        progress.update(task, total=1, completed=1)
     result = from_json(folder / "result.json", row.id)
     return Trained(row.id, row.name, result, folder, reused)
 

@@ -107,9 +107,9 @@ def compare_state_dicts(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
         "missing in the checkpoint": [k for k in ours if k not in theirs],
         "unexpected in the checkpoint": [str(k) for k in theirs if k not in ours],
         "of another shape": [
-            f"{k} {_shape(theirs[k]) or type(theirs[k]).__name__} instead of {tuple(ours[k].shape)}"
+            f"{k} {type(theirs[k]).__name__ if shape is None else shape} instead of {tuple(ours[k].shape)}"
             for k in ours
-            if k in theirs and _shape(theirs[k]) != tuple(ours[k].shape)
+            if k in theirs and (shape := _shape(theirs[k])) != tuple(ours[k].shape)
         ],
     }
     lines = []

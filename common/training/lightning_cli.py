@@ -43,6 +43,7 @@ EXPECTED_WARNINGS = (
     r"`\w+.configure_optimizers` will be overridden by",  # --optimizer
     r"The dirpath has changed from",  # a resumed run gets a folder of its own
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    r"monai.metrics.utils get_mask_edges:always_return_as_numpy",  # MONAI's own call
 )
 
 
@@ -336,10 +337,7 @@ class SpectralCLI(LightningCLI):
         table = Table(
             f"{stage}: {scores.videos} of {self.result['videos_expected']} {self.model.kind}s x {views} views", ""
         )
-        shown = [
-            (key, f"{value:.4f}" if key in self.model.plain_metrics else f"{100 * value:.2f} %")
-            for key, value in scores.metrics().items()
-        ]
+        shown = [(key, self.model.format_metric(key, value)) for key, value in scores.metrics().items()]
         for key, value in [*shown, ("clips/s", f"{self.result['clips_per_s']:.1f}")]:
             table.add_row(key, value)
         written = [self.run_dir / "result.json", predictions]

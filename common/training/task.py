@@ -69,7 +69,8 @@ class TaskModule(L.LightningModule):
         output: what a channel of the network's output stands for, such as ``class``, for messages.
         names_source: where the user finds the names of the outputs, for messages.
         score: the metric that selects the best checkpoint; larger is better.
-        plain_metrics: metrics that are not fractions and not shown in per cent.
+        metric_units: units of the metrics that are no fractions, which are shown in per cent; ``hd95`` stands for
+            ``hd95_et``, too.
         free_to_change: arguments that may change when a training resumes.
         predictor: what ``spectral predict`` does for this task.
         spec_class: the class of ``spec``.
@@ -89,7 +90,7 @@ class TaskModule(L.LightningModule):
     output: ClassVar[str]
     names_source: ClassVar[str]
     score: ClassVar[str]
-    plain_metrics: ClassVar[frozenset[str]] = frozenset({"loss"})
+    metric_units: ClassVar[Mapping[str, str]] = {"loss": ""}
     free_to_change: ClassVar[frozenset[str]] = frozenset(
         {"pretrained", "imagenet", "compile", "views_per_forward", "average"}
     )
@@ -198,6 +199,13 @@ class TaskModule(L.LightningModule):
         self.log("train_loss", self.train_loss, on_step=False, on_epoch=True, batch_size=size)
 
     # -- evaluation ----------------------------------------------------------------------------------------------
+
+    def format_metric(self, name: str, value: float) -> str:
+        """A metric as a person reads it: with its unit, or in per cent."""
+        for prefix, unit in self.metric_units.items():
+            if name == prefix or name.startswith(f"{prefix}_"):
+                return f"{value:.2f} {unit}" if unit else f"{value:.4f}"
+        return f"{100 * value:.2f} %"
 
     def evaluate_batch(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Collect the predictions of a batch; what it returns goes to :meth:`batch_figures`."""

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from matplotlib.figure import Figure
@@ -91,6 +91,7 @@ class VolumeSegmentationModule(TaskModule):
     output = "region"
     names_source = "common/datamodules/brats.py"
     score = "dice"
+    metric_units: ClassVar[Mapping[str, str]] = {"loss": "", "hd95": "mm"}
     predictor = VolumePredictor
     result: VolumeResult | None
 

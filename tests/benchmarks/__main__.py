@@ -13,7 +13,8 @@ import tests.benchmarks
 def main(arguments: list[str] | None = None) -> int:
     """Run all `bench_*.py` beside this file, or those named: `python -m tests.benchmarks stft --quick --threads=1`.
 
-    A part that fails does not stop the others; the exit status is then 1.
+    A part that trains networks (`TRAINS` is true) runs only when it is named. A part that fails does not stop the
+    others; the exit status is then 1.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     wanted = [argument for argument in arguments if not argument.startswith("-")]
@@ -28,7 +29,11 @@ def main(arguments: list[str] | None = None) -> int:
         if not wanted or name.removeprefix("bench_") in wanted:
             print(f"\n== {name} ==", flush=True)
             try:
-                status = importlib.import_module(f"tests.benchmarks.{name}").main(options)
+                module = importlib.import_module(f"tests.benchmarks.{name}")
+                if not wanted and getattr(module, "TRAINS", False):
+                    print(f"left out, as it trains: python -m tests.benchmarks {name.removeprefix('bench_')}")
+                    continue
+                status = module.main(options)
             except (Exception, SystemExit) as error:
                 traceback.print_exc()
                 status = error.code if isinstance(error, SystemExit) else 1

@@ -47,6 +47,7 @@ from papers.fdc3d.deployment import trim_producers
 from papers.fdc3d.layers import CompactConv3d
 from tests.benchmarks.bench_fdc3d import ChannelsLast, folded
 
+TRAINS = True  # for some 40 minutes on two cores
 RATES = (2, 4)
 CRITERIA = {"magnitude": "GroupMagnitudeImportance", "Taylor": "GroupTaylorImportance"}
 FINE_TUNING = (0.005, 0.02)  # learning rates that are tried

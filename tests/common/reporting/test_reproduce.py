@@ -91,11 +91,11 @@ def test_a_failure_is_told_and_the_rest_goes_on(paper: Path, out: Path, capsys: 
     assert "1 training" in page
     assert "1 epochs instead of the recipe" in page
     assert [row.entry for row in read(out / "results.csv")] == ["demo/one"]
-    assert not list((out / "demo").rglob(".partial-*"))
-    assert (out / "demo" / "two" / "failed.txt").is_file()
+    (log,) = (out / "demo" / "two").glob("*/log.txt")
+    assert "droppout" in log.read_text()
 
 
-def test_an_interruption_leaves_nothing_half_done(
+def test_an_interrupted_demo_is_resumed_in_its_folder(
     paper: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = runs.run_recipe
@@ -103,6 +103,7 @@ def test_an_interruption_leaves_nothing_half_done(
 
     def interrupted(arguments: list[str], folder: Path, *rest: object) -> None:
         if trained:
+            folder.mkdir(parents=True)
             (folder / "half").write_text("")
             raise KeyboardInterrupt
         trained.append(folder)
@@ -113,11 +114,13 @@ def test_an_interruption_leaves_nothing_half_done(
     assert main(paper, FIGURES, command) == 130
     assert "resumes from there" in capsys.readouterr().err
     assert len(list((out / "demo" / "one").iterdir())) == 1
-    assert not list((out / "demo" / "two").iterdir())
+    (half,) = (out / "demo" / "two").glob("*/half")
     assert not (out / "report").exists()
     trained.clear()
     assert main(paper, FIGURES, command) == 0
-    assert len(trained) == 1
+    assert trained == [half.parent]
+    assert (half.parent / "result.json").is_file()
+    assert f"--trainer.default_root_dir {half.parent} " in next(half.parent.glob("fit/*/README.txt")).read_text()
 
 
 def test_lightnings_way_of_stopping_is_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,6 +87,11 @@ def test_scores_by_the_size_of_the_tumour() -> None:
     assert metrics["hd95"] == metrics["hd95_et"] == pytest.approx(4.5)
 
 
+def test_distances_are_shown_in_millimetres() -> None:
+    shown = {name: TinySegmentation().format_metric(name, 0.5) for name in ("hd95", "hd95_et", "dice_et", "loss")}
+    assert shown == {"hd95": "0.50 mm", "hd95_et": "0.50 mm", "dice_et": "50.00 %", "loss": "0.5000"}
+
+
 def test_a_case_counts_once_whatever_the_order() -> None:
     dice, loss = torch.rand(4, 3), torch.rand(4)
     results = []
