@@ -117,9 +117,9 @@ def write_overview(readme: Path, papers: Path) -> None:
     """Put the verdicts on the claims of all folders below `papers` between the markers `evidence` of a README, and the
     study across papers between those named `operators`. The picture `claims.png` in `papers` shows the differences.
     """
-    studies = finished_studies(papers)
-    replace_section(readme, "evidence", tables.to_markdown(report.overview(studies)))
-    found = report.differences(studies)
+    findings = {name: report.findings(progress) for name, progress in finished_studies(papers).items()}
+    replace_section(readme, "evidence", tables.to_markdown(report.overview(findings)))
+    found = report.differences(findings)
     figure = plots.differences(found, report.XLABEL)
     figure.savefig(papers / "claims.png", dpi=110, metadata={"Description": report.as_text(found)})
     replace_section(readme, "operators", tables.to_markdown(report.methods_table(study_of_operators())))

@@ -38,10 +38,10 @@ def write_papers_page(papers: Path, out: Path, jobs: int = 1, readme: Path | Non
     )
     studies = finished_studies(papers)
     page.section("Claims")
-    page.table(report.overview(studies))
-    found = report.differences(studies)
+    findings = {name: report.findings(progress) for name, progress in studies.items()}
+    page.table(report.overview(findings))
     caption = "Every difference that the claims compare, with its 95 % interval; the tick is the smallest that counts."
-    page.picture(plots.differences(found, report.XLABEL), "claims", caption)
+    page.picture(plots.differences(report.differences(findings), report.XLABEL), "claims", caption)
     page.table(report.methods_table(study_of_operators()))
     counts = {
         ledger.paper: (ledger, count_rows(ledger, _ids(ledger), out / ledger.paper / "complexity.json", jobs=jobs))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -40,6 +40,7 @@ class Outcome:
     found: Interval | None
     verdict: Verdict
     reason: str = ""
+    trained: bool = True
 
     def label(self, progress: StudyProgress) -> str:
         """What is compared with what."""
@@ -56,16 +57,42 @@ class Outcome:
         if self.found is None:
             return f"{what}: {self.reason}"
         if self.measure != "score":
-            return f"{what}: {self.found.mean:.2f}"
+            return f"{what}: {self.found.mean:.2f}" + (f" (needs ≤ {1 - self.by:g})" if self.by else "")
         text = f"{what}: {signed(self.found)}"
         text += f", McNemar p = {self.found.p:.2g}" if self.found.p is not None else ""
-        return f"{text} ({self.reason})" if self.reason else text
+        said = [self.reason, f"needs > {100 * self.by:+g}" if self.by else ""]
+        return f"{text} ({'; '.join(filter(None, said))})" if any(said) else text
 
 
 def signed(found: Interval, scale: float = 100) -> str:
     """`+3.1 [1.2, 5.0]`, in points."""
     text = f"{scale * found.mean:+.1f}"
     return text if found.low != found.low else f"{text} [{scale * found.low:.1f}, {scale * found.high:.1f}]"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim of a study with its differences and the verdict."""
+
+    progress: StudyProgress
+    claim: Claim
+    outcomes: list[Outcome]
+    verdict: Verdict
+
+    def text(self, most: int | None = None) -> str:
+        """The differences in words, the first `most` of them, and how many more there are."""
+        shown = "; ".join(outcome.text(self.progress) for outcome in self.outcomes[:most])
+        left = 0 if most is None else len(self.outcomes) - most
+        return f"{shown}; {left} more" if left > 0 else shown
+
+
+def findings(progress: StudyProgress) -> list[Finding]:
+    """Every claim of a study with what was found of it."""
+    found = []
+    for claim in progress.study.claims:
+        own = [outcome for comparison in claim.comparisons for outcome in outcomes(progress, comparison)]
+        found.append(Finding(progress, claim, own, combine([outcome.verdict for outcome in own])))
+    return found
 
 
 def outcomes(progress: StudyProgress, comparison: Comparison) -> list[Outcome]:
@@ -103,30 +130,22 @@ def _outcome(progress: StudyProgress, comparison: Comparison, data: str, better:
         found = paired_difference(*scores)
     if untrained := [m for m in (better, than) if not progress.is_trained(data, m)]:
         names = ", ".join(progress.study.methods[m].title or m for m in untrained)
-        return undecided(f"{names} not trained", found)
+        return replace(undecided(f"{names} not trained", found), trained=False)
     if len(seeds) < len(progress.study.seeds):
         return undecided(f"{len(seeds)} of {len(progress.study.seeds)} seeds", found)
-    return Outcome(data, better, than, measure, by, found, decide(found, by))
-
-
-def verdict_on(progress: StudyProgress, claim: Claim) -> Verdict:
-    """The verdict on a claim."""
-    return combine([o.verdict for comparison in claim.comparisons for o in outcomes(progress, comparison)])
+    same = len(set(np.concatenate(scores))) == 1
+    return Outcome(
+        data, better, than, measure, by, found, decide(found, by), f"both {100 * scores[0][0]:g} %" if same else ""
+    )
 
 
 def claims_table(progress: StudyProgress) -> RenderedTable:
     """Every claim with the paper's evidence, ours, and the verdict."""
     heads = [ColumnHeader("Claim"), ColumnHeader("Paper"), ColumnHeader("Here"), ColumnHeader("Verdict")]
     cells = []
-    for claim in progress.study.claims:
-        found = [o for comparison in claim.comparisons for o in outcomes(progress, comparison)]
-        ours = "; ".join(o.text(progress) + ("" if o.by == 0 else f" (needs {_needed(o)})") for o in found)
-        cells.append([claim.claim, claim.paper or DASH, ours, f"**{verdict_on(progress, claim)}**"])
+    for found in findings(progress):
+        cells.append([found.claim.claim, found.claim.paper or DASH, found.text(), f"**{found.verdict}**"])
     return RenderedTable("Claims", heads, cells, [DIFFERENCES], "claims")
-
-
-def _needed(outcome: Outcome) -> str:
-    return f"> {100 * outcome.by:+g}" if outcome.measure == "score" else f"≤ {1 - outcome.by:g}"
 
 
 def score_table(progress: StudyProgress, data: str) -> RenderedTable:
@@ -137,9 +156,9 @@ def score_table(progress: StudyProgress, data: str) -> RenderedTable:
         ColumnHeader("test", kind="ours"),
         ColumnHeader("train", kind="other"),
         ColumnHeader("seeds", kind="other"),
-        ColumnHeader("rate", kind="other"),
+        ColumnHeader("learning rate", kind="other"),
         ColumnHeader("parameters", kind="other"),
-        ColumnHeader("multiply-adds", kind="other"),
+        ColumnHeader("multiply-adds, full count", kind="other"),
         ColumnHeader("inference, ms", kind="other"),
         ColumnHeader("training step, ms", kind="other"),
         ColumnHeader("memory in training, MB", kind="other"),
@@ -153,7 +172,6 @@ def score_table(progress: StudyProgress, data: str) -> RenderedTable:
             notes.append(f"{title}: {len(failed)} trainings failed: {failed[-1]}")
         test = np.array([r.test for r in rows.values()], dtype=float)
         train = np.array([r.train for r in rows.values()], dtype=float)
-        needed = study.fitted_on(data, name)
         rate, rates = progress.rate(data, name), study.rates_on(data, name)
         edge = len(rates) > 1 and rate in (min(rates), max(rates))
         cells.append(
@@ -161,7 +179,7 @@ def score_table(progress: StudyProgress, data: str) -> RenderedTable:
                 title,
                 _score(progress, data, name, test),
                 f"{100 * train.mean():.1f}" if len(train) else DASH,
-                f"{len(rows)} ({sum(value >= needed for value in train)} fitted)" if len(train) else "0",
+                f"{len(rows)}{_fitted(train, study.fitted_on(data, name))}",
                 DASH if rate is None or rate != rate else f"{rate:g}{' (edge)' if edge else ''}",
                 *(_count(progress.cost(data, name, measure)) for measure in ("params", "macs")),
                 *(_number(progress.cost(data, name, measure)) for measure in ("infer_ms", "train_ms", "train_mb")),
@@ -171,6 +189,10 @@ def score_table(progress: StudyProgress, data: str) -> RenderedTable:
         notes.append(
             "(edge): the best rate is the smallest or the largest that was tried; a better one may lie beyond."
         )
+    if any(study.fitted_on(data, name) <= 0 for name in study.methods_on(data)):
+        notes.append(
+            "Where no number of fitted seeds is given, none is asked for: that the method cannot fit is a result."
+        )
     if any(progress.cost(data, name, "infer_ms") for name in study.methods_on(data)):
         notes.append(
             "Time and memory of one input in inference and of two in a training step; on a CPU with one thread."
@@ -179,6 +201,11 @@ def score_table(progress: StudyProgress, data: str) -> RenderedTable:
         notes.append(_not_trained(progress, data))
     title = study.data[data].title or data
     return RenderedTable(title, heads, cells, [*notes, *provenance(progress, data)], f"scores-{data}")
+
+
+def _fitted(train: NDArray[np.float64], needed: float) -> str:
+    """How many seeds fitted their training data; nothing where it is not asked for."""
+    return f" ({sum(value >= needed for value in train)} fitted)" if len(train) and needed > 0 else ""
 
 
 def _not_trained(progress: StudyProgress, data: str) -> str:
@@ -229,45 +256,35 @@ def provenance(progress: StudyProgress, data: str) -> list[str]:
     return notes
 
 
-def overview(studies: Mapping[str, StudyProgress]) -> RenderedTable:
+def overview(papers: Mapping[str, Sequence[Finding]]) -> RenderedTable:
     """The claims of several studies with their verdicts, one line each."""
     heads = [ColumnHeader("Paper"), ColumnHeader("Claim"), ColumnHeader("Here"), ColumnHeader("Verdict")]
-    claims = [(name, progress, claim) for name, progress in studies.items() for claim in progress.study.claims]
-    verdicts = [verdict_on(progress, claim) for _, progress, claim in claims]
     cells = [
-        [name, claim.claim, _evidence(progress, claim), f"**{verdict}**"]
-        for (name, progress, claim), verdict in zip(claims, verdicts, strict=True)
+        [paper, found.claim.claim, found.text(most=2), f"**{found.verdict}**"]
+        for paper, own in papers.items()
+        for found in own
     ]
-    counts = Counter(verdicts)
+    counts = Counter(found.verdict for own in papers.values() for found in own)
     totals = ", ".join(f"{verdict}: {counts[verdict]}" for verdict in get_args(Verdict) if counts[verdict])
-    return RenderedTable("Verdicts", heads, cells, [f"{len(claims)} claims. {totals}.", DIFFERENCES])
+    return RenderedTable("Verdicts", heads, cells, [f"{len(cells)} claims. {totals}.", DIFFERENCES])
 
 
-def differences(studies: Mapping[str, StudyProgress]) -> list[plots.Difference]:
+def differences(papers: Mapping[str, Sequence[Finding]]) -> list[plots.Difference]:
     """Every difference in scores that the claims of several studies compare, in points."""
-    found = []
-    for name, progress in studies.items():
-        comparisons = [comparison for claim in progress.study.claims for comparison in claim.comparisons]
-        for outcome in (o for comparison in comparisons for o in outcomes(progress, comparison)):
+    shown = []
+    for paper, found in ((paper, found) for paper, own in papers.items() for found in own):
+        for outcome in found.outcomes:
             if outcome.measure == "score" and outcome.found is not None:
-                verdict = "not trained" if "not trained" in outcome.reason else outcome.verdict
+                verdict = outcome.verdict if outcome.trained else "not trained"
                 mean, low, high = (100 * value for value in (outcome.found.mean, outcome.found.low, outcome.found.high))
-                found.append(
-                    plots.Difference(name, outcome.label(progress), mean, low, high, 100 * outcome.by, verdict)
-                )
-    return found
+                label = outcome.label(found.progress)
+                shown.append(plots.Difference(paper, label, mean, low, high, 100 * outcome.by, verdict))
+    return shown
 
 
 def as_text(found: Sequence[plots.Difference]) -> str:
     """The differences as text, a line for each; it is stored in the picture that shows them."""
     return "\n".join(f"{d.group}: {d.label}: {d.mean:+.1f} [{d.low:.1f}, {d.high:.1f}], {d.verdict}" for d in found)
-
-
-def _evidence(progress: StudyProgress, claim: Claim, most: int = 2) -> str:
-    """The first comparisons of a claim, and how many more there are."""
-    found = [o for comparison in claim.comparisons for o in outcomes(progress, comparison)]
-    more = f"; {len(found) - most} more" if len(found) > most else ""
-    return "; ".join(o.text(progress) for o in found[:most]) + more
 
 
 def methods_table(progress: StudyProgress) -> RenderedTable:

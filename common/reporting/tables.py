@@ -118,30 +118,43 @@ def counts_overview(papers: Mapping[str, tuple[Ledger, Mapping[str, Mapping[str,
         papers: name of a paper -> its ledger and the counts of its rows.
     """
     heads = [ColumnHeader("Paper"), ColumnHeader("rows counted", kind="ours")]
-    heads += [ColumnHeader(name, kind="ours") for name in ("numbers compared", "within 1 %", "within 5 %")]
+    heads += [ColumnHeader("numbers compared", kind="ours")]
+    for group in ("closest reading", "as the text says"):
+        heads += [ColumnHeader(name, group, kind="ours") for name in ("within 1 %", "within 5 %")]
     cells = []
     for name, (ledger, counts) in papers.items():
         by_table = [(table, [row for row in table.rows if counts.get(row.id)]) for table in ledger.tables]
-        differences = [d for table, rows in by_table for d in _count_differences(table, rows, counts)]
         counted = sum(len(rows) for _, rows in by_table)
-        near = [_within(differences, limit) for limit in (0.01, 0.05)]
-        cells.append([name, *(str(value) for value in (counted, len(differences), *near))])
-    cells.append(["all", *(str(sum(int(line[k]) for line in cells)) for k in range(1, 5))])
+        closest, of_text = (
+            [d for table, rows in by_table for d in _count_differences(table, rows, counts, label)]
+            for label in ("", "text")
+        )
+        near = [_within(found, limit) for found in (closest, of_text) for limit in (0.01, 0.05)]
+        cells.append([name, *(str(value) for value in (counted, len(closest), *near))])
+    cells.append(["all", *(str(sum(int(line[k]) for line in cells)) for k in range(1, 7))])
     notes = [
         "Printed parameters and multiply-adds next to those of the networks of this code, counted as the paper counts.",
-        "A row has one or several printed numbers, or none.",
+        "Closest reading: the network that comes nearest to the table. Its classifier (stft3d), block (stft2d) or "
+        "layout (srl) was chosen to meet these counts, so agreement there is a fit and confirms nothing; in dtf it is "
+        "the released code.",
+        "As the text says: the default networks, which the recipes train. For srl, fdc3d and baselines both are the "
+        "same.",
     ]
     return RenderedTable("Counts of the papers' tables", heads, cells, notes)
 
 
 def _count_differences(
-    table: Table, rows: Sequence[Row], counts: Mapping[str, Mapping[str, Complexity]]
+    table: Table, rows: Sequence[Row], counts: Mapping[str, Mapping[str, Complexity]], label: str = ""
 ) -> list[tuple[float, str]]:
-    """Relative differences of the counts of a table from those printed, with what each is of."""
+    """Relative differences of the counts of a table from those printed, with what each is of.
+
+    A row is compared by its network with this label, or else by its first.
+    """
     differences = []
     for measure, column in ((m, table.column(m)) for m in ("params", "macs")):
         for row in rows if column is not None else ():
-            ours = _counted(next(iter(counts[row.id].values())), measure)
+            own = counts[row.id]
+            ours = _counted(own.get(label) or next(iter(own.values())), measure)
             paper = column.value(row.paper.get(column.key))  # type: ignore[union-attr]
             if ours is not None and paper:
                 differences.append((ours / paper - 1, f"{measure} of {row.name}"))

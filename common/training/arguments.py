@@ -75,7 +75,11 @@ def compare_parser() -> CommandParser:
     parser.add_argument("--rows", type=Path, help="CSV file of the rows (default: rows.csv in --out)")
     parser.add_argument("--size", choices=["quick", "full"], default="quick", help="full takes the study's part `full`")
     parser.add_argument("--jobs", type=int, help="trainings at once (default: 1 with a GPU, otherwise one a core)")
-    parser.add_argument("--dry-run", action="store_true", help="say what would run, and about how long; train nothing")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what would run and, by a few training steps of every method, how long; makes generated data",
+    )
     parser.add_argument("--show", action="store_true", help="show what is there; train nothing")
     parser.add_argument("--readme", action="store_true", help="write the tables into README.md next to the study")
     parser.add_argument("--allow", metavar="PACKAGE", action="append", help=ALLOW_CLASS_HELP)

@@ -297,6 +297,7 @@ def to_markdown(rows: Sequence[Sequence[str]], seeds: int) -> str:
 
     lines = ["# FDC3D and channel pruning at equal time", "", *(__doc__ or "").strip().splitlines()[4:], ""]
     lines += [
+        f"Measured by `python -m tests.benchmarks.bench_pruning --seeds {seeds} --markdown FILE`. "
         f"Means of {seeds} seeds with 95 % intervals; differences are paired, and positive where FDC3D is better. "
         f"PyTorch {torch.__version__}, torch-pruning {torch_pruning.__version__}, one thread.",
         "",

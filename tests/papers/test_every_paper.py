@@ -493,11 +493,12 @@ def test_claims_parse_and_the_readme_shows_their_rows(folder: Path) -> None:
 
 def test_the_readme_shows_the_verdicts_on_all_claims() -> None:
     readme = (ROOT / "README.md").read_text()
-    assert to_markdown(report.overview(finished_studies(ROOT / "papers"))) in readme
+    findings = {name: report.findings(progress) for name, progress in finished_studies(ROOT / "papers").items()}
+    assert to_markdown(report.overview(findings)) in readme
     assert to_markdown(report.methods_table(study_of_operators())) in readme
     with Image.open(ROOT / "papers/claims.png") as picture:
         shown = picture.text["Description"]
-    assert shown == report.as_text(report.differences(finished_studies(ROOT / "papers")))
+    assert shown == report.as_text(report.differences(findings))
 
 
 def test_every_figure_draws(figure: tuple[Path, Any]) -> None:

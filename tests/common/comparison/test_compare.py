@@ -18,8 +18,8 @@ import yaml
 
 from common.comparison import command, report
 from common.comparison.rows import StudyProgress, read_rows
-from common.comparison.runs import Place, _alone
 from common.comparison.study import StudyError, load
+from common.output_files import locked
 from common.reporting.runs import ReproduceError
 from common.training import cli
 
@@ -100,7 +100,7 @@ def test_a_study_from_plan_to_tables(tmp_path: Path, capsys: pytest.CaptureFixtu
     (outcome,) = report.outcomes(progress, progress.study.claims[0].comparisons[1])
     assert outcome.found is not None
     assert outcome.found.mean > 1
-    assert report.verdict_on(progress, progress.study.claims[0]) == "holds in part"
+    assert report.findings(progress)[0].verdict == "holds in part"
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("a\n<!-- claims: begin (by hand: no) -->\n")
     assert text.endswith("<!-- claims: end -->\nb\n")
@@ -178,11 +178,12 @@ def test_a_killed_study_continues_and_leaves_no_process(tmp_path: Path) -> None:
 
 
 def test_a_second_run_waits_for_the_first(tmp_path: Path) -> None:
-    place = Place(tmp_path / "study", tmp_path, tmp_path / "rows.csv")
-    with _alone(place), pytest.raises(StudyError, match=r"another run of this study works in .*study"), _alone(place):
-        pass
-    with _alone(place):
-        pass
+    out = tmp_path / "study"
+    out.mkdir()
+    with locked(out / "running.lock", RuntimeError()), pytest.raises(StudyError, match="another run of this study"):
+        command.compare(study_file(tmp_path), out=out)
+    with locked(out / "running.lock", RuntimeError()):
+        pass  # free again
 
 
 @pytest.mark.parametrize(
