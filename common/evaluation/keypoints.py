@@ -102,12 +102,14 @@ class KeypointResult:
         detections: the persons left after the removal of duplicates, in COCO's results format.
         scores: see :func:`evaluate_oks`.
         loss: mean heatmap loss; None if the boxes are detections.
+        losses: image file, name and heatmap loss of every person of whom it is known.
     """
 
     videos: int
     detections: list[dict[str, Any]]
     scores: dict[str, float]
     loss: float | None
+    losses: list[tuple[str, str, float]]
 
     def metrics(self) -> dict[str, float]:
         """The scores, and the loss if it is known."""

@@ -205,7 +205,7 @@ def _stream_handlers() -> set[logging.StreamHandler]:
 
 
 def read_curves(runs: Path) -> dict[str, list[tuple[float, float]]]:
-    """Values that were logged every epoch, as `(epoch, value)`, from the TensorBoard files below a folder."""
+    """Logged values, as `(epoch, mean of the epoch)`, from the TensorBoard files below a folder."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logged: dict[str, dict[int, float]] = {}
@@ -214,11 +214,14 @@ def read_curves(runs: Path) -> dict[str, list[tuple[float, float]]]:
         for tag in events.Tags()["scalars"]:
             logged.setdefault(tag, {}).update({event.step: event.value for event in events.Scalars(tag)})
     epochs = {step: round(value) for step, value in logged.get("epoch", {}).items()}
-    return {
-        tag: sorted((epochs[step] + 1, value) for step, value in values.items() if step in epochs)
-        for tag, values in logged.items()
-        if tag != "epoch" and not tag.endswith("_step")
-    }
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for tag, values in logged.items():
+        if tag != "epoch" and not tag.endswith("_step"):
+            of_epoch: dict[int, list[float]] = {}
+            for step in values.keys() & epochs.keys():
+                of_epoch.setdefault(epochs[step] + 1, []).append(values[step])
+            curves[tag] = [(epoch, float(np.mean(own))) for epoch, own in sorted(of_epoch.items())]
+    return curves
 
 
 def make_demo_data(arguments: Sequence[str], out: Path) -> None:

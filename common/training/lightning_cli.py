@@ -334,11 +334,11 @@ class SpectralCLI(LightningCLI):
             "predictions": str(predictions),
         }
         write_json(self.run_dir / "result.json", self.result)
-        table = Table(
-            f"{stage}: {scores.videos} of {self.result['videos_expected']} {self.model.kind}s x {views} views", ""
-        )
+        of = f"{self.result['videos_expected']} {self.model.kind}s x {views} view{'s' * (views != 1)}"
+        table = Table(f"{stage}: {scores.videos} of {of}", "")
         shown = [(key, self.model.format_metric(key, value)) for key, value in scores.metrics().items()]
-        for key, value in [*shown, ("clips/s", f"{self.result['clips_per_s']:.1f}")]:
+        speed = "clips/s" if self.model.kind == "video" else f"{self.model.kind}s/s"
+        for key, value in [*shown, (speed, f"{self.result['clips_per_s']:.1f}")]:
             table.add_row(key, value)
         written = [self.run_dir / "result.json", predictions]
         if self.config[str(self.subcommand)].page:

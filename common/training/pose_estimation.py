@@ -247,9 +247,9 @@ class PoseEstimationModule(TaskModule):
         )
         scores = evaluate_oks(dataset.annotations.content, detections, self.oks_sigmas)
         known = loss.isfinite()
-        return KeypointResult(
-            len(persons), detections, scores, loss[known].double().mean().item() if known.any() else None
-        )
+        mean = loss[known].double().mean().item() if known.any() else None
+        losses = [(p.path, p.name, value) for p, value in zip(persons, loss.tolist(), strict=True) if value == value]
+        return KeypointResult(len(persons), detections, scores, mean, losses)
 
     def result_facts(self) -> dict[str, Any]:
         """Whether there was a flip test, and where the boxes are from."""
@@ -262,6 +262,15 @@ class PoseEstimationModule(TaskModule):
         with path.open("x", encoding="utf-8") as file:
             json.dump(self.result.detections, file)
         return path
+
+    def describe_result(self, report: Any, root: Path | None) -> None:
+        from common.training.run_page import add_files
+
+        assert self.result is not None
+        if highest := sorted(self.result.losses, key=lambda entry: -entry[2])[: self.LISTED]:
+            report.section("Persons with the highest loss")
+            add_files(report, [(path, f"{name} ({loss:.4f})") for path, name, loss in highest], Path())
+        super().describe_result(report, root)
 
     def batch_figures(self, batch: Mapping[str, Any], outputs: Mapping[str, Tensor]) -> dict[str, Figure]:
         """The first crops with their predicted skeletons."""

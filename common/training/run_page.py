@@ -26,7 +26,8 @@ def training_page(run: Path) -> Path | None:
     for name, points in curves.items():
         groups.setdefault(name.removeprefix("train_").removeprefix("val_"), {})[name] = points
     for quantity, group in sorted(groups.items(), key=lambda item: (item[0] != "loss", item[0].startswith("lr"))):
-        report.picture(plots.learning_curves(group, quantity, quantity), f"curve-{quantity}", f"{quantity} by epoch")
+        title = quantity.replace("_per_s", " per second").replace("_", " ")
+        report.picture(plots.learning_curves(group, title, title), f"curve-{quantity}", f"{title} by epoch")
     return report.write(run / "page")
 
 
@@ -55,6 +56,15 @@ def result_page(
     report.table(RenderedTable("All files", heads, [list(pair) for pair in scores]))
     module.describe_result(report, None if root is None else Path(root))
     return report.write(run / "page")
+
+
+def add_files(report: Report, files: Sequence[tuple[str, str]], root: Path | None) -> None:
+    """Files, each a path and a text; links to the paths below `root`, unless it is None."""
+    for path, text in files:
+        if root is None:
+            report.text(text)
+        else:
+            report.link(text, (root / path).resolve().as_uri())
 
 
 def add_figures(report: Report, figures: Mapping[str, Any]) -> None:
@@ -94,11 +104,7 @@ def add_mistakes(report: Report, rows: Sequence[Mapping[str, Any]], root: Path |
     ranked = sorted(pairs.items(), key=lambda pair: (-len(pair[1]), pair[0]))
     for (label, taken), wrong in ranked[:PAIRS]:
         report.text(f"**{label}** taken for **{taken}**: {len(wrong)}")
-        for row in sorted(wrong, key=lambda row: -row["p1"])[:FILES]:
-            text = f"{row['path']} ({100 * row['p1']:.0f} %)"
-            if root is None:
-                report.text(text)
-            else:
-                report.link(text, (root / row["path"]).resolve().as_uri())
+        surest = sorted(wrong, key=lambda row: -row["p1"])[:FILES]
+        add_files(report, [(row["path"], f"{row['path']} ({100 * row['p1']:.0f} %)") for row in surest], root)
     if len(ranked) > PAIRS:
         report.text(f"{len(ranked) - PAIRS} more pairs are in predictions.csv.")

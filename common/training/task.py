@@ -94,6 +94,7 @@ class TaskModule(L.LightningModule):
     free_to_change: ClassVar[frozenset[str]] = frozenset(
         {"pretrained", "imagenet", "compile", "views_per_forward", "average"}
     )
+    LISTED: ClassVar[int] = 10  # of the worst files on the page of a test
     predictor: ClassVar["type[Predictor]"]
     spec_class: ClassVar[type[InputSpec]]
 

@@ -172,9 +172,26 @@ class VolumeSegmentationModule(TaskModule):
         """``predictions.csv``, one row a case: of every region Dice, Hausdorff distance (``hd95``) and true size in ml;
         the loss.
         """
+        path = folder / "predictions.csv"
+        write_rows(path, self._rows())
+        return path
+
+    def describe_result(self, report: Any, root: Path | None) -> None:
+        from common.training.run_page import add_files
+
+        assert self.result is not None
+        rows = [(row, [value for name, value in row.items() if name.startswith("dice_")]) for row in self._rows()]
+        lowest = sorted(rows, key=lambda pair: sum(pair[1]))[: self.LISTED]
+        report.section("Cases with the lowest Dice")
+        regions = " / ".join(self.result.region_names)
+        texts = [f"{row['path']} ({regions}: {_joined(100 * torch.tensor(dice), 1)} %)" for row, dice in lowest]
+        add_files(report, [(row["path"], text) for (row, _), text in zip(lowest, texts, strict=True)], root)
+        super().describe_result(report, root)
+
+    def _rows(self) -> list[dict[str, Any]]:
         result = self.result
         assert result is not None
-        rows = [
+        return [
             {"path": self.paths.get(int(i), str(int(i)))}
             | {
                 f"{column}_{name.lower()}": round(float(value), 6)
@@ -186,9 +203,6 @@ class VolumeSegmentationModule(TaskModule):
                 result.index, result.dice, result.hausdorff, result.volume, result.loss, strict=True
             )
         ]
-        path = folder / "predictions.csv"
-        write_rows(path, rows)
-        return path
 
     def batch_figures(self, batch: Mapping[str, Any], outputs: Mapping[str, Tensor]) -> dict[str, Figure]:
         """The slice with most tumour of the first volume: labels and prediction."""

@@ -89,7 +89,7 @@ def test_fit_test_and_predict_png_files(recipe, capsys, monkeypatch, tmp_path):
     tested = run(["test", "--config", path, "--ckpt_path", "best"])
     assert tested.result is not None
     assert (tested.result["kind"], tested.result["videos"], tested.result["videos_expected"]) == ("image", 8, 8)
-    assert "8 of 8 images x 1 views" in capsys.readouterr().out
+    assert "8 of 8 images x 1 view" in capsys.readouterr().out
     broken = tmp_path / "broken.png"
     broken.write_bytes((tmp_path / "data/test/class0/0.png").read_bytes()[:60])
     assert main(["predict", "--checkpoint", "runs/tiny", "data/test", "broken.png", "no.png", "--csv", "out.csv"]) == 1

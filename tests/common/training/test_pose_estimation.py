@@ -1,7 +1,9 @@
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlparse
 
 import numpy as np
 import pytest
@@ -85,7 +87,11 @@ def test_fit_test_and_predict(recipe, figures, capsys, as_ours, tmp_path):
     assert "poses" in log.Tags()["images"]
 
     capsys.readouterr()
-    tested = run(["test", "--config", path, "--ckpt_path", "best"])
+    tested = run(["test", "--config", path, "--ckpt_path", "best", "--page", "true"])
+    page = (tested.run_dir / "page" / "index.html").read_text()
+    links = re.findall(r'href="(file:[^"]+)"', page.partition("Persons with the highest loss</h2>")[2])
+    assert links
+    assert all(Path(unquote(urlparse(link).path)).is_file() for link in links)
     result = json.loads((tested.run_dir / "result.json").read_text())
     assert {"ap", "ap50", "ap75", "ar", "loss"} <= result.keys()
     persons = annotated_persons(read_annotations(figures / "annotations/person_keypoints_test.json"), figures / "test")

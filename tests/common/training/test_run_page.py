@@ -8,8 +8,10 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 import pytest
+from torch.utils.tensorboard import SummaryWriter
 
 from common.reporting.page import Report
+from common.reporting.runs import read_curves
 from common.training.cli import main
 from common.training.run_page import add_mistakes
 
@@ -47,3 +49,11 @@ def test_mistakes_are_ranked_linked_and_escaped(tmp_path: Path) -> None:
     empty = Report("Test")
     add_mistakes(empty, rows[-1:], None)
     assert "There are none." in empty.write(tmp_path / "none").read_text(encoding="utf-8")
+
+
+def test_curves_have_one_value_an_epoch(tmp_path: Path) -> None:
+    with SummaryWriter(str(tmp_path / "run")) as writer:
+        for step in range(6):
+            writer.add_scalar("epoch", step // 3, step)
+            writer.add_scalar("clips_per_s", 10.0 * step, step)
+    assert read_curves(tmp_path) == {"clips_per_s": [(1, 10.0), (2, 40.0)]}

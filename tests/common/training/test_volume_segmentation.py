@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import nn
 from common.datamodules.brats import find_case_folders, label_to_regions
 from common.datamodules.volumes import VolumeDataModule
 from common.evaluation.volume_scores import VolumeScores, dice_per_case, hausdorff_per_case
+from common.reporting.page import Report
 from common.training.task import NonFiniteError, load_module
 from common.training.volume_segmentation import OUTSIDE, VolumeSegmentationModule
 from tests.volumes import AFFINE, write_brats
@@ -148,6 +150,13 @@ def test_training_learns_and_the_checkpoint_predicts_alone(
     assert set(metrics) == {"dice", "hd95", "loss"} | {f"{score}_{r}" for score in ("dice", "hd95") for r in regions}
     assert metrics["dice"] > 0.8
     assert module.result.videos == 2
+    report = Report("Test")
+    module.describe_result(report, data.root)
+    page = report.write(tmp_path / "page").read_text()
+    lowest = min(zip(module.result.dice.mean(dim=1).tolist(), module.result.index.tolist(), strict=True))[1]
+    first = re.search(r'href="(file:[^"]+)"', page.partition("Cases with the lowest Dice</h2>")[2])
+    assert first is not None
+    assert first[1] == (data.root / module.paths[lowest]).resolve().as_uri()
     table = list(csv.DictReader(module.write_predictions(tmp_path).open()))
     assert [row["path"] for row in table] == sorted(module.paths.values())
     assert np.mean([float(row["dice_wt"]) for row in table]) == pytest.approx(metrics["dice_wt"], abs=1e-5)
