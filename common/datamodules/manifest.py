@@ -12,9 +12,7 @@ import csv
 import hashlib
 import io
 import os
-import re
 import warnings
-from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -107,15 +105,12 @@ class Manifest:
             )
         if class_names is None:
             class_names = read_class_names(csv_path.parent / CLASSES_FILE)
-        rows = _Rows(csv_path)
-        problems = rows.problems
-        names, more = _class_list(rows, class_names, csv_path)
+        names, problems = _class_list(csv_path) if class_names is None else (list(class_names), [])
         entries: list[Entry] = []
-        problems += more
         checks = _Checks(names, fixed=class_names is not None)
-        for line, path, others in zip(rows.lines, rows.paths, rows.others, strict=True):
+        for line, fields in _rows(csv_path):
             try:
-                entries.append(checks.entry(line, path, others))
+                entries.append(checks.entry(line, fields))
             except ValueError as error:
                 problems.append((line, str(error)))
         problems += _conflicts(entries)
@@ -310,49 +305,29 @@ def read_class_names(path: Path) -> list[str] | None:
 # -- helpers --------------------------------------------------------------------------------------------------------
 
 
-class _Rows:
-    """The rows of a manifest: lines, paths, and the other fields, in the order of COLUMNS, which many rows share.
-
-    Attributes:
-        problems: lines whose number of fields is wrong.
-    """
-
-    def __init__(self, csv_path: Path) -> None:
-        self.lines = array("Q")
-        self.paths: list[str] = []
-        self.others: list[tuple[str, ...]] = []
-        self.problems: list[tuple[int, str]] = []
-        self._read(csv_path)
-
-    def _read(self, csv_path: Path) -> None:
-        header, rows = read_csv(csv_path, ("path", "split"))
-        if not {"label", "label_name"} & set(header):
-            raise DatasetError(f"{csv_path}:1: missing columns: label. Its columns: {','.join(header)}.")
-        if unknown := [name for name in header if name not in COLUMNS]:
-            raise DatasetError(f"{csv_path}:1: unknown columns: {', '.join(unknown)}. Columns: {','.join(COLUMNS)}.")
-        path = header.index("path")
-        order = [header.index(name) if name in header else len(header) for name in COLUMNS[1:]]
-        shared: dict[tuple[str, ...], tuple[str, ...]] = {}
-        for line, fields in rows:
-            if len(fields) != len(header):
-                self.problems.append((line, f"{len(fields)} fields, the header has {len(header)}."))
-                continue
-            fields.append("")
-            others = tuple([fields[place] for place in order])
-            self.lines.append(line)
-            self.paths.append(fields[path])
-            self.others.append(shared.setdefault(others, others))
+def _rows(csv_path: Path) -> Iterator[Row]:
+    """Lines with their fields in the order of COLUMNS, or with a single text where the number of fields is wrong."""
+    header, rows = read_csv(csv_path, ("path", "split"))
+    if not {"label", "label_name"} & set(header):
+        raise DatasetError(f"{csv_path}:1: missing columns: label. Its columns: {','.join(header)}.")
+    if unknown := [name for name in header if name not in COLUMNS]:
+        raise DatasetError(f"{csv_path}:1: unknown columns: {', '.join(unknown)}. Columns: {','.join(COLUMNS)}.")
+    order = [header.index(name) if name in header else len(header) for name in COLUMNS]
+    for line, fields in rows:
+        right = len(fields) == len(header)
+        fields.append("")
+        yield (
+            line,
+            [fields[k] for k in order] if right else [f"{len(fields) - 1} fields, the header has {len(header)}."],
+        )
 
 
-def _class_list(
-    rows: _Rows, class_names: Sequence[str] | None, csv_path: Path
-) -> tuple[list[str], list[tuple[int, str]]]:
-    """The class list: as given, or from the rows (name by label; sorted names where no row has a label)."""
-    if class_names is not None:
-        return list(class_names), []
+def _class_list(csv_path: Path) -> tuple[list[str], list[tuple[int, str]]]:
+    """The class list from the rows (name by label; sorted names where no row has a label), and what is wrong there."""
     first: dict[tuple[str, ...], int] = {}  # the first line of every label and name
-    for line, others in zip(rows.lines, rows.others, strict=True):
-        first.setdefault(others[:2], line)
+    for line, fields in _rows(csv_path):
+        if len(fields) > 1:
+            first.setdefault((fields[1], fields[2]), line)
     names: dict[int, str] = {}
     lines: dict[int, int] = {}
     problems = []
@@ -405,13 +380,16 @@ class _Checks:
         self.places = {name: label for label, name in reversed(list(enumerate(names)))}
         self.known: dict[tuple[str, ...], Any] = {}
 
-    def entry(self, line: int, path: str, others: tuple[str, ...]) -> Entry:
+    def entry(self, line: int, fields: list[str]) -> Entry:
         """The entry of a row. Raises ValueError with the text after ``file:line``."""
+        path, *rest = fields
+        if not rest:
+            raise ValueError(path)
         if not path:
             raise ValueError("the path is empty.")
         if leaves_root(path):
             raise ValueError(f"the path {_excerpt(path)} leaves the data root; set `root` to a folder above it.")
-        if others not in self.known:
+        if (others := tuple(rest)) not in self.known:
             self.known[others] = self._checked(*others)
         return Entry._make((path, *self.known[others], line))
 
@@ -444,31 +422,18 @@ class _Checks:
         )
 
 
-#: finds what `os.path.normpath` would change, or an absolute path
-_ODD = re.compile(r"//|(?:^|/)\.{0,2}(?:/|$)|\\|:").search
-
-
 def leaves_root(path: str) -> bool:
     """Whether a path is absolute, or leads out of the folder that it is relative to."""
-    return bool(_ODD(path)) and (os.path.isabs(path) or os.path.normpath(path).split(os.sep, 1)[0] == os.pardir)
-
-
-def normal(path: str) -> str:
-    """``os.path.normpath``, quickly where the path is that already."""
-    return os.path.normpath(path) if _ODD(path) else path
+    return os.path.isabs(path) or os.path.normpath(path).split(os.sep, 1)[0] == os.pardir
 
 
 def _repeated(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     """Entries that share their path, by that path."""
-    if len({normal(entry.path) for entry in entries}) == len(entries):
-        return {}
-    places: dict[str, Entry] = {}
+    uses = Counter(os.path.normpath(entry.path) for entry in entries)
     found: dict[str, list[Entry]] = {}
     for entry in entries:
-        path = normal(entry.path)
-        other = places.setdefault(path, entry)
-        if other is not entry:
-            found.setdefault(path, [other]).append(entry)
+        if uses[path := os.path.normpath(entry.path)] > 1:
+            found.setdefault(path, []).append(entry)
     return found
 
 
