@@ -31,13 +31,13 @@ def map_files(
         function: must be importable (no lambda).
         items: its arguments.
         description: of the progress bar.
-        workers: number of processes; 0: this process alone; None: chosen from the CPUs and the number of items.
+        workers: number of processes; 0 or 1: this process alone; None: chosen from the CPUs and the number of items.
         chunk: number of items that a process gets at a time; 1 for those that take long.
     """
     if workers is None:
-        workers = min(os.cpu_count() or 1, len(items) // FILES_PER_PROCESS)
+        workers = min(os.cpu_count() or 1, len(items) // (FILES_PER_PROCESS if chunk > 1 else 1))
     console = Console(stderr=True)
-    if workers <= 0:
+    if workers <= 1:
         return [function(item) for item in track(items, description, console=console, transient=True)]
     # Spawned, not forked: the parent has threads of torch, with which a forked child can hang.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:

@@ -9,6 +9,7 @@ those that are shown.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import sys
 from collections import Counter, defaultdict
@@ -25,22 +26,8 @@ from data._parallel import map_files
 from data.check import check
 
 
-def browse(
-    source: Path,
-    out: Path,
-    *,
-    root: Path | None = None,
-    recipe: Path | None = None,
-    split: str | None = None,
-    per_class: int = 4,
-    max_items: int = 200,
-    check_all: bool = False,
-    workers: int | None = None,
-) -> str:
-    """Write the page. The arguments are the options of the command.
-
-    Returns:
-        What is shown, in one line.
+def browse(args: argparse.Namespace) -> None:
+    """Write the page, and say what it shows.
 
     Raises:
         DatasetError: the dataset or the recipe is wrong, or ``out`` exists and is not such a page.
@@ -49,24 +36,25 @@ def browse(
     from data._contact_sheet import MARK, contact_sheet
     from data._thumbnails import look, read_transforms
 
-    check_range(1, None, per_class=per_class, max_items=max_items)
+    check_range(1, None, per_class=args.per_class, max_items=args.max_items)
+    out, recipe = args.out, args.recipe
     if out.exists() and (not out.is_file() or MARK.encode() not in out.read_bytes()[:2000]):
         raise DatasetError(f"{out} exists and is not a page of this command: choose another --out.")
-    manifest, kind = read_videos_or_images(source, root)
-    if check_all and kind == "image":
+    manifest, kind = read_videos_or_images(args.videos, args.root)
+    if args.check and kind == "image":
         raise DatasetError("--check is for videos.")
-    listed = manifest.split(split) if split else manifest
+    listed = manifest.split(args.split) if args.split else manifest
     bad = listed.present()[1]
     notes: Sequence[str] = ()
-    if check_all:
-        report = check(listed, workers=workers)
+    if args.check:
+        report = check(listed, workers=args.workers)
         notes = report.general
         bad = [entry for entry, found in zip(listed.entries, report.findings, strict=True) if found.problem]
     transforms = read_transforms(recipe, manifest.root, kind, listed.items())
-    chosen = choose(listed, per_class, max_items, bad)
+    chosen = choose(listed, args.per_class, args.max_items, bad)
     shown = replace(listed, entries=tuple(chosen))
     jobs = [(transforms, entry, item) for entry, item in zip(chosen, shown.items(), strict=True)]
-    views = map_files(look, jobs, f"reading {kind}s", workers)
+    views = map_files(look, jobs, f"reading {kind}s", args.workers)
 
     problems = sum(bool(view.problem) for view in views)
     text = f"{len(views)} of {len(listed.entries)} {kind}s, {len(listed.entries) - len(views)} left out"
@@ -82,7 +70,7 @@ def browse(
     }
     with written_whole(out) as file:
         file.write(contact_sheet(str(manifest.source), facts, notes, views, listed.class_names))
-    return text
+    print(f"{out}: {text}")
 
 
 def choose(manifest: Manifest, per_class: int, limit: int, first: Sequence[Entry] = ()) -> list[Entry]:
@@ -128,22 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="open every video and show those with problems")
     parser.add_argument("--workers", type=int, help="processes (0: none)")
     args = parser.parse_args(argv)
-
-    def command() -> None:
-        text = browse(
-            args.videos,
-            args.out,
-            root=args.root,
-            recipe=args.recipe,
-            split=args.split,
-            per_class=args.per_class,
-            max_items=args.max_items,
-            check_all=args.check,
-            workers=args.workers,
-        )
-        print(f"{args.out}: {text}")
-
-    return run_command(command)
+    return run_command(lambda: browse(args))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ are written next to the manifest; the report lists the videos that are missing o
 
 from __future__ import annotations
 
+import argparse
 import csv
 import os
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,53 +55,37 @@ class FoundVideo(NamedTuple):
     probe: Probe
 
 
-def prepare(
-    dataset: str,
-    root: Path,
-    annotations: Path,
-    out: Path,
-    *,
-    option: str | None = None,
-    only: Collection[str] | None = None,
-    probe: bool = True,
-    allow_missing: bool = False,
-    force: bool = False,
-    workers: int | None = None,
-) -> Manifest:
-    """Write the manifest of a benchmark. The arguments are the options of the command.
-
-    With ``allow_missing``, missing videos stay in the manifest, for `VideoDataModule` to drop and count, and
-    unreadable ones are left out.
-
-    Returns:
-        The manifest written; its ``expected`` is the number of videos in the annotations.
+def prepare(args: argparse.Namespace) -> None:
+    """Write the manifest of a benchmark. With ``--allow-missing``, missing videos stay in it, for `VideoDataModule` to
+    drop and count, and unreadable ones are left out.
 
     Raises:
         DatasetError: the annotation files or the root are missing or wrong, a manifest or another class list exists
             already, or videos are missing.
     """
+    root, out, force = args.root, args.out, args.force
     console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
-    card = read_card(dataset)
-    _check_folders(root, annotations, out, force)
-    listing = BENCHMARKS[dataset].listing(annotations, option)
+    card = read_card(args.dataset)
+    _check_folders(root, args.annotations, out, force)
+    listing = BENCHMARKS[args.dataset].listing(args.annotations, getattr(args, "option", None))
     classes, class_file = "".join(f"{name}\n" for name in listing.class_names), out.parent / CLASSES_FILE
     if not force and class_file.exists() and class_file.read_text(encoding="utf-8") != classes:
         raise DatasetError(f"{class_file} holds other classes: give every dataset a folder of its own.")
     console.print(_counts_table(card, listing))
-    for remark in _remarks(dataset, card, listing):
+    for remark in _remarks(args.dataset, card, listing):
         console.print(remark)
-    if only is not None:
-        listing = replace(listing, videos=tuple(video for video in listing.videos if video.split in only))
+    if args.only is not None:
+        listing = replace(listing, videos=tuple(video for video in listing.videos if video.split in args.only))
         if not listing.videos:
-            raise DatasetError(f"the annotation files list no videos of {' or '.join(only)}: correct --only.")
+            raise DatasetError(f"the annotation files list no videos of {' or '.join(args.only)}: correct --only.")
 
-    videos = _find(listing, root, probe, workers)
+    videos = _find(listing, root, not args.no_probe, args.workers)
     report = out.with_suffix(".report.csv")
     usable = [video for video in videos if not video.probe.problem]
     counts = f"{len(usable)} of {len(videos)} videos"
     if problems := _write_report(videos, report):
         text = f"{counts} can be used below {root}; the others are listed in {report}:\n{shorten(problems)}"
-        if not allow_missing or not usable:
+        if not args.allow_missing or not usable:
             raise DatasetError(f"{text}\n{_advice(videos)}")
         console.print(f"{text}\n{KEPT}")
     trained = {video.listed.label for video in usable if video.listed.split == "train"}
@@ -109,7 +94,6 @@ def prepare(
     manifest = Manifest(root, _entries(videos, listing.class_names), listing.class_names, out, len(videos))
     manifest.write(out, overwrite=force)
     console.print(f"{out}: {counts}, hash {manifest.hash[:12]}")
-    return manifest
 
 
 def _check_folders(root: Path, annotations: Path, out: Path, force: bool) -> None:
@@ -288,22 +272,7 @@ def _parser() -> CommandParser:
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status: 0 done, 1 refused, 130 interrupted."""
     args = _parser().parse_args(argv)
-
-    def command() -> None:
-        prepare(
-            args.dataset,
-            args.root,
-            args.annotations,
-            args.out,
-            option=getattr(args, "option", None),
-            only=args.only,
-            probe=not args.no_probe,
-            allow_missing=args.allow_missing,
-            force=args.force,
-            workers=args.workers,
-        )
-
-    return run_command(command, "interrupted; no manifest was written")
+    return run_command(lambda: prepare(args), "interrupted; no manifest was written")
 
 
 if __name__ == "__main__":

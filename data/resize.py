@@ -59,10 +59,8 @@ def resize(manifest: Manifest, out: Path, short_side: int, workers: int | None =
     jobs = [
         CopyJob(str(manifest.root / path), str(out / target), short_side, fps[path]) for path, target in targets.items()
     ]
-    if workers is None:
-        workers = min(os.cpu_count() or 1, len(jobs))
     with reserved(out, manifest, RECORD, {"short_side": short_side}):
-        found = map_files(shrink_video, jobs, "making smaller videos", workers if workers > 1 else 0, chunk=1)
+        found = map_files(shrink_video, jobs, "making smaller videos", workers, chunk=1)
         outcomes = dict(zip(targets, found, strict=True))
         paths = [os.path.normpath(entry.path) for entry in manifest.entries]
         entries = tuple(

@@ -76,12 +76,10 @@ def pack(manifest: Manifest, out: Path, shard_bytes: int, workers: int | None = 
     for path, (shard, name) in paths.items():
         by_shard.setdefault(shard, []).append(Packed(str(manifest.root / path), name, labels[path]))
     jobs = [ShardJob(str(out / shard), tuple(videos)) for shard, videos in by_shard.items()]
-    if workers is None:
-        workers = min(os.cpu_count() or 1, len(jobs))
     with reserved(out, manifest, RECORD, {"videos": manifest.hash, "shard_bytes": shard_bytes}):
         for left in _others(out, jobs):
             left.unlink()
-        made = map_files(write_shard, jobs, "writing shards", workers if workers > 1 else 0, chunk=1)
+        made = map_files(write_shard, jobs, "writing shards", workers, chunk=1)
         entries = tuple(_entry(entry, paths) for entry in manifest.entries)
         packed = Manifest(out, entries, manifest.class_names, out / MANIFEST_FILE, len(entries))
         replace_manifest(packed)
