@@ -15,6 +15,9 @@ from typing import Any
 import data.demo
 from common.command_line import CommandParser, run_command
 
+OUT = "folder to create; an existing one that was created with the same arguments is reused"
+SEED = "seed of everything that is drawn, at least 0"
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one demo generator; returns the exit status (0 done, 1 refused, 2 wrong options, 130 interrupted)."""
@@ -31,21 +34,22 @@ def main(argv: list[str] | None = None) -> int:
         add_options(command, generators[name])
     options = vars(parser.parse_args(argv))
     generate = generators[options.pop("name")]
-    return run_command(lambda: print(generate(**options, progress=True)), "interrupted; nothing was left behind")
+    return run_command(lambda: print(generate(**options)), "interrupted; nothing was left behind")
 
 
 def add_options(parser: argparse.ArgumentParser, generate: Callable[..., Any]) -> None:
     """Declare ``--out`` and an option for every keyword argument of a generator, with the help of its docstring."""
     section = (inspect.getdoc(generate) or "").partition("Args:\n")[2].partition("\n\n")[0]
     documented = re.findall(r"^    (\w[\w, ]*): (.*(?:\n {5,}.*)*)", section, re.MULTILINE)
-    texts = {name: " ".join(text.split()) for names, text in documented for name in names.split(", ")}
+    texts = {"out": OUT, "seed": SEED}
+    texts |= {name: " ".join(text.split()) for names, text in documented for name in names.split(", ")}
     for name, parameter in inspect.signature(generate).parameters.items():
         default = parameter.default
         if name == "out":
             parser.add_argument("--out", type=Path, required=True, help=texts[name])
         elif default is None:
             parser.add_argument(f"--{name}", nargs="+", metavar="NAME", help=texts[name])
-        elif name != "progress":
+        else:
             nargs = len(default) if isinstance(default, tuple) else None
             text = f"{texts[name]} (default: {default})"
             parser.add_argument(f"--{name}", type=int, nargs=nargs, default=default, help=text)

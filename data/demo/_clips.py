@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
-import av
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,20 +18,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.datamodules.manifest import Entry, Manifest
+from common.datamodules.video_writer import rgb_frame, write_mp4
 from data.demo._folder import DemoError, check_minimum, make_folder, with_progress
 
 IMAGES = {
     "train": (
-        "astronaut.png",
-        "brick.png",
-        "camera.png",
-        "coffee.png",
-        "coins.png",
-        "grass.png",
-        "hubble_deep_field.jpg",
-        "motorcycle_left.png",
-        "page.png",
-        "retina.jpg",
+        *("astronaut.png", "brick.png", "camera.png", "coffee.png", "coins.png", "grass.png"),
+        *("hubble_deep_field.jpg", "motorcycle_left.png", "page.png", "retina.jpg"),
     ),
     "val": ("cell.png", "chelsea.png", "clock_motion.png", "gravel.png"),
     "test": ("ihc.png", "moon.png", "rocket.jpg", "text.png"),
@@ -167,20 +159,9 @@ def write_clip(path: Path, frames: Sequence[NDArray[np.uint8]] | Frames, fps: in
 
     With quantiser 0 nothing is lost except colour resolution, which is halved.
     """
-    height, width = frames[0].shape[:2]
-    with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
-        # One thread and no look-ahead: how a frame looks after coding depends on that frame alone.
-        options = {"qp": str(quantiser), "preset": "veryfast", "threads": "1", "x264-params": "keyint=1:scenecut=0"}
-        stream = container.add_stream("libx264", rate=Fraction(fps), options=options)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for packet in _packets(stream, frames):
-            container.mux(packet)
-
-
-def _packets(stream: av.VideoStream, frames: Sequence[NDArray[np.uint8]] | Frames) -> Iterator[av.Packet]:
-    for frame in frames:
-        yield from stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"))
-    yield from stream.encode()
+    # One thread and no look-ahead: how a frame looks after coding depends on that frame alone.
+    options = {"qp": str(quantiser), "preset": "veryfast", "threads": "1", "x264-params": "keyint=1:scenecut=0"}
+    write_mp4(path, (rgb_frame(image, k, Fraction(1, fps)) for k, image in enumerate(frames)), fps, options)
 
 
 def check_size(size: int, smallest: int = 16) -> None:
@@ -198,7 +179,6 @@ def make_clips(
     *,
     frames: int,
     fps: int,
-    progress: bool,
     quantiser: int = QUANTISER,
 ) -> Path:
     """Create the folder ``out`` with ``<split>/<class>/<number>.mp4``, ``manifest.csv`` and ``classes.txt``.
@@ -211,7 +191,6 @@ def make_clips(
         draw: maps a split and a number to the classes and their clips.
         frames: frames of a clip.
         fps: frames per second.
-        progress: show a progress bar.
         quantiser: see `write_clip`.
 
     Returns:
@@ -223,7 +202,7 @@ def make_clips(
 
     def fill(folder: Path) -> None:
         jobs = [(split, number) for split, count in counts.items() for number in range(count)]
-        for split, number in with_progress(jobs, "clips", progress):
+        for split, number in with_progress(jobs, "clips"):
             for name, clip in draw(split, number):
                 path = folder / _clip_path(split, name, number)
                 path.parent.mkdir(parents=True, exist_ok=True)

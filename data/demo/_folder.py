@@ -32,9 +32,10 @@ def check_minimum(**options: tuple[int, int]) -> None:
             raise DemoError(f"{name} is {value}; it must be at least {smallest}")
 
 
-def with_progress(items: Sequence[T], description: str, show: bool) -> Iterable[T]:
-    """The items, with a progress bar on standard error if ``show`` is set."""
-    return track(items, description, console=Console(stderr=True), disable=not show, transient=True)
+def with_progress(items: Sequence[T], description: str) -> Iterable[T]:
+    """The items, with a progress bar on standard error if that is a terminal."""
+    console = Console(stderr=True)
+    return track(items, description, console=console, disable=not console.is_terminal, transient=True)
 
 
 def make_folder(out: str | Path, parameters: Mapping[str, Any], fill: Callable[[Path], None]) -> Path:

@@ -23,7 +23,6 @@ from torch.nn import functional as F
 
 from data.demo._folder import DemoError, check_minimum, make_folder, with_progress
 
-MODALITIES = ("flair", "t1", "t1ce", "t2")
 GRADES = ("HGG", "LGG")
 NECROSIS, OEDEMA, ENHANCING = 1, 2, 4  # the labels of BraTS 2018
 
@@ -34,6 +33,7 @@ BRIGHTNESS = {
     "t1ce": (0.68, 0.95, 0.30, 0.40, 0.62, 1.35),
     "t2": (0.65, 0.45, 1.20, 1.05, 1.00, 0.80),
 }
+MODALITIES = tuple(BRIGHTNESS)
 VERSION = 1  # of what is drawn; increase it when the same parameters give different volumes
 
 
@@ -43,7 +43,6 @@ def generate_brain(
     seed: int = 0,
     cases: int = 40,
     size: tuple[int, int, int] = (40, 48, 36),
-    progress: bool = False,
 ) -> Path:
     """Write ``<grade>/<case>/<case>_<flair|t1|t1ce|t2|seg>.nii.gz`` to the folder ``out``, two in three cases HGG.
 
@@ -51,22 +50,13 @@ def generate_brain(
     volumes have 240 x 240 x 155 voxels; these are coarser and tighter around the brain.
 
     Args:
-        out: folder to create; an existing one that was created with the same arguments is reused
-        seed: seed of everything that is drawn, at least 0
         cases: number of cases
         size: voxels from right to left, back to front and bottom to top, each at least 16
-        progress: show a progress bar
-
-    Returns:
-        The folder, the `root` of a `VolumeDataModule`.
-
-    Raises:
-        DemoError: an argument is out of range, nilearn's files are missing, or ``out`` holds something else.
     """
     check_minimum(size=(min(size), 16), seed=(seed, 0), cases=(cases, 1))
 
     def fill(folder: Path) -> None:
-        for number in with_progress(range(cases), "brain volumes", progress):
+        for number in with_progress(range(cases), "brain volumes"):
             grade = GRADES[number % 3 == 2]
             images, label, affine = draw_case(seed, number, size)
             name = f"Demo18_{number:03d}_1"

@@ -24,29 +24,21 @@ SPLITS = {"train": 0.6, "val": 0.1, "test": 0.3}
 VERSION = 1  # of what is written; increase it when the same parameters give different files
 
 
-def generate_digits(out: str | Path, *, seed: int = 0, size: int = 16, progress: bool = False) -> Path:
+def generate_digits(out: str | Path, *, seed: int = 0, size: int = 16) -> Path:
     """Write ``<split>/<class>/<number>.png`` and ``classes.txt`` to the folder ``out``.
 
     The number is the image's position in scikit-learn's list. The same arguments give the same files.
 
     Args:
-        out: folder to create; an existing one that was created with the same arguments is reused
         seed: seed of the assignment to splits, at least 0
         size: side of the images in pixels, at least 8, the side of the originals
-        progress: show a progress bar
-
-    Returns:
-        The folder, the `root` of an `ImageDataModule` with ``dataset="folder"``.
-
-    Raises:
-        DemoError: an argument is out of range, scikit-learn's file is missing, or ``out`` holds something else.
     """
     check_minimum(size=(size, 8), seed=(seed, 0))
 
     def fill(folder: Path) -> None:
         images, labels = _digits()
         rng = np.random.default_rng(seed)
-        for label, name in enumerate(with_progress(NAMES, "digits", progress)):
+        for label, name in enumerate(with_progress(NAMES, "digits")):
             members = rng.permutation(np.flatnonzero(labels == label))
             counts = {split: int(part * len(members)) for split, part in SPLITS.items() if split != "train"}
             counts["train"] = len(members) - sum(counts.values())

@@ -239,27 +239,16 @@ def _annotation(visible: NDArray[np.bool_], keypoints: NDArray[np.float64], crow
     }
 
 
-def generate_figures(
-    out: str | Path, *, seed: int = 0, train: int = 400, val: int = 40, test: int = 100, progress: bool = False
-) -> Path:
+def generate_figures(out: str | Path, *, seed: int = 0, train: int = 400, val: int = 40, test: int = 100) -> Path:
     """Write the images ``<split>/<number>.jpg`` and ``annotations/person_keypoints_<split>.json`` to ``out``.
 
     The same arguments give the same files on one machine with one set of library versions. An image depends only on
     the seed, its split and its number, so a larger dataset starts with the images of a smaller one.
 
     Args:
-        out: folder to create; an existing one that was created with the same arguments is reused
-        seed: seed of everything that is drawn, at least 0
         train: training images, at least 1
         val: validation images, at least 1
         test: test images, at least 1
-        progress: show a progress bar
-
-    Returns:
-        The folder, the `root` of a `KeypointDataModule`.
-
-    Raises:
-        DemoError: an argument is out of range, or ``out`` holds something else.
     """
     counts = {"train": train, "val": val, "test": test}
     check_minimum(seed=(seed, 0), **{split: (count, 1) for split, count in counts.items()})
@@ -272,7 +261,7 @@ def generate_figures(
             (folder / split).mkdir()
             images: list[dict[str, Any]] = []
             annotations: list[dict[str, Any]] = []
-            for number in with_progress(range(count), f"{split} images", progress):
+            for number in with_progress(range(count), f"{split} images"):
                 scene = draw_scene(seed, split, number)
                 name = f"{number:012d}.jpg"
                 scene.image.save(folder / split / name, quality=92)

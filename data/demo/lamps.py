@@ -107,27 +107,17 @@ def generate_lamps(
     train: int = 80,
     val: int = 10,
     test: int = 40,
-    progress: bool = False,
 ) -> Path:
     """Write the clips ``<split>/<class>/<number>.mp4``, ``manifest.csv`` and ``classes.txt`` to the folder ``out``.
 
     The same arguments give byte-identical files on one machine with one set of library versions.
 
     Args:
-        out: folder to create; an existing one that was created with the same arguments is reused
-        seed: seed of everything that is drawn, at least 0
         size: side of the square frames in pixels; even, at least 32
         fps: frames per second; a beat lasts two frames
         train: training scenes, each in all four classes
         val: validation scenes
         test: test scenes
-        progress: show a progress bar
-
-    Returns:
-        The path of ``manifest.csv``; its paths are relative to ``out``.
-
-    Raises:
-        DemoError: an argument is out of range, or ``out`` holds something else.
     """
     check_size(size, smallest=32)
 
@@ -137,4 +127,4 @@ def generate_lamps(
 
     parameters = {"demo": "lamps", "version": VERSION, "seed": seed, "size": size, "fps": fps}
     counts, frames = {"train": train, "val": val, "test": test}, BEATS * FRAMES_PER_BEAT
-    return make_clips(out, parameters, counts, CLASSES, draw, frames=frames, fps=fps, progress=progress, quantiser=0)
+    return make_clips(out, parameters, counts, CLASSES, draw, frames=frames, fps=fps, quantiser=0)

@@ -62,7 +62,6 @@ def generate_motion(
     val: int = 20,
     test: int = 20,
     classes: Sequence[str] | None = None,
-    progress: bool = False,
 ) -> Path:
     """Write the clips ``<split>/<class>/<number>.mp4``, ``manifest.csv`` and ``classes.txt`` to the folder ``out``.
 
@@ -70,8 +69,6 @@ def generate_motion(
     on the seed, its split, class and number, so a larger dataset starts with the clips of a smaller one.
 
     Args:
-        out: folder to create; an existing one that was created with the same arguments is reused
-        seed: seed of everything that is drawn, at least 0
         size: side of the square frames in pixels; even, at least 16
         frames: frames of a clip, at least 2
         fps: frames per second
@@ -79,13 +76,6 @@ def generate_motion(
         val: validation clips per class
         test: test clips per class
         classes: only these classes (default: all eight)
-        progress: show a progress bar
-
-    Returns:
-        The path of ``manifest.csv``; its paths are relative to ``out``.
-
-    Raises:
-        DemoError: an argument is out of range, or ``out`` holds something else.
     """
     everything = list(itertools.chain(*MOTION_PAIRS))
     classes = everything if classes is None else list(classes)
@@ -105,7 +95,7 @@ def generate_motion(
 
     parameters = {"demo": "motion", "version": VERSION, "seed": seed, "size": size, "frames": frames, "fps": fps}
     parameters["classes"] = classes
-    return make_clips(out, parameters, counts, classes, draw, frames=frames, fps=fps, progress=progress)
+    return make_clips(out, parameters, counts, classes, draw, frames=frames, fps=fps)
 
 
 @dataclass(frozen=True)

@@ -44,32 +44,22 @@ def generate_patches(
     train: int = 200,
     val: int = 30,
     test: int = 60,
-    progress: bool = False,
 ) -> Path:
     """Write ``<split>/<class>/<number>.png`` and ``classes.txt`` to the folder ``out``.
 
     A patch depends only on the seed, its split, class and number, so a larger dataset starts with a smaller one's.
 
     Args:
-        out: folder to create; an existing one that was created with the same arguments is reused
-        seed: seed of everything that is drawn, at least 0
         size: side of the patches in pixels, at least 8
         train: training patches per class
         val: validation patches per class
         test: test patches per class
-        progress: show a progress bar
-
-    Returns:
-        The folder, the `root` of an `ImageDataModule`.
-
-    Raises:
-        DemoError: an argument is out of range, an image is missing, or ``out`` holds something else.
     """
     check_minimum(size=(size, 8), seed=(seed, 0), train=(train, 1), val=(val, 1), test=(test, 1))
     counts = {"train": train, "val": val, "test": test}
 
     def fill(folder: Path) -> None:
-        for label, name in enumerate(with_progress(tuple(SOURCES), "patches", progress)):
+        for label, name in enumerate(with_progress(tuple(SOURCES), "patches")):
             for part, (split, count) in enumerate(counts.items()):
                 place = folder / split / name
                 place.mkdir(parents=True)

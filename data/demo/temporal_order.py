@@ -56,15 +56,12 @@ def generate_temporal_order(
     val: int = 20,
     test: int = 60,
     gap: tuple[int, int] = (0, 0),
-    progress: bool = False,
 ) -> Path:
     """Write the clips ``<split>/<class>/<number>.mp4``, ``manifest.csv`` and ``classes.txt`` to the folder ``out``.
 
     The same arguments give the same files; a clip depends only on the seed, its split and number.
 
     Args:
-        out: folder to create; an existing one that was created with the same arguments is reused
-        seed: seed of everything that is drawn, at least 0
         size: side of the square frames in pixels; even, at least 16
         frames: frames of a clip, at least 16, so that there is a middle
         fps: frames per second
@@ -72,13 +69,6 @@ def generate_temporal_order(
         val: validation clips per class
         test: test clips per class
         gap: smallest and largest distance of the cues in frames, from begin to begin; 0 0 for 5/16 to 7/16 of the clip
-        progress: show a progress bar
-
-    Returns:
-        The path of ``manifest.csv``; its paths are relative to ``out``.
-
-    Raises:
-        DemoError: an argument is out of range, or ``out`` holds something else.
     """
     check_size(size)
     check_minimum(frames=(frames, 16))
@@ -98,7 +88,7 @@ def generate_temporal_order(
     parameters |= {"frames": frames, "fps": fps}
     parameters |= {} if tuple(gap) == (0, 0) else {"gap": list(gap)}
     counts = {"train": train, "val": val, "test": test}
-    return make_clips(out, parameters, counts, CLASSES, draw, frames=frames, fps=fps, progress=progress)
+    return make_clips(out, parameters, counts, CLASSES, draw, frames=frames, fps=fps)
 
 
 @dataclass(frozen=True)
