@@ -128,7 +128,7 @@ class ClassificationModule(TaskModule):
     names_source = "classes.txt next to the manifest"
     score = "top1"
     predictor = ClassPredictor
-    result: VideoResult | None
+    result: VideoResult
 
     PICTURED_CLIPS = 4
     PICTURED_FRAMES = 8
@@ -147,7 +147,7 @@ class ClassificationModule(TaskModule):
                 "num_classes is not known: give it, or train with `spectral`, which takes it from the data"
             )
         super().__init__(**kwargs)
-        self.num_classes = num_classes
+        self.num_classes = self.num_outputs = num_classes
         self.views_per_forward = views_per_forward
         self.average = average
         self.train_top1 = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
@@ -156,10 +156,6 @@ class ClassificationModule(TaskModule):
     def load_views(self, path: str | Path) -> Tensor:
         """The views (V, ...) of one file, made as ``spec`` says. Raises VideoReadError if it cannot be read."""
         raise NotImplementedError
-
-    @property
-    def num_outputs(self) -> int:
-        return self.num_classes
 
     # -- training ------------------------------------------------------------------------------------------------
 
@@ -203,42 +199,31 @@ class ClassificationModule(TaskModule):
         scores, _, first = combine_views(logits, batch[f"{self.kind}_index"], self.average)
         return {"path": [batch["path"][int(i)] for i in first], "output": scores.softmax(dim=1).cpu()}
 
-    def compute_result(self) -> VideoResult:
-        result = self.scores.compute()
-        self.scores.reset()
-        return result
-
     def result_facts(self) -> dict[str, Any]:
         """How views are averaged, and how many views equal others because their videos are too short."""
-        assert self.result is not None
         repeated, views = self.result.repeated_views, self.result.videos * self.views_per_video
         if repeated:
             rank_zero_warn(f"{repeated} of {views} views equal others of their videos, which are too short for more.")
         return {"average": self.average, "repeated_views": repeated}
 
     def write_predictions(self, folder: Path) -> Path:
-        result = self.result
-        assert result is not None
-        path, names = folder / "predictions.csv", self._names()
-        write_rows(path, self._predictions(result))
-        classes = result.class_table(names)
+        path = folder / "predictions.csv"
+        write_rows(path, self._predictions())
+        classes = self.result.class_table(self.names)
         write_rows(folder / "classes.csv", classes)
         worst = sorted((row for row in classes if row["times"]), key=lambda row: -row["times"] / row["videos"])[:3]
         for row in worst:
             rank_zero_info(f"{row['class']} taken for {row['mistaken_for']}: {row['times']} of {row['videos']}")
         return path
 
-    def _predictions(self, result: VideoResult) -> list[dict[str, Any]]:
+    def _predictions(self) -> list[dict[str, Any]]:
         """A row for each file, see `prediction_table`."""
-        paths = [self.paths.get(int(i), str(int(i))) for i in result.video_index]
-        return prediction_table(result.probabilities, self._names(), paths, result.label)
-
-    def _names(self) -> list[str]:
-        return self.output_names or [str(k) for k in range(self.num_classes)]
+        paths = [self.paths.get(int(i), str(int(i))) for i in self.result.video_index]
+        return prediction_table(self.result.probabilities, self.names, paths, self.result.label)
 
     def batch_figures(self, batch: Mapping[str, Any], outputs: Mapping[str, Tensor]) -> dict[str, Figure]:
         """The first clips with their predictions."""
-        first, names = outputs["first"][: self.PICTURED_CLIPS], self._names()
+        first, names = outputs["first"][: self.PICTURED_CLIPS], self.names
         probability, prediction = outputs["scores"].softmax(dim=1).max(dim=1)
         captions = [
             f"{names[int(batch['label'][k])]}: predicted {names[int(prediction[i])]} ({probability[i]:.2f})"
@@ -256,9 +241,8 @@ class ClassificationModule(TaskModule):
     def describe_result(self, report: Any, root: Path | None) -> None:
         from common.training.run_page import add_classes, add_mistakes
 
-        assert self.result is not None
-        add_classes(report, self.result.class_table(self._names()), self.kind)
-        add_mistakes(report, self._predictions(self.result), root)
+        add_classes(report, self.result.class_table(self.names), self.kind)
+        add_mistakes(report, self._predictions(), root)
         super().describe_result(report, root)
 
     @torch.inference_mode()

@@ -125,7 +125,7 @@ class PoseEstimationModule(TaskModule):
     names_source = "the keypoints of the category in the annotation file"
     score = "ap"
     predictor = PosePredictor
-    result: KeypointResult | None
+    result: KeypointResult
 
     PICTURED = 4
 
@@ -142,7 +142,7 @@ class PoseEstimationModule(TaskModule):
         if num_joints is None:
             raise ValueError("num_joints is not known: give it, or use `spectral`, which takes it from the data")
         super().__init__(**kwargs)
-        self.num_joints = num_joints
+        self.num_joints = self.num_outputs = num_joints
         self.flip_test, self.flip_shift, self.quarter_offset = flip_test, flip_shift, quarter_offset
         if oks_sigmas is not None and (len(oks_sigmas) != num_joints or min(oks_sigmas) <= 0):
             raise ValueError(f"oks_sigmas must be {num_joints} numbers above 0, one per keypoint; got {oks_sigmas}")
@@ -160,10 +160,6 @@ class PoseEstimationModule(TaskModule):
         if self.spec is None:
             raise ValueError("the module has seen no data: it does not know the size of its input")
         return KeypointSpec.from_dict(self.spec)
-
-    @property
-    def num_outputs(self) -> int:
-        return self.num_joints
 
     # -- training ------------------------------------------------------------------------------------------------
 
@@ -227,9 +223,8 @@ class PoseEstimationModule(TaskModule):
         return self.predict_heatmaps(batch["image"])
 
     def compute_result(self) -> KeypointResult:
-        keypoints, *others = self.scores.compute()
+        keypoints, *others = super().compute_result()
         loss, index = (value.flatten() for value in others)  # torchmetrics makes a scalar of a single person's
-        self.scores.reset()
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         dataset: PersonDataset = data.test_dataset if self.trainer.testing else data.val_dataset
         self._boxes = "ground truth" if dataset.items[0].keypoints is not None else str(data.detections)
@@ -257,7 +252,6 @@ class PoseEstimationModule(TaskModule):
 
     def write_predictions(self, folder: Path) -> Path:
         """``predictions.json`` in COCO's results format, as its evaluation server takes it."""
-        assert self.result is not None
         path = folder / "predictions.json"
         with path.open("x", encoding="utf-8") as file:
             json.dump(self.result.detections, file)
@@ -281,12 +275,9 @@ class PoseEstimationModule(TaskModule):
         axes = figure.subplots(1, count, squeeze=False)[0]
         for ax, crop, person in zip(axes, batch["image"][:count].float().cpu(), points, strict=True):
             image = Image.fromarray(spec.denormalise(crop).permute(1, 2, 0).numpy())
-            ax.imshow(draw_persons(image, person[None].numpy(), spec.skeleton, self._names()))
+            ax.imshow(draw_persons(image, person[None].numpy(), spec.skeleton, self.names))
             ax.axis("off")
         return {"poses": figure}
-
-    def _names(self) -> list[str]:
-        return self.output_names or [str(k) for k in range(self.num_joints)]
 
     @torch.inference_mode()
     def predict_persons(self, image: Image.Image, boxes: Sequence[Sequence[float]]) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import lightning as L
 import torch
@@ -42,17 +42,6 @@ class NonFiniteError(ValueError):
     """A loss or a score is NaN or infinite."""
 
 
-class EvaluationResult(Protocol):
-    """Scores of a data set."""
-
-    @property
-    def videos(self) -> int:
-        """Number of videos, images, persons, volumes: what the module's ``kind`` says."""
-
-    def metrics(self) -> dict[str, float]:
-        """The numbers by name, as they stand in ``result.json``."""
-
-
 class TaskModule(L.LightningModule):
     """A network with its loss and its evaluation.
 
@@ -61,8 +50,8 @@ class TaskModule(L.LightningModule):
     of the network; ``spec``, how a file becomes the network's input, with ``to_dict()`` and ``input_shape``; and
     ``manifest_hash``.
 
-    A task sets the class attributes and implements ``training_step``, ``evaluate_batch``, ``predict_batch``,
-    ``compute_result`` and ``write_predictions``.
+    A task sets the class attributes and ``scores``, and implements ``training_step``, ``evaluate_batch``,
+    ``predict_batch`` and ``write_predictions``.
 
     Attributes:
         kind: what is counted: ``video``, ``image``, ``person`` or ``volume``.
@@ -76,6 +65,10 @@ class TaskModule(L.LightningModule):
         spec_class: the class of ``spec``.
         output_names: names of the outputs; None until the data or a checkpoint gives them.
         spec: how a file becomes the network's input, as plain values; None likewise.
+        num_outputs: number of the outputs that ``output_names`` names; None if the task does not say.
+        scores: collects what a task predicts, see :class:`common.evaluation.item_scores.ItemScores`.
+        result: of the last evaluation; it has ``videos``, the number of videos, images, persons or volumes, and
+            ``metrics()``, the numbers by name as they stand in ``result.json``.
 
     Args:
         pretrained: checkpoint, or folder of a run, whose weights a training starts from. They are loaded once, when a
@@ -97,6 +90,8 @@ class TaskModule(L.LightningModule):
     LISTED: ClassVar[int] = 10  # of the worst files on the page of a test
     predictor: ClassVar["type[Predictor]"]
     spec_class: ClassVar[type[InputSpec]]
+    num_outputs: int | None = None
+    scores: Any
 
     def __init__(self, *, pretrained: str | None = None, imagenet: str | None = None, compile: bool = False) -> None:
         super().__init__()
@@ -108,7 +103,7 @@ class TaskModule(L.LightningModule):
         self.output_names: list[str] | None = None
         self.spec: dict[str, Any] | None = None
         self.manifest_hash: str | None = None
-        self.result: Any = None  # the EvaluationResult of the last evaluation
+        self.result: Any = None
         self.paths: dict[int, str] = {}  # of what was evaluated last, by index
         self.views_per_video = 1
         self.evaluation_seconds = 0.0
@@ -126,9 +121,9 @@ class TaskModule(L.LightningModule):
         return self.network(batch)
 
     @property
-    def num_outputs(self) -> int | None:
-        """Number of the outputs that ``output_names`` names; None if the task does not say."""
-        return None
+    def names(self) -> list[str]:
+        """Names of the outputs, or their numbers."""
+        return self.output_names or [str(k) for k in range(self.num_outputs or 0)]
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -212,9 +207,11 @@ class TaskModule(L.LightningModule):
         """Collect the predictions of a batch; what it returns goes to :meth:`batch_figures`."""
         raise NotImplementedError
 
-    def compute_result(self) -> EvaluationResult:
+    def compute_result(self) -> Any:
         """The scores over all processes, the same numbers on each of them; what was collected is dropped."""
-        raise NotImplementedError
+        result = self.scores.compute()
+        self.scores.reset()
+        return result
 
     def check_finite(self, output: Tensor, batch: Mapping[str, Any]) -> None:
         """Raise NonFiniteError, naming the files, where an output (N, ...) holds NaN or infinite values."""

@@ -93,7 +93,7 @@ class VolumeSegmentationModule(TaskModule):
     score = "dice"
     metric_units: ClassVar[Mapping[str, str]] = {"loss": "", "hd95": "mm"}
     predictor = VolumePredictor
-    result: VolumeResult | None
+    result: VolumeResult
 
     def __init__(
         self,
@@ -163,11 +163,6 @@ class VolumeSegmentationModule(TaskModule):
     def predict_batch(self, batch: Mapping[str, Any]) -> Tensor:
         return self.segment(batch["volume"])
 
-    def compute_result(self) -> VolumeResult:
-        result = self.scores.compute()
-        self.scores.reset()
-        return result
-
     def write_predictions(self, folder: Path) -> Path:
         """``predictions.csv``, one row a case: of every region Dice, Hausdorff distance (``hd95``) and true size in ml;
         the loss.
@@ -179,7 +174,6 @@ class VolumeSegmentationModule(TaskModule):
     def describe_result(self, report: Any, root: Path | None) -> None:
         from common.training.run_page import add_files
 
-        assert self.result is not None
         rows = [(row, [value for name, value in row.items() if name.startswith("dice_")]) for row in self._rows()]
         lowest = sorted(rows, key=lambda pair: sum(pair[1]))[: self.LISTED]
         report.section("Cases with the lowest Dice")
@@ -190,7 +184,6 @@ class VolumeSegmentationModule(TaskModule):
 
     def _rows(self) -> list[dict[str, Any]]:
         result = self.result
-        assert result is not None
         return [
             {"path": self.paths.get(int(i), str(int(i)))}
             | {
