@@ -1,11 +1,6 @@
-"""The base of every classification module: loss, metrics, multi-view testing, tables of predictions.
+"""The bases of modules that classify videos and images: loss, metrics, multi-view testing, tables of predictions."""
 
-A paper's module subclasses that of :mod:`videos <common.training.video_classification>` or that of
-:mod:`images <common.training.image_classification>` and implements ``build_network`` and ``configure_optimizers``.
-"""
-
-import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,96 +11,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
-from common.datamodules.folders import find_files
+from common.datamodules.image_dataset import ImageSpec, load_image
+from common.datamodules.video_clips import ClipSpec, load_views
 from common.evaluation.figures import clip_figure, confusion_figure
 from common.evaluation.scores import VideoResult, VideoScores, combine_views, prediction_table
-from common.output_files import write_json, write_rows
-from common.training.features import FeatureRecorder, paths_file
-from common.training.predict import Predictor
+from common.output_files import write_rows
+from common.training.predict import ClassPredictor
+from common.training.predict_windows import VideoClassPredictor
 from common.training.task import TaskModule
-
-SUFFIXES = {"--features": (".npz", ".npy"), "--video": (".mp4",)}  # of the files that options name
-
-
-class ClassPredictor(Predictor):
-    """The most probable classes of every file, with the clips and crops of the test."""
-
-    csv_written = False  # whether --csv has got the rows as they came
-
-    def __init__(self, module: "ClassificationModule", options: argparse.Namespace) -> None:
-        super().__init__(module, options)
-        if options.top < 1:
-            raise ValueError(f"--top is {options.top}; it is at least 1")
-        files: dict[Path, str] = {}
-        for option, path in self.outputs():
-            self.check_file(option, path, SUFFIXES.get(option, ()))
-            if (other := files.setdefault(path.resolve(), option)) != option:
-                raise ValueError(f"{other} and {option} both write {path}; give them different names")
-        self.features = FeatureRecorder(module.network, module.num_classes) if options.features else None
-        self.complete = [path for path in (options.csv, options.json) if path]
-        self.columns = (module.kind, "prediction", "probability")
-        self.rows: list[dict[str, Any]] = []
-
-    @classmethod
-    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the predictions to this file")
-        parser.add_argument("--json", type=Path, metavar="FILE", help="also write the same rows as a JSON list")
-        parser.add_argument(
-            "--features",
-            type=Path,
-            metavar="FILE",
-            help="also write the input of the last linear layer, averaged over views, as float32: .npz with the arrays "
-            "path, start, end and features, or .npy with a .csv of the paths beside it",
-        )
-        parser.add_argument("--top", type=int, default=5, help="number of classes to show (default 5)")
-
-    def outputs(self) -> list[tuple[str, Path]]:
-        """The files to write, each with its option."""
-        names = ("csv", "json", "features")
-        files = [(f"--{name}", path) for name in names if (path := getattr(self.options, name))]
-        if self.options.features and (table := paths_file(self.options.features)):
-            files.append(("the table of --features", table))
-        return files
-
-    def find_files(self, path: str) -> list[Path]:
-        return find_files(path, self.module.kind)
-
-    def load(self, path: Path) -> Tensor:
-        return self.module.load_views(path)
-
-    def predict(self, path: Path, content: Tensor) -> Sequence[str]:
-        return self.add_row(path, self.classify(path, content))
-
-    def classify(self, path: Path | str, views: Tensor, **times: float) -> Tensor:
-        """Class probabilities (num_classes,) of some views of a file; their features are kept for ``--features``."""
-        probabilities = self.module.predict_views(views).cpu()
-        self.check_finite(path, probabilities)
-        if self.features is not None:
-            self.features.end_row(str(path), **times)
-        return probabilities
-
-    def add_row(self, path: Path | str, probabilities: Tensor, **times: float) -> Sequence[str]:
-        """Note a prediction for the files to write; its cells in the printed table, without ``times``."""
-        names = self.module.output_names
-        (row,) = prediction_table(probabilities[None], names, [str(path)], top=self.options.top)
-        self.rows.append({"path": str(path), **times, **row, "error": ""})
-        ranks = range(1, 1 + min(self.options.top, len(names)))
-        return "\n".join(row[f"top{k}"] for k in ranks), "\n".join(f"{row[f'p{k}']:.4f}" for k in ranks)
-
-    def fail(self, path: str, reason: str) -> None:
-        self.rows.append({"path": path, "error": reason})
-
-    def finish(self) -> list[str]:
-        force = self.options.force
-        if self.options.csv and not self.csv_written:
-            write_rows(self.options.csv, self.rows, overwrite=force)
-        if self.options.json:
-            write_json(self.options.json, self.rows, overwrite=force)
-        if self.features is not None:
-            self.features.write(self.options.features, overwrite=force)
-            count, layer = len(self.features.rows), self.features.layer
-            return [f"Written: {self.options.features}, {count} rows with the input of the layer {layer}"]
-        return []
 
 
 class ClassificationModule(TaskModule):
@@ -251,3 +164,24 @@ class ClassificationModule(TaskModule):
         logits = self.forward_views(views.to(self.device))
         index = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
         return combine_views(logits, index, self.average)[0][0].softmax(dim=0)
+
+
+class VideoClassificationModule(ClassificationModule):
+    """The base for ``common.datamodules.VideoDataModule``; ``build_network``: (B, C, T, H, W) -> (B, num_classes)."""
+
+    kind = "video"
+    spec_class = ClipSpec
+    predictor = VideoClassPredictor
+
+    def load_views(self, path: str | Path) -> Tensor:
+        return load_views(path, ClipSpec.from_dict(self.spec or {}))
+
+
+class ImageClassificationModule(ClassificationModule):
+    """The base for ``common.datamodules.ImageDataModule``; ``build_network``: (B, 3, H, W) -> (B, num_classes)."""
+
+    kind = "image"
+    spec_class = ImageSpec
+
+    def load_views(self, path: str | Path) -> Tensor:
+        return load_image(path, ImageSpec.from_dict(self.spec or {}))[None]

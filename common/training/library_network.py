@@ -7,8 +7,8 @@ from typing import Any, Literal
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
+from common.training.classification import VideoClassificationModule
 from common.training.schedules import OPTIMIZERS, cosine_over_training
-from common.training.video_classification import VideoClassificationModule
 
 PACKAGES = ("torchvision.models.video", "pytorchvideo.models", "papers")
 FACTS = ("num_frames", "input_size")  # of the clips, for networks that are built for them

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from common.datamodules.folders import find_files
 from common.datamodules.image_dataset import open_image
 from common.datamodules.keypoints import PersonDataset
 from common.datamodules.pose_geometry import KeypointSpec, PersonCrop
@@ -68,9 +67,6 @@ class PosePredictor(Predictor):
         parser.add_argument(
             "--threshold", type=float, default=CONFIDENT, help="draw keypoints above this height (default %(default)s)"
         )
-
-    def find_files(self, path: str) -> list[Path]:
-        return find_files(path, "image")
 
     def load(self, path: Path) -> Image.Image:
         return open_image(path)

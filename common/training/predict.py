@@ -18,9 +18,15 @@ from rich.text import Text
 from torch import Tensor
 
 from common.datamodules.errors import ReadError
+from common.datamodules.folders import find_files
+from common.evaluation.scores import prediction_table
+from common.output_files import write_json, write_rows
 from common.training.arguments import predict_parser
 from common.training.checkpoints import CheckpointError
+from common.training.features import FeatureRecorder, paths_file
 from common.training.task import TRUSTED, NonFiniteError, TaskModule, load_module
+
+SUFFIXES = {"--features": (".npz", ".npy"), "--video": (".mp4",)}  # of the files that options name
 
 
 class Predictor:
@@ -51,7 +57,7 @@ class Predictor:
 
     def find_files(self, path: str) -> list[Path]:
         """The files to predict that a path of the command line stands for. Raises FileNotFoundError."""
-        raise NotImplementedError
+        return find_files(path, "video" if self.module.kind == "video" else "image")
 
     def load(self, path: Path) -> Any:
         """Read a file. Raises ReadError."""
@@ -181,6 +187,84 @@ class Predictor:
         if path.is_dir():
             self.check_new(path)
         path.mkdir(parents=True, exist_ok=True)
+
+
+class ClassPredictor(Predictor):
+    """The most probable classes of every file, with the clips and crops of the test."""
+
+    csv_written = False  # whether --csv has got the rows as they came
+
+    def __init__(self, module: Any, options: argparse.Namespace) -> None:
+        super().__init__(module, options)
+        if options.top < 1:
+            raise ValueError(f"--top is {options.top}; it is at least 1")
+        files: dict[Path, str] = {}
+        for option, path in self.outputs():
+            self.check_file(option, path, SUFFIXES.get(option, ()))
+            if (other := files.setdefault(path.resolve(), option)) != option:
+                raise ValueError(f"{other} and {option} both write {path}; give them different names")
+        self.features = FeatureRecorder(module.network, module.num_classes) if options.features else None
+        self.complete = [path for path in (options.csv, options.json) if path]
+        self.columns = (module.kind, "prediction", "probability")
+        self.rows: list[dict[str, Any]] = []
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the predictions to this file")
+        parser.add_argument("--json", type=Path, metavar="FILE", help="also write the same rows as a JSON list")
+        parser.add_argument(
+            "--features",
+            type=Path,
+            metavar="FILE",
+            help="also write the input of the last linear layer, averaged over views, as float32: .npz with the arrays "
+            "path, start, end and features, or .npy with a .csv of the paths beside it",
+        )
+        parser.add_argument("--top", type=int, default=5, help="number of classes to show (default 5)")
+
+    def outputs(self) -> list[tuple[str, Path]]:
+        """The files to write, each with its option."""
+        names = ("csv", "json", "features")
+        files = [(f"--{name}", path) for name in names if (path := getattr(self.options, name))]
+        if self.options.features and (table := paths_file(self.options.features)):
+            files.append(("the table of --features", table))
+        return files
+
+    def load(self, path: Path) -> Tensor:
+        return self.module.load_views(path)
+
+    def predict(self, path: Path, content: Tensor) -> Sequence[str]:
+        return self.add_row(path, self.classify(path, content))
+
+    def classify(self, path: Path | str, views: Tensor, **times: float) -> Tensor:
+        """Class probabilities (num_classes,) of some views of a file; their features are kept for ``--features``."""
+        probabilities = self.module.predict_views(views).cpu()
+        self.check_finite(path, probabilities)
+        if self.features is not None:
+            self.features.end_row(str(path), **times)
+        return probabilities
+
+    def add_row(self, path: Path | str, probabilities: Tensor, **times: float) -> Sequence[str]:
+        """Note a prediction for the files to write; its cells in the printed table, without ``times``."""
+        names = self.module.output_names
+        (row,) = prediction_table(probabilities[None], names, [str(path)], top=self.options.top)
+        self.rows.append({"path": str(path), **times, **row, "error": ""})
+        ranks = range(1, 1 + min(self.options.top, len(names)))
+        return "\n".join(row[f"top{k}"] for k in ranks), "\n".join(f"{row[f'p{k}']:.4f}" for k in ranks)
+
+    def fail(self, path: str, reason: str) -> None:
+        self.rows.append({"path": path, "error": reason})
+
+    def finish(self) -> list[str]:
+        force = self.options.force
+        if self.options.csv and not self.csv_written:
+            write_rows(self.options.csv, self.rows, overwrite=force)
+        if self.options.json:
+            write_json(self.options.json, self.rows, overwrite=force)
+        if self.features is not None:
+            self.features.write(self.options.features, overwrite=force)
+            count, layer = len(self.features.rows), self.features.layer
+            return [f"Written: {self.options.features}, {count} rows with the input of the layer {layer}"]
+        return []
 
 
 def main(args: list[str]) -> int:

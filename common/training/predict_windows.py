@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import av
 import matplotlib
@@ -29,10 +29,7 @@ from common.datamodules.video_reader import EncodedVideoReader, FrameFolderReade
 from common.datamodules.video_stream import VideoStream, is_stream
 from common.datamodules.video_writer import MPEG_CLOCK, rgb_frame, write_mp4
 from common.output_files import new_file
-from common.training.classification import ClassPredictor
-
-if TYPE_CHECKING:
-    from common.training.classification import ClassificationModule
+from common.training.predict import ClassPredictor
 
 TICK = 1e-3  # seconds; some containers round the times of frames to it
 Reader = EncodedVideoReader | FrameFolderReader
@@ -131,7 +128,7 @@ def smooth(probabilities: Iterable[Tensor], count: int) -> Iterator[Tensor]:
 class VideoClassPredictor(ClassPredictor):
     """The most probable classes of every video or, with ``--windows``, of its parts."""
 
-    def __init__(self, module: ClassificationModule, options: argparse.Namespace) -> None:
+    def __init__(self, module: Any, options: argparse.Namespace) -> None:
         self.stream = self._find_stream(options)
         for name, default in (("stride", None), ("smooth", 1), ("video", None)):
             if options.windows is None and getattr(options, name) != default:

@@ -7,8 +7,8 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from common.training.classification import VideoClassificationModule
 from common.training.schedules import OPTIMIZERS, cosine_over_training
-from common.training.video_classification import VideoClassificationModule
 from papers.dtf.networks import DTFNetOptions, DTFTransformerOptions, dtf_net, dtf_transformer
 from papers.dtf.visualise import mean_responses, response_figure
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
+from common.training.classification import VideoClassificationModule
 from common.training.task import TaskModule
-from common.training.video_classification import VideoClassificationModule
 from common.training.volume_segmentation import VolumeSegmentationModule
 from papers.fdc3d.files import rebuild, save_compact
 

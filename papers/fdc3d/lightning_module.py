@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.datamodules.brats import label_to_regions
-from common.training.video_classification import VideoClassificationModule
+from common.training.classification import VideoClassificationModule
 from common.training.volume_segmentation import VolumeSegmentationModule
 from papers.fdc3d.finetuning import CompressedModule, FinetuningOptions
 from papers.fdc3d.networks import ResNetOptions, UNetOptions

@@ -9,9 +9,9 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 
+from common.training.classification import VideoClassificationModule
 from common.training.pose_estimation import PoseEstimationModule
 from common.training.schedules import divided_at, sgd
-from common.training.video_classification import VideoClassificationModule
 from papers.srl.layers import SRLBlock
 from papers.srl.networks import PoseOptions, VideoOptions, pose_resnet, srl_c2d
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from common.training.image_classification import ImageClassificationModule
+from common.training.classification import ImageClassificationModule
 from papers.stft2d import networks
 from papers.stft2d.networks import STFT2DOptions
 

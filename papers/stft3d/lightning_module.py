@@ -5,8 +5,8 @@ from typing import Any, Literal
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 
+from common.training.classification import VideoClassificationModule
 from common.training.schedules import divided_every, sgd
-from common.training.video_classification import VideoClassificationModule
 from papers.stft3d import networks
 from papers.stft3d.networks import STFT3DOptions
 

@@ -77,7 +77,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 
 from common.training.schedules import cosine_over_training, sgd
-from common.training.video_classification import VideoClassificationModule
+from common.training.classification import VideoClassificationModule
 from {package}.networks import MixOptions, mix_net
 
 

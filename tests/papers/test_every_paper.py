@@ -41,7 +41,7 @@ from common.reporting.runs import ReproduceError
 from common.reporting.tables import to_markdown
 from common.training import cli, lightning_cli
 from common.training.arguments import predict_parser
-from common.training.image_classification import ImageClassificationModule
+from common.training.classification import ImageClassificationModule
 from common.training.pose_estimation import PoseEstimationModule
 from common.training.volume_segmentation import VolumeSegmentationModule
 from tests import robustness

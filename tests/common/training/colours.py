@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from common.datamodules.video_clips import ClipSpec
-from common.training.video_classification import VideoClassificationModule
+from common.training.classification import VideoClassificationModule
 
 COLOURS = ["red", "green", "blue"]
 SPEC = ClipSpec(num_frames=4, crop_size=16)

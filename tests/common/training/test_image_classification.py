@@ -11,8 +11,8 @@ import torch
 import yaml
 from torch import nn
 
+from common.training.classification import ImageClassificationModule
 from common.training.cli import main, run
-from common.training.image_classification import ImageClassificationModule
 from tests.common.training.test_resume import state
 from tests.images import write_folders
 
@@ -80,8 +80,8 @@ def lines(path: str) -> list[str]:
 def test_fit_test_and_predict_png_files(recipe, capsys, monkeypatch, tmp_path):
     path = recipe(max_epochs=2, log_every_n_steps=1)
     # the class of this file as a checkpoint of the project would name it
-    monkeypatch.setattr(TinyImageModule, "__module__", "common.training.image_classification")
-    monkeypatch.setattr("common.training.image_classification.TinyImageModule", TinyImageModule, raising=False)
+    monkeypatch.setattr(TinyImageModule, "__module__", "common.training.classification")
+    monkeypatch.setattr("common.training.classification.TinyImageModule", TinyImageModule, raising=False)
     assert main(["fit", "--config", path]) == 0
     stored = torch.load("runs/tiny/version_0/last.ckpt", weights_only=True)["spectral"]
     assert stored["output_names"] == ["class0", "class1"]

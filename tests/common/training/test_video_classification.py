@@ -242,7 +242,7 @@ def test_library_networks_are_those_of_a_few_packages():
 
 
 def test_a_module_without_a_network_says_what_to_implement():
-    from common.training.video_classification import VideoClassificationModule
+    from common.training.classification import VideoClassificationModule
 
     with pytest.raises(NotImplementedError, match="VideoClassificationModule must implement build_network"):
         VideoClassificationModule(3)

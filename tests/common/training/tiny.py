@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from common.spectral import DepthwiseSTFT
+from common.training.classification import VideoClassificationModule
 from common.training.cli import run
-from common.training.video_classification import VideoClassificationModule
 
 
 class TinyModule(VideoClassificationModule):
