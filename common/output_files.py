@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import fcntl
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -75,6 +76,18 @@ def new_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists; give another name, or --force to overwrite it")
         temporary.replace(path)
+
+
+@contextmanager
+def written_whole(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a file for writing that appears under `path`, replacing it, only when all is written."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    with new_file(path, overwrite=True) as temporary, temporary.open(mode, **text) as file:  # type: ignore[call-overload]
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def cell(value: Any) -> Any:

@@ -32,7 +32,7 @@ def browse(args: argparse.Namespace) -> None:
     Raises:
         DatasetError: the dataset or the recipe is wrong, or ``out`` exists and is not such a page.
     """
-    from common.reporting.results import written_whole  # these take seconds, because of torch: not for --help
+    from common.output_files import written_whole  # these take seconds, because of torch: not for --help
     from data._contact_sheet import MARK, contact_sheet
     from data._thumbnails import look, read_transforms
 

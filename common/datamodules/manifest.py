@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from common.datamodules.errors import DatasetError
 from common.datamodules.tar_members import names_in
+from common.output_files import written_whole
 
 COLUMNS = ("path", "label", "label_name", "num_frames", "fps", "duration", "split")
 SPLITS = ("train", "val", "test")
@@ -207,11 +208,9 @@ class Manifest:
         for path, content in files.items():
             if not overwrite and path.exists() and path.read_text(encoding="utf-8") != content:
                 raise FileExistsError(f"{path} exists with other content; remove it or allow overwriting.")
-        csv_path.parent.mkdir(parents=True, exist_ok=True)
         for path, content in files.items():
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            temporary.write_text(content, encoding="utf-8", newline="\n")
-            temporary.replace(path)
+            with written_whole(path) as file:
+                file.write(content)
 
 
 def shorten(lines: Sequence[str], limit: int = MAX_REPORTED) -> str:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from common.evaluation.complexity import Complexity
+from common.output_files import written_whole
 from common.reporting.ledger import Ledger, RowNetwork
-from common.reporting.results import written_whole
 from common.reporting.workers import begin_worker
 
 ROOT = Path(__file__).resolve().parents[2]

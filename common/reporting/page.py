@@ -22,10 +22,10 @@ import torch
 from jinja2 import Environment
 from matplotlib.figure import Figure
 
+from common.output_files import written_whole
 from common.provenance import git_state, package_versions
 from common.reporting import plots
 from common.reporting.ledger import DASH, Ledger
-from common.reporting.results import written_whole
 from common.reporting.runs import DemoRuns, Job
 from common.reporting.tables import (
     RenderedTable,

@@ -33,11 +33,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from common.evaluation.complexity import Complexity
+from common.output_files import written_whole
 from common.reporting import tables
 from common.reporting.counting import complexity_records, count_rows
 from common.reporting.ledger import Ledger, LedgerError, load, package_root
 from common.reporting.page import EXPLANATION, png, run_facts, write_report
-from common.reporting.results import ResultError, append, read, replace_section, written_whole
+from common.reporting.results import ResultError, append, read, replace_section
 from common.reporting.runs import (
     DemoJob,
     DemoRuns,

@@ -6,16 +6,15 @@ a result that is in it already is not added again.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from common.output_files import written_whole
 
 _FACTS = ("kind", "params", "videos", "videos_expected", "views", "seed", "commit", "dirty", "manifest_hash", "created")
 _NOT_METRICS = {*_FACTS, "duration_s", "clips_per_s", "repeated_views"}
@@ -120,28 +119,3 @@ def replace_section(path: Path, name: str, content: str) -> None:
         raise ResultError(f"{path}: no lines '<!-- {name}: begin ... -->' and '<!-- {name}: end -->'")
     with written_whole(path) as file:
         file.write(f"{before}{begin}{marker}\n\n{content}\n\n{end}{after}")
-
-
-@contextlib.contextmanager
-def written_whole(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a file for writing that appears under `path`, replacing it, only when all is written."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    encoding = None if "b" in mode else "utf-8"
-    with tempfile.NamedTemporaryFile(
-        mode,
-        dir=path.parent,
-        prefix=f".{path.name}.",
-        delete=False,
-        encoding=encoding,
-        newline=None if "b" in mode else "",
-    ) as file:
-        try:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)

@@ -35,10 +35,10 @@ from torch import Tensor
 from common.datamodules.manifest import Manifest
 from common.evaluation.complexity import Complexity, count
 from common.evaluation.frequency_use import accuracies
-from common.output_files import cell, locked
+from common.output_files import cell, locked, written_whole
 from common.reporting.counting import ROOT, source_hash
 from common.reporting.ledger import Demo, DemoRow, Ledger, Recipe, Row
-from common.reporting.results import Result, from_json, written_whole
+from common.reporting.results import Result, from_json
 from common.reporting.workers import begin_worker
 
 if TYPE_CHECKING:

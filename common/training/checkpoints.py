@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +13,8 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
+
+from common.output_files import new_file
 
 MAX_CLAIMED = 100  # times the weights that a checkpoint holds may its network have before it is compressed
 MAX_MODULES = 5_000  # of a network that a checkpoint describes
@@ -38,23 +39,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             CheckpointError: the file cannot be written; whatever was at ``path`` before is still there.
         """
         path = Path(path)
-        temporary = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
-            ) as file:
-                temporary = Path(file.name)
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.chmod(0o666 & ~_umask())  # temporary files are private, checkpoints are not
-            if path.name == LAST and path.is_file():
-                path.replace(path.with_name(PREVIOUS))
-            temporary.replace(path)
+            with new_file(path, overwrite=True) as temporary:
+                with temporary.open("wb") as file:
+                    torch.save(checkpoint, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                if path.name == LAST and path.is_file():
+                    path.replace(path.with_name(PREVIOUS))
         except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
-            if temporary is not None:
-                temporary.unlink(missing_ok=True)
             kept = f"the previous {path.name} is intact" if path.exists() else "no checkpoint was there before"
             raise CheckpointError(f"cannot write the checkpoint {path}: {_first_line(error)}; {kept}") from error
 
@@ -201,12 +195,6 @@ def find_last(runs: str | Path) -> tuple[Path, list[str]]:
     if damaged:
         raise CheckpointError("\n".join(damaged))
     return find_checkpoint(runs, LAST), []  # says what is missing
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _first_line(error: Exception) -> str:

@@ -256,7 +256,6 @@ class PoseEstimationModule(TaskModule):
     def describe_result(self, report: Any, root: Path | None) -> None:
         from common.training.run_page import add_files
 
-        assert self.result is not None
         if highest := sorted(self.result.losses, key=lambda entry: -entry[2])[: self.LISTED]:
             report.section("Persons with the highest loss")
             add_files(report, [(path, f"{name} ({loss:.4f})") for path, name, loss in highest], Path())

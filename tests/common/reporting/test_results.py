@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from common.reporting.results import Result, ResultError, append, from_json, read, written_whole
+from common.output_files import written_whole
+from common.reporting.results import Result, ResultError, append, from_json, read
 
 CONTENT = {
     "top1": 0.75,
