@@ -12,7 +12,7 @@ from torch import Tensor
 from common.datamodules.spec import IMAGENET_MEAN, IMAGENET_STD, MAX_VALUES, ColourSpec, check_choice, check_range
 from common.datamodules.video_crops import square_crops
 from common.datamodules.video_reader import open_video
-from common.datamodules.video_sampling import SAMPLINGS, multi_view_indices
+from common.datamodules.video_sampling import SAMPLINGS, clip_indices
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,17 @@ class ClipSpec(ColourSpec):
 
 
 def view_indices(num_frames: int, spec: ClipSpec) -> Tensor:
-    """The frames of each test clip of a video with this number of frames: (clips, T)."""
-    return multi_view_indices(num_frames, spec.num_frames, spec.sampling, spec.stride, spec.num_clips)
+    """The frames of each test clip of a video with this number of frames: (clips, T); a single clip is centred.
+
+    ``segments``: clip j takes position (j + 1/2) / num_clips of every segment. ``dense``: the starts are spread evenly
+    from the first possible to the last.
+    """
+    count = spec.num_clips
+    spread = spec.sampling == "dense" and count > 1
+    positions = [k / (count - 1) if spread else (k + 0.5) / count for k in range(count)]
+    return torch.stack(
+        [clip_indices(num_frames, spec.num_frames, spec.sampling, spec.stride, None, p) for p in positions]
+    )
 
 
 def load_views(path: str | Path, spec: ClipSpec) -> Tensor:

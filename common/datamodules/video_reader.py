@@ -114,7 +114,12 @@ class _Reader(Video):
     @property
     def times(self) -> Sequence[float]:
         """Time of each frame in seconds, from 0, increasing."""
-        return self._times()
+        raise NotImplementedError
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the first frame to the end of the last one, which is taken to last 1 / fps."""
+        return self.times[-1] + 1 / self.fps
 
     def get_clip(self, start_sec: float, end_sec: float) -> dict[str, Tensor | None]:
         """The frames with a time in [start_sec, end_sec), the video starting at 0 (interface of pytorchvideo).
@@ -122,7 +127,7 @@ class _Reader(Video):
         Returns:
             ``video``: float32 (C, T, H, W), 0 to 255, or None if no frame lies in the interval; ``audio``: None.
         """
-        times = self._times()
+        times = self.times
         indices = range(bisect_left(times, start_sec), bisect_left(times, end_sec))
         video = self.get_frames(indices).permute(3, 0, 1, 2).float() if len(indices) else None
         return {"video": video, "audio": None}
@@ -133,9 +138,6 @@ class _Reader(Video):
 
     def _images(self) -> Iterator[np.ndarray]:
         """Images (H, W, 3) of all frames in order."""
-        raise NotImplementedError
-
-    def _times(self) -> Sequence[float]:
         raise NotImplementedError
 
     def _check_size(self, old: np.ndarray, old_index: int, new: np.ndarray, index: int) -> None:
@@ -170,6 +172,9 @@ class EncodedVideoReader(_Reader):
     by its time stamp. If a wanted one is not decoded, and for every other codec and container, the file is decoded in
     order.
 
+    Attributes:
+        selective: whether only the groups of pictures that are needed are decoded.
+
     Raises:
         VideoReadError: no such file, not a video, no video stream, or a truncated file.
     """
@@ -203,7 +208,7 @@ class EncodedVideoReader(_Reader):
 
     @property
     def num_frames(self) -> int:
-        if self._selective and self._sequential_times is None:
+        if self.selective and self._sequential_times is None:
             return len(self._order)
         return len(self._decode_all())
 
@@ -213,19 +218,9 @@ class EncodedVideoReader(_Reader):
         return float(rate) if rate else DEFAULT_FPS
 
     @property
-    def duration(self) -> float:
-        """Seconds from the first frame to the end of the last one, which is taken to last 1 / fps."""
-        return self._times()[-1] + 1 / self.fps
-
-    @property
     def time_base(self) -> Fraction:
         """Unit, in seconds, of the time stamps in the file."""
         return self._stream.time_base
-
-    @property
-    def selective(self) -> bool:
-        """Whether only the groups of pictures that are needed are decoded."""
-        return self._selective
 
     def close(self) -> None:
         self._container.close()
@@ -271,7 +266,7 @@ class EncodedVideoReader(_Reader):
             raise VideoReadError(self.path, f"truncated: {reason}.")
         self._packets = kept if keep else None
         timed = not _TIMED_CONTAINERS.isdisjoint(self._container.format.name.split(","))
-        self._selective = plain and timed and name in ("h264", "hevc", "vp9") and self._find_order(packets)
+        self.selective = plain and timed and name in ("h264", "hevc", "vp9") and self._find_order(packets)
 
     def _truncation(self, packets: Sequence[_Packet]) -> str:
         """How the file is shorter than its header says; empty if it is complete, or the container does not tell."""
@@ -316,11 +311,11 @@ class EncodedVideoReader(_Reader):
     # -- decoding ---------------------------------------------------------------------------------------------------
 
     def _read(self, indices: list[int]) -> dict[int, np.ndarray]:
-        if self._selective and self._sequential_times is None:
+        if self.selective and self._sequential_times is None:
             images = self._read_selective(indices)
             if images is not None:
                 return images
-            self._selective = False
+            self.selective = False
             if indices[-1] >= self.num_frames:
                 raise VideoReadError(self.path, f"only {self.num_frames} of {len(self._order)} frames can be decoded.")
         self._decode_all()
@@ -341,7 +336,7 @@ class EncodedVideoReader(_Reader):
     def _whole_image(self, frame: Any, index: int) -> np.ndarray:
         if frame.is_corrupt:
             raise VideoReadError(self.path, f"frame {index} is damaged.")
-        return self._image(frame)
+        return rgb_image(self.path, frame, self._reformatter)
 
     def _read_selective(self, indices: list[int]) -> dict[int, np.ndarray] | None:
         """Images by index, or None if the decoder did not give each wanted frame exactly once."""
@@ -372,7 +367,7 @@ class EncodedVideoReader(_Reader):
                             return None
                         latest = frame.pts
                         if latest in index_of:
-                            images[index_of[latest]] = self._image(frame)
+                            images[index_of[latest]] = rgb_image(self.path, frame, self._reformatter)
                     if position == last:
                         break
                     position, packet = next(packets)
@@ -424,12 +419,9 @@ class EncodedVideoReader(_Reader):
             self._sequential_times = [time - times[0] for time in times]
         return self._sequential_times
 
-    def _image(self, frame: Any) -> np.ndarray:
-        """RGB image (H, W, 3), oriented as the display matrix says."""
-        return rgb_image(self.path, frame, self._reformatter)
-
-    def _times(self) -> Sequence[float]:
-        if self._selective and self._sequential_times is None:
+    @property
+    def times(self) -> Sequence[float]:
+        if self.selective and self._sequential_times is None:
             base = float(self._stream.time_base)
             return [(pts - self._pts[0]) * base for pts in self._pts]
         return self._decode_all()
@@ -471,11 +463,6 @@ class FrameFolderReader(_Reader):
     def fps(self) -> float:
         return self._fps
 
-    @property
-    def duration(self) -> float:
-        """Seconds: num_frames / fps."""
-        return self.num_frames / self._fps
-
     def _in_order(self, names: list[str]) -> list[str]:
         matches = [re.fullmatch(r"(.*?)(\d+)", os.path.splitext(name)[0]) for name in names]
         if None in matches:
@@ -516,7 +503,8 @@ class FrameFolderReader(_Reader):
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise VideoReadError(self.path, f"frame {name} cannot be read: {error}.") from error
 
-    def _times(self) -> Sequence[float]:
+    @property
+    def times(self) -> Sequence[float]:
         return [index / self._fps for index in range(self.num_frames)]
 
 

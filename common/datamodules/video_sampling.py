@@ -61,19 +61,3 @@ def clip_indices(
     if sampling == "segments":
         return segment_indices(num_frames, length, generator, position)
     return dense_indices(num_frames, length, stride, generator, position)
-
-
-def multi_view_indices(num_frames: int, length: int, sampling: str, stride: int = 1, num_clips: int = 1) -> Tensor:
-    """The clips of one test video; a single clip is centred.
-
-    ``segments``: clip j takes position (j + 1/2) / num_clips of every segment. ``dense``: the starts are spread evenly
-    from the first possible to the last.
-
-    Returns:
-        int64 (num_clips, length).
-    """
-    if sampling == "segments" or num_clips == 1:
-        positions = [(clip + 0.5) / num_clips for clip in range(num_clips)]
-    else:
-        positions = [clip / (num_clips - 1) for clip in range(num_clips)]
-    return torch.stack([clip_indices(num_frames, length, sampling, stride, None, p) for p in positions])

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from common.datamodules.loading import sample_generator
-from common.datamodules.video_sampling import dense_indices, multi_view_indices, segment_indices
+from common.datamodules.video_clips import ClipSpec, view_indices
+from common.datamodules.video_sampling import dense_indices, segment_indices
 
 LENGTHS = [1, 2, 3, 7, 8, 9, 15, 16, 17, 33, 100, 301]
 
@@ -61,7 +62,7 @@ def test_dense_starts_reach_both_ends():
 @pytest.mark.parametrize("sampling", ["segments", "dense"])
 @pytest.mark.parametrize("clips", [1, 2, 10])
 def test_multi_view(frames, sampling, clips):
-    views = multi_view_indices(frames, 8, sampling, 2, clips)
+    views = view_indices(frames, ClipSpec(8, sampling, 2, clips))
     assert views.shape == (clips, 8)
     assert 0 <= views.min() <= views.max() < frames
     if clips == 1:
