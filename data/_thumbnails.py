@@ -18,10 +18,9 @@ from common.datamodules.errors import DatasetError, ReadError
 from common.datamodules.image_dataset import ImageAugmentation, ImageDataset, ImageSpec, read_image
 from common.datamodules.loading import sample_generator
 from common.datamodules.manifest import Entry, Item
-from common.datamodules.video_clips import ClipSpec, make_views
+from common.datamodules.video_clips import ClipSpec, make_views, segment_indices
 from common.datamodules.video_dataset import ClipAugmentation, make_training_clip
 from common.datamodules.video_reader import DEFAULT_FPS, FrameFolderReader, open_video
-from common.datamodules.video_sampling import segment_indices
 from data.check import count_problem
 
 THUMBNAIL = 128  # pixels, longest side

@@ -127,8 +127,8 @@ def _print_speed(pairs: Sequence[tuple[str, str]]) -> None:
 
 
 def _clips_per_second(paths: Sequence[str]) -> float:
+    from common.datamodules.video_clips import segment_indices
     from common.datamodules.video_reader import open_video
-    from common.datamodules.video_sampling import segment_indices
 
     seconds = 0.0
     for timed in (False, True):  # the first reading fills the file cache

@@ -13,8 +13,7 @@ from common.datamodules.errors import DatasetError
 from common.datamodules.folders import find_files, read_class_folders
 from common.datamodules.manifest import Item, Manifest, shorten
 from common.datamodules.spec import IMAGENET_MEAN, IMAGENET_STD, check_choice, check_range
-from common.datamodules.video_clips import ClipSpec
-from common.datamodules.video_crops import SCALES, CropPlaces
+from common.datamodules.video_clips import SCALES, ClipSpec, CropPlaces
 from common.datamodules.video_dataset import ClipAugmentation, EvalVideos, TrainVideos
 
 

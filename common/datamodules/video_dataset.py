@@ -17,10 +17,15 @@ from common.datamodules.errors import VideoReadError
 from common.datamodules.loading import sample_generator
 from common.datamodules.manifest import Item
 from common.datamodules.spec import check_choice
-from common.datamodules.video_clips import ClipSpec, make_views, view_indices
-from common.datamodules.video_crops import CropPlaces, random_multi_scale_crop
+from common.datamodules.video_clips import (
+    ClipSpec,
+    CropPlaces,
+    clip_indices,
+    make_views,
+    random_multi_scale_crop,
+    view_indices,
+)
 from common.datamodules.video_reader import open_video
-from common.datamodules.video_sampling import clip_indices
 
 REPLACEMENTS = 10  # videos tried in succession in place of one that cannot be read
 
@@ -73,7 +78,7 @@ class ClipAugmentation:
         horizontal_flip: mirror half of the clips.
         seed: that of the run.
         resize_range: smallest and largest short side in pixels before the crop, in place of ``scales``.
-        crop_places: where the crops lie, see :func:`~common.datamodules.video_crops.random_multi_scale_crop`.
+        crop_places: where the crops lie, see :func:`~common.datamodules.video_clips.random_multi_scale_crop`.
     """
 
     scales: tuple[float, ...]

@@ -23,8 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from common.datamodules.errors import VideoReadError
-from common.datamodules.video_clips import ClipSpec, make_views, view_indices
-from common.datamodules.video_crops import square_crops
+from common.datamodules.video_clips import ClipSpec, make_views, square_crops, view_indices
 from common.datamodules.video_reader import EncodedVideoReader, FrameFolderReader, open_video
 from common.datamodules.video_stream import VideoStream, is_stream
 from common.datamodules.video_writer import MPEG_CLOCK, rgb_frame, write_mp4

@@ -33,8 +33,8 @@ import torch
 from av.video.reformatter import VideoReformatter
 
 from common.datamodules.loading import sample_generator
+from common.datamodules.video_clips import segment_indices
 from common.datamodules.video_reader import open_video
-from common.datamodules.video_sampling import segment_indices
 from tests import media
 
 FRAMES, FPS, WIDTH, HEIGHT = 300, 30, 340, 256

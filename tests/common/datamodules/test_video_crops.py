@@ -8,8 +8,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from common.datamodules.loading import sample_generator
-from common.datamodules.video_clips import ClipSpec, load_views
-from common.datamodules.video_crops import SCALES, random_multi_scale_crop, square_crops
+from common.datamodules.video_clips import SCALES, ClipSpec, load_views, random_multi_scale_crop, square_crops
 from common.datamodules.video_dataset import ClipAugmentation
 from tests import media
 

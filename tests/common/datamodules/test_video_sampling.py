@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from common.datamodules.loading import sample_generator
-from common.datamodules.video_clips import ClipSpec, view_indices
-from common.datamodules.video_sampling import dense_indices, segment_indices
+from common.datamodules.video_clips import ClipSpec, dense_indices, segment_indices, view_indices
 
 LENGTHS = [1, 2, 3, 7, 8, 9, 15, 16, 17, 33, 100, 301]
 
