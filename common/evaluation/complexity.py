@@ -378,15 +378,8 @@ def _per_input(n: int, which: int = 0) -> Handle:
     return lambda inputs, outputs: Cost(full=n * _numel(inputs[which]) * (2 if _is_complex(inputs[which]) else 1))
 
 
-def _normalise(weight: int) -> Handle:
-    def handle(inputs: Sequence[Any], outputs: Sequence[Any]) -> Cost:
-        return Cost(full=(3 + _is_tensor(inputs[weight])) * _numel(outputs[0]))
-
-    return handle
-
-
-def _rms_norm(inputs: Sequence[Any], outputs: Sequence[Any]) -> Cost:
-    return Cost(full=(2 + _is_tensor(inputs[2])) * _numel(outputs[0]))
+def _normalise(n: int, weight: int) -> Handle:
+    return lambda inputs, outputs: Cost(full=(n + _is_tensor(inputs[weight])) * _numel(outputs[0]))
 
 
 def _average_pool(dims: int) -> Handle:
@@ -468,10 +461,6 @@ def _fft(kind: str, dims: int | None) -> Handle:
     return handle
 
 
-def _free(inputs: Sequence[Any], outputs: Sequence[Any]) -> Cost:
-    return Cost(0)
-
-
 _FREE = str.split("""
     Int ScalarImplicit Bool FloatImplicit IntImplicit Float numel size dim alias arange as_strided
     bitwise_and bitwise_not bitwise_or __and__ __or__ logical_and logical_not logical_or broadcast_tensors
@@ -506,7 +495,7 @@ _FUNCTIONS = str.split(
 )
 
 HANDLES: dict[str, Handle] = {
-    **dict.fromkeys(_FREE, _free),
+    **dict.fromkeys(_FREE, lambda inputs, outputs: Cost(0)),
     **{f"{name}{mark}": _function() for name in (*_ACTIVATIONS, *_FUNCTIONS) for mark in ("", "_")},
     **{f"{name}{mark}": _arithmetic(2, 1) for name in ("add", "sub", "rsub") for mark in ("", "_")},
     **{f"{name}{mark}": _arithmetic(4, 2) for name in ("mul", "multiply") for mark in ("", "_")},
@@ -516,26 +505,16 @@ HANDLES: dict[str, Handle] = {
     "angle": _function(1),
     "exp": _function(5),
     "polar": _per_output(4),
-    "_convolution": _convolution,
-    "_convolution_mode": _convolution,
-    "linear": _matmul(0, 1),
-    "matmul": _matmul(0, 1),
-    "mm": _matmul(0, 1),
-    "bmm": _matmul(0, 1),
-    "mv": _matmul(0, 1),
-    "dot": _matmul(0, 1),
-    "addmm": _matmul(1, 2),
-    "addbmm": _matmul(1, 2),
-    "baddbmm": _matmul(1, 2),
+    **dict.fromkeys(("_convolution", "_convolution_mode"), _convolution),
+    **dict.fromkeys(("linear", "matmul", "mm", "bmm", "mv", "dot"), _matmul(0, 1)),
+    **dict.fromkeys(("addmm", "addbmm", "baddbmm"), _matmul(1, 2)),
     "einsum": _einsum,
     "scaled_dot_product_attention": _attention,
     "batch_norm": _per_output(1),
-    "layer_norm": _normalise(2),
-    "group_norm": _normalise(2),
-    "instance_norm": _normalise(1),
-    "rms_norm": _rms_norm,
-    "softmax": _per_output(4),
-    "log_softmax": _per_output(4),
+    **dict.fromkeys(("layer_norm", "group_norm"), _normalise(3, 2)),
+    "instance_norm": _normalise(3, 1),
+    "rms_norm": _normalise(2, 2),
+    **dict.fromkeys(("softmax", "log_softmax"), _per_output(4)),
     **{f"avg_pool{n}d": _average_pool(n) for n in (1, 2, 3)},
     **{f"adaptive_avg_pool{n}d": _per_input(1) for n in (1, 2, 3)},
     **{name: _per_input(1) for name in ("sum", "mean", "cumsum", "cumprod", "prod", "norm", "linalg_vector_norm")},
@@ -548,8 +527,7 @@ HANDLES: dict[str, Handle] = {
     "grid_sampler": _grid_sample,
     "linalg_solve": _solve,
     **{name: _per_input(1, 3) for name in ("scatter_add", "scatter_add_", "index_add", "index_add_")},
-    "index_put": _index_put,
-    "index_put_": _index_put,
+    **dict.fromkeys(("index_put", "index_put_"), _index_put),
     **{
         f"fft_{inverse}{name}": _fft("c2c", dims)
         for inverse in ("", "i")

@@ -18,22 +18,6 @@ Perturbation = Callable[[Tensor], Tensor]
 SPATIAL_EDGES = (0.0, 1 / 16, 1 / 8, 1 / 4, 1.0)
 
 
-def reversed_frames(clips: Tensor) -> Tensor:
-    """The frames in the opposite order; the power spectrum stays."""
-    return clips.flip(2)
-
-
-def shuffled_frames(clips: Tensor) -> Tensor:
-    """The frames in an order drawn once for all clips (seed 0)."""
-    return clips[:, :, torch.randperm(clips.shape[2], generator=torch.Generator().manual_seed(0))]
-
-
-def middle_frame(clips: Tensor) -> Tensor:
-    """The middle frame, repeated: all temporal frequencies but 0 are taken away."""
-    middle = clips.shape[2] // 2
-    return clips[:, :, middle : middle + 1].expand_as(clips)
-
-
 def phase_only(clips: Tensor) -> Tensor:
     """The phases of the spectrum over time and space with equal magnitudes, at the mean and deviation of the clip."""
     spectrum = torch.fft.fftn(clips.double(), dim=(2, 3, 4))
@@ -62,13 +46,14 @@ def spatial_band_stop(clips: Tensor, low: float, high: float) -> Tensor:
 
 def perturbations(frames: int) -> dict[str, dict[str, Perturbation]]:
     """All of them, in three groups: `order`, `temporal` (one frequency each) and `spatial` (one band each)."""
-    bands = itertools.pairwise(SPATIAL_EDGES)
+    bands, middle = itertools.pairwise(SPATIAL_EDGES), frames // 2
+    order = torch.randperm(frames, generator=torch.Generator().manual_seed(0))  # the same for all clips
     return {
         "order": {
             "as it is": lambda clips: clips,
-            "reversed": reversed_frames,
-            "shuffled": shuffled_frames,
-            "middle frame": middle_frame,
+            "reversed": lambda clips: clips.flip(2),  # the power spectrum stays
+            "shuffled": lambda clips: clips[:, :, order],
+            "middle frame": lambda clips: clips[:, :, middle : middle + 1].expand_as(clips),  # only frequency 0 is left
             "phase only": phase_only,
         },
         "temporal": {str(f): partial(temporal_band_stop, frequency=f) for f in range(1, frames // 2 + 1)},

@@ -10,7 +10,7 @@ import contextlib
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -44,24 +44,19 @@ class Latency:
     threads: int
     device: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
 
 def measure_latency(
-    networks: Mapping[str, nn.Module] | nn.Module,
-    inputs: Tensor | Sequence[Tensor],
+    networks: Mapping[str, nn.Module],
+    x: Tensor,
     repeats: int = 20,
     warmup: int = 3,
     backward: bool = False,
 ) -> dict[str, Latency]:
-    """Time `network(*inputs)` of every network, taking turns.
+    """Time `network(x)` of every network, taking turns.
 
     Args:
-        networks: by name, or one network. They run in the mode (training or evaluation) that they are in, and on the
-            device of the inputs.
-        inputs: one tensor or several.
+        networks: by name. They run in the mode (training or evaluation) that they are in, and on the device of `x`.
+        x: the input.
         repeats: timed calls of each network.
         warmup: calls of each before that.
         backward: also the gradients of the sum of the output; without it, gradients are switched off.
@@ -72,27 +67,25 @@ def measure_latency(
     Raises:
         ValueError: if there is no network, or `repeats` is not positive.
     """
-    named = {"network": networks} if isinstance(networks, nn.Module) else dict(networks)
-    tensors = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-    if not named or repeats < 1:
-        raise ValueError(f"there is nothing to measure: {len(named)} networks, {repeats} repeats")
-    device = tensors[0].device
+    if not networks or repeats < 1:
+        raise ValueError(f"there is nothing to measure: {len(networks)} networks, {repeats} repeats")
+    device = x.device
 
     def run(network: nn.Module) -> None:
         with torch.set_grad_enabled(backward):
-            output = network(*tensors)
+            output = network(x)
             if backward:
                 output.sum().backward()
                 network.zero_grad(set_to_none=True)
 
     peaks = {}
-    for name, network in named.items():
+    for name, network in networks.items():
         for _ in range(max(warmup, 1)):
             run(network)
         peaks[name] = _peak_bytes(lambda network=network: run(network), device)  # type: ignore[misc]
-    times: dict[str, list[float]] = {name: [] for name in named}
+    times: dict[str, list[float]] = {name: [] for name in networks}
     for _ in range(repeats):
-        for name, network in named.items():
+        for name, network in networks.items():
             _wait(device)
             began = time.perf_counter()
             run(network)
@@ -115,18 +108,15 @@ def measure_latency(
     }
 
 
-def peak_allocated(network: nn.Module, inputs: Tensor | Sequence[Tensor], backward: bool = False) -> int:
-    """Most bytes of tensors that a call of `network` holds at once, beside its inputs and parameters.
+def peak_allocated(network: nn.Module, x: Tensor, backward: bool = False) -> int:
+    """Most bytes of tensors that a call of `network` holds at once, beside its input and parameters.
 
     Every tensor that PyTorch makes is followed, so the number is the same in every run and on every machine; buffers
     inside an operator are not seen. Arguments as in `measure_latency`.
     """
-    tensors = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-    with (
-        torch.set_grad_enabled(backward),
-        _Allocations([*tensors, *network.parameters(), *network.buffers()]) as memory,
-    ):
-        output = network(*tensors)
+    known = [x, *network.parameters(), *network.buffers()]
+    with torch.set_grad_enabled(backward), _Allocations(known) as memory:
+        output = network(x)
         if backward:
             output.sum().backward()
         del output
