@@ -3,8 +3,9 @@
 The data modules are imported when first used, so that reading a manifest loads neither Lightning nor MONAI.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from common.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from common.datamodules.image import ImageDataModule
@@ -14,15 +15,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ImageDataModule", "KeypointDataModule", "VideoDataModule", "VolumeDataModule"]
 
-_HOMES = {
-    "ImageDataModule": "image",
-    "KeypointDataModule": "keypoints",
-    "VideoDataModule": "video",
-    "VolumeDataModule": "volumes",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy_attributes(
+    __name__,
+    image="ImageDataModule",
+    keypoints="KeypointDataModule",
+    video="VideoDataModule",
+    volumes="VolumeDataModule",
+)

@@ -8,6 +8,7 @@ Every run gets a folder ``<trainer.default_root_dir>/<recipe name>/version_<n>``
 from __future__ import annotations
 
 import difflib
+import importlib
 import os
 import re
 import signal
@@ -42,11 +43,11 @@ HELP_OF_HELP = (
     "spectral --version                     prints the version; --debug shows the traceback of an error",
 )
 
-#: parsers that print their help before anything slow is imported
-PARSERS: dict[str, Callable[[], CommandParser]] = {
-    "predict": arguments.predict_parser,
-    "export": arguments.export_parser,
-    "compare": arguments.compare_parser,
+#: parsers that print their help before anything slow is imported, and the modules that do the work
+PARSERS: dict[str, tuple[Callable[[], CommandParser], str]] = {
+    "predict": (arguments.predict_parser, "common.training.predict"),
+    "export": (arguments.export_parser, "common.training.export"),
+    "compare": (arguments.compare_parser, "common.comparison.command"),  # it runs this command line itself
 }
 
 
@@ -106,19 +107,9 @@ def _dispatch(args: list[str]) -> int:
         return run_folders.main(args[1:])
     names_checkpoint = any(word.partition("=")[0] == "--checkpoint" for word in args)  # the help is that of its task
     if command in PARSERS and {"-h", "--help"} & set(args) and not names_checkpoint:
-        PARSERS[command]().parse_args(args[1:])
-    if command == "predict":
-        from common.training import predict
-
-        return predict.main(args[1:])
-    if command == "export":
-        from common.training import export
-
-        return export.main(args[1:])
-    if command == "compare":
-        from common.comparison import command as compare  # it runs this command line itself
-
-        return compare.main(args[1:])
+        PARSERS[command][0]().parse_args(args[1:])
+    if command in PARSERS:
+        return importlib.import_module(PARSERS[command][1]).main(args[1:])
     from common.training import lightning_cli
 
     lightning_cli.run_command(_with_packaged_recipes(args))

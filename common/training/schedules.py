@@ -40,8 +40,8 @@ def divided_at(optimizer: Optimizer, milestones: Sequence[int]) -> OptimizerLRSc
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": MultiStepLR(optimizer, list(milestones), gamma=0.1)}}
 
 
-def cosine_with_warmup(optimizer: Optimizer, steps: int, warmup_steps: int = 0, warmup_start: float = 0.01) -> LambdaLR:
-    """A linear warm-up to the optimiser's learning rate, then a cosine to zero after `steps` steps.
+def cosine_with_warmup(optimizer: Optimizer, steps: int, warmup_steps: int = 0) -> LambdaLR:
+    """A linear warm-up to the optimiser's learning rate from a hundredth, then a cosine to zero after `steps` steps.
 
     The rate is a closed form of the step, counted in optimiser steps, so that accumulation and the number of processes
     change nothing and a resumed training may have another length.
@@ -50,27 +50,24 @@ def cosine_with_warmup(optimizer: Optimizer, steps: int, warmup_steps: int = 0, 
         optimizer: its learning rates are the peaks.
         steps: optimiser steps of the whole training, warm-up included.
         warmup_steps: steps of the warm-up; at least one step is left for the cosine.
-        warmup_start: fraction of the learning rate that the warm-up begins with, in (0, 1].
 
     Raises:
-        ValueError: fewer than 0 warm-up steps, or a start outside (0, 1].
+        ValueError: fewer than 0 warm-up steps.
     """
-    if warmup_steps < 0 or not 0 < warmup_start <= 1:
-        raise ValueError(
-            f"warm-up of {warmup_steps} steps from {warmup_start}: give 0 or more steps, and a fraction in (0, 1]"
-        )
+    if warmup_steps < 0:
+        raise ValueError(f"a warm-up of {warmup_steps} steps: give 0 or more")
     warmup_steps = min(warmup_steps, steps - 1)
 
     def factor(step: int) -> float:
         if step < warmup_steps:
-            return warmup_start + (1 - warmup_start) * step / warmup_steps
+            return 0.01 + 0.99 * step / warmup_steps
         return 0.5 * (1 + math.cos(math.pi * min((step - warmup_steps) / max(steps - warmup_steps, 1), 1.0)))
 
     return LambdaLR(optimizer, factor)
 
 
 def cosine_over_training(
-    module: L.LightningModule, optimizer: Optimizer, warmup_epochs: float = 0.0, warmup_start: float = 0.01
+    module: L.LightningModule, optimizer: Optimizer, warmup_epochs: float = 0.0
 ) -> OptimizerLRSchedulerConfig:
     """:func:`cosine_with_warmup` over the whole training of `module`, whose number of steps its trainer knows.
 
@@ -80,11 +77,7 @@ def cosine_over_training(
     steps = module.trainer.estimated_stepping_batches
     if steps == float("inf"):
         raise ValueError("a cosine schedule needs the length of the training: set trainer.max_epochs or max_steps")
-    epochs = module.trainer.max_epochs
-    if epochs and epochs > 0:
-        per_epoch = steps / epochs
-    else:
-        module.trainer.fit_loop.setup_data()  # with a length in steps, the batches have not been counted yet
-        per_epoch = module.trainer.num_training_batches / module.trainer.accumulate_grad_batches
-    schedule = cosine_with_warmup(optimizer, int(steps), round(warmup_epochs * per_epoch), warmup_start)
+    module.trainer.fit_loop.setup_data()  # with a length in steps, the batches have not been counted yet
+    per_epoch = math.ceil(module.trainer.num_training_batches / module.trainer.accumulate_grad_batches)
+    schedule = cosine_with_warmup(optimizer, int(steps), round(warmup_epochs * per_epoch))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

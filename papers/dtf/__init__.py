@@ -14,4 +14,4 @@ if TYPE_CHECKING:
 
 __all__ = ["DTFBlock", "DTFModule", "DTFTransformerModule", "dtf_net", "dtf_transformer"]
 
-__getattr__ = lazy_attributes(__name__, "lightning_module", ("DTFModule", "DTFTransformerModule"))
+__getattr__ = lazy_attributes(__name__, lightning_module="DTFModule DTFTransformerModule")

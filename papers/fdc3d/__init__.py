@@ -37,4 +37,4 @@ __all__ = [
     "unet",
 ]
 
-__getattr__ = lazy_attributes(__name__, "lightning_module", ("FDC3DModule", "FDC3DVolumeModule"))
+__getattr__ = lazy_attributes(__name__, lightning_module="FDC3DModule FDC3DVolumeModule")

@@ -14,4 +14,4 @@ if TYPE_CHECKING:
 
 __all__ = ["SRLBlock", "SRLPoseModule", "SRLVideoModule", "pose_resnet", "srl_c2d"]
 
-__getattr__ = lazy_attributes(__name__, "lightning_module", ("SRLPoseModule", "SRLVideoModule"))
+__getattr__ = lazy_attributes(__name__, lightning_module="SRLPoseModule SRLVideoModule")

@@ -25,4 +25,4 @@ __all__ = [
     "swap_depthwise_separable",
 ]
 
-__getattr__ = lazy_attributes(__name__, "lightning_module", ("STFT2DModule",))
+__getattr__ = lazy_attributes(__name__, lightning_module="STFT2DModule")

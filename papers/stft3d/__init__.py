@@ -13,4 +13,4 @@ if TYPE_CHECKING:
 
 __all__ = ["STFT3DModule", "fact_dw", "i2d", "i3d", "relpv", "s3d", "s3d_g", "s_stft", "st_stft", "stft_c2d", "t_stft"]
 
-__getattr__ = lazy_attributes(__name__, "lightning_module", ("STFT3DModule",))
+__getattr__ = lazy_attributes(__name__, lightning_module="STFT3DModule")
