@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
@@ -27,8 +27,8 @@ from common.datamodules.spec import InputSpec, check_range
 class BaseDataModule(L.LightningDataModule):
     """Loaders of videos, images, persons or volumes.
 
-    A subclass sets ``kind``, ``demo`` (the generated data of its kind), ``root``, ``dataset``, ``test_split`` and
-    ``predict_paths``, has the properties ``spec``, ``output_names`` and ``manifest_hash``, and implements ``facts``,
+    A subclass sets ``kind``, ``demo`` (the generated data of its kind), ``root`` and ``dataset``,
+    has the properties ``spec``, ``output_names`` and ``manifest_hash``, and implements ``facts``,
     ``_splits``, ``_train_dataset``, ``_eval_dataset`` and ``_files_dataset``. The trainer must be created with
     ``use_distributed_sampler=False``: the samplers of :mod:`common.datamodules.loading` distribute the items over the
     processes themselves.
@@ -40,6 +40,8 @@ class BaseDataModule(L.LightningDataModule):
         seed: of the order and the augmentation; None: that of `seed_everything`, 0 without one.
         drop_last: leave out a last training step that is not full.
         batch_size_by_epoch: batch size from an epoch on, such as ``{300: 128}``.
+        test_split: split to test on; None: ``test`` if it can be scored, otherwise ``val``.
+        predict_paths: files, folders or .txt lists to predict; None: the test split.
 
     Raises:
         ValueError: a value is out of its range; the message names it.
@@ -49,8 +51,6 @@ class BaseDataModule(L.LightningDataModule):
     demo: ClassVar[str]
     root: Path
     dataset: str | None
-    test_split: str | None = None
-    predict_paths: Sequence[str] | None = None
 
     def __init__(
         self,
@@ -60,6 +60,8 @@ class BaseDataModule(L.LightningDataModule):
         seed: int | None = None,
         drop_last: bool = False,
         batch_size_by_epoch: dict[int, int] | None = None,
+        test_split: Literal["train", "val", "test"] | None = None,
+        predict_paths: list[str] | None = None,
     ) -> None:
         super().__init__()
         check_range(1, None, batch_size=batch_size, eval_batch_size=eval_batch_size)
@@ -72,6 +74,7 @@ class BaseDataModule(L.LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.seed, self.drop_last = num_workers, seed, drop_last
         self.batch_size_by_epoch = dict(batch_size_by_epoch or {})
+        self.test_split, self.predict_paths = test_split, predict_paths
         self.train_dataset: Any = None
         self.val_dataset: Any = None
         self.test_dataset: Any = None

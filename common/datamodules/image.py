@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,12 +58,7 @@ class ImageDataModule(LabelledDataModule):
         val_per_class: number of training images per class, the last ones, that are held out for validation, for
             datasets without validation images of their own.
         cache_decoded: keep the decoded images of a folder in memory.
-        test_split: split to test on; None: ``test`` if it exists, otherwise ``val``.
-        predict_paths: files, folders or .txt lists to predict; None: the test split.
         **loading: see :class:`~common.datamodules.base.BaseDataModule`.
-
-    Raises:
-        ValueError: a value is out of its range; the message names it.
     """
 
     kind = "image"
@@ -82,8 +77,6 @@ class ImageDataModule(LabelledDataModule):
         train_per_class: int | None = None,
         val_per_class: int = 0,
         cache_decoded: bool = False,
-        test_split: Literal["train", "val", "test"] | None = None,
-        predict_paths: list[str] | None = None,
         **loading: Any,
     ) -> None:
         super().__init__(**loading)
@@ -99,7 +92,7 @@ class ImageDataModule(LabelledDataModule):
         self.dataset, self.root, self.image_size = dataset, Path(card["root"]), image_size
         self.augmentation = ImageAugmentation(bool(card["horizontal_flip"]), shift, rotation, self.seed)
         self.train_per_class, self.val_per_class = train_per_class, val_per_class
-        self.cache_decoded, self.test_split, self.predict_paths = cache_decoded, test_split, predict_paths
+        self.cache_decoded = cache_decoded
         self._colours = None if card["mean"] is None else (tuple(card["mean"]), tuple(card["std"]))
         self._published: dict[str, int] = card["counts"] or {}
         self._source: Manifest | ImageArchive | None = None

@@ -23,14 +23,11 @@ from common.datamodules.spec import ColourSpec, check_range
 
 @dataclass(frozen=True)
 class ImageSpec(ColourSpec):
-    """How an image becomes the network's input. It is stored in a checkpoint, so that the checkpoint can predict.
+    """How an image becomes the network's input.
 
     Attributes:
         height, width: in pixels. An image of another size is resized until it covers them, and its centre is taken.
         mean, std: per colour, on the scale 0..1.
-
-    Raises:
-        ValueError: a value is out of its range; the message names it.
     """
 
     height: int
@@ -85,14 +82,7 @@ def load_image(path: str | Path, spec: ImageSpec) -> Tensor:
 
 @dataclass(frozen=True)
 class ImageAugmentation:
-    """Random changes of a training image.
-
-    Attributes:
-        horizontal_flip: mirror half of the images.
-        shift: largest shift along each axis as a fraction of the side; uniform, not rounded to pixels.
-        rotation: largest rotation in degrees to either side; uniform.
-        seed: that of the run.
-    """
+    """Random changes of a training image; see `ImageDataModule`. Shifts are not rounded to pixels."""
 
     horizontal_flip: bool
     shift: float

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Generator
@@ -31,14 +31,7 @@ from common.datamodules.spec import IMAGENET_MEAN, IMAGENET_STD, check_range
 
 @dataclass(frozen=True)
 class PoseAugmentation:
-    """Random changes of a training crop.
-
-    Attributes:
-        scale: the box is enlarged or reduced by at most this fraction; uniform.
-        rotation: largest rotation in degrees to either side; uniform.
-        flip: mirror half of the persons.
-        seed: that of the run.
-    """
+    """Random changes of a training crop, all uniform; see `KeypointDataModule`."""
 
     scale: float
     rotation: float
@@ -118,7 +111,6 @@ class KeypointDataModule(BaseDataModule):
         train_annotations, val_annotations: annotation files.
         train_images, val_images: folders of their images.
         test_annotations, test_images: those to test on; None: those of validation.
-        test_split: split to test on: ``train``, ``val`` or ``test``; None: ``test``.
         detections: file of detected persons in the test images, in COCO's results format; None: the true boxes.
         detection_threshold: detections with a score above this are used.
         category: name of the category.
@@ -129,9 +121,6 @@ class KeypointDataModule(BaseDataModule):
         flip: mirror half of the training crops, with left and right keypoints swapped.
         mean, std: normalisation per colour on the scale 0..1.
         **loading: see :class:`~common.datamodules.base.BaseDataModule`.
-
-    Raises:
-        ValueError: a value is out of its range; the message names it.
     """
 
     kind = "person"
@@ -147,7 +136,6 @@ class KeypointDataModule(BaseDataModule):
         val_images: str | None = None,
         test_annotations: str | None = None,
         test_images: str | None = None,
-        test_split: Literal["train", "val", "test"] | None = None,
         detections: str | None = None,
         detection_threshold: float = 0.0,
         category: str = "person",
@@ -186,7 +174,7 @@ class KeypointDataModule(BaseDataModule):
         }
         if card["test_annotations"] is None:
             self.files["test"] = self.files["val"]
-        self.test_split, self.detections, self.detection_threshold = test_split, detections, detection_threshold
+        self.detections, self.detection_threshold = detections, detection_threshold
         self.sigma = height / 128 if sigma is None else sigma
         self.augmentation = PoseAugmentation(scale, rotation, flip, self.seed)
         self._read: dict[str, KeypointAnnotations] = {}

@@ -28,16 +28,13 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class KeypointSpec(ColourSpec):
-    """How a person's box becomes the network's input. It is stored in a checkpoint, so that the checkpoint can predict.
+    """How a person's box becomes the network's input.
 
     Attributes:
         height, width: of the crop in pixels, multiples of 4; the box is widened to their ratio.
         mean, std: per colour, on the scale 0..1.
         left_right: pairs of keypoints that swap places in a mirror image.
         skeleton: pairs of keypoints that are connected by a line in a drawing.
-
-    Raises:
-        ValueError: a value is out of its range; the message names it.
     """
 
     height: int

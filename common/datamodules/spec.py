@@ -30,7 +30,10 @@ def check_choice(*choices: str, **options: str) -> None:
 
 
 class InputSpec:
-    """The base of the specs of videos, images, persons and volumes: frozen dataclasses of plain values."""
+    """The base of the specs of videos, images, persons and volumes: frozen dataclasses of plain values.
+
+    A checkpoint stores it, so that it can predict. ValueError: a value is out of its range; the message names it.
+    """
 
     num_views = 1
 

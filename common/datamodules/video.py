@@ -53,13 +53,8 @@ class VideoDataModule(LabelledDataModule):
             count in :attr:`read_errors`. Evaluation always raises.
         on_missing: ``raise`` if a listed file is missing, or ``drop`` it with a warning that says "N of M videos".
         cache_decoded: keep decoded videos in memory; for small datasets.
-        test_split: split to test on; None: ``test`` if its videos have labels, otherwise ``val``.
         class_names: the class list, in place of ``classes.txt``.
-        predict_paths: files, folders or .txt lists to predict; None: the test split.
         **loading: see :class:`~common.datamodules.base.BaseDataModule`.
-
-    Raises:
-        ValueError: a value is out of its range; the message names it.
     """
 
     kind = "video"
@@ -87,9 +82,7 @@ class VideoDataModule(LabelledDataModule):
         on_read_error: Literal["raise", "replace"] = "raise",
         on_missing: Literal["raise", "drop"] = "raise",
         cache_decoded: bool = False,
-        test_split: Literal["train", "val", "test"] | None = None,
         class_names: list[str] | None = None,
-        predict_paths: list[str] | None = None,
         **loading: Any,
     ) -> None:
         super().__init__(**loading)
@@ -101,7 +94,7 @@ class VideoDataModule(LabelledDataModule):
             horizontal_flip=horizontal_flip,
             scales=scales,
             resize=resize,
-            test_split=test_split,
+            test_split=self.test_split,
         )
         check_range(1, None, train_crop_size=train_crop_size)
         check_choice("raise", "replace", on_read_error=on_read_error)
@@ -112,7 +105,7 @@ class VideoDataModule(LabelledDataModule):
             raise ValueError(f"resize_range is {tuple(resize_range)}; clips of {self.train_size} do not fit into it.")
         self.dataset, self.root, self.manifest_path = dataset, Path(card["root"]), card["manifest"]
         self.on_read_error, self.on_missing, self.cache_decoded = on_read_error, on_missing, cache_decoded
-        self.test_split, self.predict_paths = card["test_split"], predict_paths
+        self.test_split = card["test_split"]
         self._spec = ClipSpec(
             num_frames, sampling, frame_stride, num_clips, num_crops, crop_size, card["resize"], mean, std
         )

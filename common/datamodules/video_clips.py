@@ -25,21 +25,11 @@ SCALES = (1.0, 2**-0.25, 2**-0.75, 0.5)
 
 @dataclass(frozen=True)
 class ClipSpec(ColourSpec):
-    """How the test views of a video are made. It is stored in a checkpoint, so that the checkpoint can predict.
+    """How the test views of a video are made; see `VideoDataModule`, where ``stride`` is ``frame_stride``.
 
     Attributes:
-        num_frames: T, frames of a view.
-        sampling: ``segments`` (one frame from each of T parts of the video) or ``dense`` (T frames, ``stride`` apart).
-        stride: distance of the frames in dense sampling.
-        num_clips: views in time.
-        num_crops: views in space, 1 or 3.
-        crop_size: side of a view in pixels.
         resize: None: the square with the side of the short side is resized to ``crop_size`` (STFT paper, section 5.2);
             otherwise the short side is resized to this and the square has side ``crop_size``.
-        mean, std: per colour, on the scale 0..1.
-
-    Raises:
-        ValueError: a value is out of its range; the message names it.
     """
 
     num_frames: int = 16

@@ -71,15 +71,7 @@ class VideoDataset(Dataset):
 
 @dataclass(frozen=True)
 class ClipAugmentation:
-    """Random crops of a training clip, and whether it is mirrored.
-
-    Attributes:
-        scales: sides of the crop as fractions of the short side, each in (0, 1].
-        horizontal_flip: mirror half of the clips.
-        seed: that of the run.
-        resize_range: smallest and largest short side in pixels before the crop, in place of ``scales``.
-        crop_places: where the crops lie, see :func:`~common.datamodules.video_clips.random_multi_scale_crop`.
-    """
+    """Random crops of a training clip, and whether it is mirrored; see `VideoDataModule`."""
 
     scales: tuple[float, ...]
     horizontal_flip: bool

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -46,16 +46,7 @@ from common.datamodules.spec import InputSpec, check_range
 
 @dataclass(frozen=True)
 class VolumeSpec(InputSpec):
-    """How a case becomes the network's input. It is stored in a checkpoint, so that the checkpoint can predict.
-
-    Attributes:
-        modalities: the channels, in order, by the end of their files' names.
-        patch_size: depth (slices), height and width of what the network sees at once, in voxels.
-        overlap: of neighbouring patches when a volume is covered, as a fraction of the side.
-
-    Raises:
-        ValueError: a value is out of its range; the message names it.
-    """
+    """How a case becomes the network's input; see `VolumeDataModule`."""
 
     patch_size: tuple[int, int, int]
     modalities: tuple[str, ...] = MODALITIES
@@ -157,12 +148,7 @@ class VolumeDataModule(BaseDataModule):
         batch_size: training patches per step and process.
         eval_batch_size: cases per evaluation batch; more than 1 needs volumes of one shape.
         cache_decoded: keep the volumes in memory.
-        test_split: split to test on; None: ``test`` if it exists, otherwise ``val``.
-        predict_paths: case folders, or folders of them, to predict; None: the test split.
         **loading: see :class:`~common.datamodules.base.BaseDataModule`.
-
-    Raises:
-        ValueError: a value is out of its range; the message names it.
     """
 
     kind = "volume"
@@ -184,8 +170,6 @@ class VolumeDataModule(BaseDataModule):
         batch_size: int = 1,
         eval_batch_size: int = 1,
         cache_decoded: bool = False,
-        test_split: Literal["train", "val", "test"] | None = None,
-        predict_paths: list[str] | None = None,
         **loading: Any,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, **loading)
@@ -197,7 +181,7 @@ class VolumeDataModule(BaseDataModule):
         self.root = Path(with_dataset(dataset, "volumes", root=root)["root"])
         self.tumour_patches, self.flip, self.intensity = tumour_patches, flip, intensity
         self.val_fraction, self.split_seed = val_fraction, split_seed
-        self.cache_decoded, self.test_split, self.predict_paths = cache_decoded, test_split, predict_paths
+        self.cache_decoded = cache_decoded
         self._spec = VolumeSpec(patch_size, modalities, overlap)
         self._cases: dict[str, list[Case]] | None = None
         self._hash = ""
