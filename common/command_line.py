@@ -7,7 +7,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from common.datamodules.errors import ReadError
@@ -30,10 +30,20 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
         if wrong := re.search(r"unrecognized arguments: .*?(--[\w-]+)", message):
-            near = difflib.get_close_matches(wrong[1], known, n=1)
-            message += f". Did you mean {near[0]}?" if near else ""
+            message += did_you_mean(wrong[1], known, before=". ")
         print(f"error: {message} ({self.prog} --help lists the options)", file=sys.stderr)
         self.exit(2)
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str = "", before: str = " ") -> str:
+    """A hint at the known word that is nearest, after ``before``; ``otherwise`` if none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"{before}Did you mean {near[0]}?" if near else otherwise
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def without_dump(message: str) -> str:

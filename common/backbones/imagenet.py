@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.command_line import first_line
+
 #: the last layer's name in the networks of torchvision and timm, and in pose networks
 HEADS = ("fc", "head", "head.fc", "final_layer")
 
@@ -130,7 +132,7 @@ def read_image_weights(source: str) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for damaged or foreign files
-        raise ImageNetError(f"{path} cannot be read as weights ({_first_line(error)})") from error
+        raise ImageNetError(f"{path} cannot be read as weights ({first_line(error)})") from error
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
@@ -149,10 +151,6 @@ def _of_library(library: str, name: str) -> dict[str, Tensor]:
         return (choices[weights] if weights else choices.DEFAULT).get_state_dict(progress=False, check_hash=True)
     except Exception as error:  # unknown names, missing libraries and failed downloads come as many types
         raise ImageNetError(
-            f"the weights {library}/{name} are not available: {type(error).__name__}: {_first_line(error)}. Without a "
+            f"the weights {library}/{name} are not available: {type(error).__name__}: {first_line(error)}. Without a "
             "connection, download them elsewhere and give the file"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -23,6 +23,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 from torch import Tensor
 
+from common.command_line import first_line
 from common.datamodules.errors import VolumeReadError
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
@@ -102,8 +103,7 @@ def _load(path: Path, read: Callable[[SpatialImage], Any]) -> Any:
     except FileNotFoundError as error:
         raise VolumeReadError(path, "no such file.") from error
     except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise VolumeReadError(path, f"not a readable NIfTI file ({reason}).") from error
+        raise VolumeReadError(path, f"not a readable NIfTI file ({first_line(error)}).") from error
 
 
 def check_case(case: Case) -> tuple[int, ...]:
@@ -213,8 +213,3 @@ def voxel_spacing(path: Path) -> tuple[float, float, float]:
     """The size of a voxel of a NIfTI file in mm, between slices, rows and columns as :func:`load_volume` has them."""
     x, y, z = _load(path, lambda image: np.linalg.norm(image.affine[:3, :3], axis=0).tolist())
     return z, y, x
-
-
-def voxel_volume(path: Path) -> float:
-    """The size of one voxel of a NIfTI file in millilitres."""
-    return _load(path, lambda image: abs(float(np.linalg.det(image.affine[:3, :3])))) / 1000

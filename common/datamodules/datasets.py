@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from common.command_line import did_you_mean
 from common.datamodules.errors import DatasetError
 from common.datamodules.manifest import SPLITS
 
@@ -59,20 +58,14 @@ def with_dataset(dataset: str | None, data: str, **given: Any) -> dict[str, Any]
     if dataset is not None:
         known = {name: values for name, values in read_datasets().items() if values["data"] == data}
         if dataset not in known:
-            near = difflib.get_close_matches(dataset, known, n=1)
-            hint = f"Did you mean {near[0]}?" if near else f"The known ones are {', '.join(known)}."
-            raise ValueError(f"dataset is {dataset!r}, which is not a known {data} dataset. {hint}")
+            hint = did_you_mean(dataset, known, f" The known ones are {', '.join(known)}.")
+            raise ValueError(f"dataset is {dataset!r}, which is not a known {data} dataset.{hint}")
         entry = known[dataset]
-        _check_keys(dataset, entry, {*NO_ARGUMENTS, *given})
+        for key in entry:
+            if key not in (keys := {*NO_ARGUMENTS, *given}):
+                hint = did_you_mean(key, keys, f" The known ones are {', '.join(sorted(keys))}.")
+                raise ValueError(f"{CARDS}: {dataset} has the unknown key {key}.{hint}")
     values = {name: entry.get(name) if value is None else value for name, value in given.items()}
     if not values["root"]:
         raise ValueError("give `root`, the folder of your own files, or `dataset`, a known dataset.")
     return values
-
-
-def _check_keys(dataset: str, entry: Collection[str], known: Collection[str]) -> None:
-    for key in entry:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"Did you mean {near[0]}?" if near else f"The known ones are {', '.join(sorted(known))}."
-            raise ValueError(f"{CARDS}: {dataset} has the unknown key {key}. {hint}")

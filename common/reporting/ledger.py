@@ -36,7 +36,6 @@ for has the status `demo` by that.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import re
 import typing
@@ -50,6 +49,7 @@ import torch
 import yaml
 from torch import nn
 
+from common.command_line import did_you_mean
 from common.evaluation.complexity import Complexity, count
 from common.reporting import strict_yaml
 
@@ -274,8 +274,7 @@ class Ledger:
             found = [i for i in ids if i == name or i.startswith(f"{name}/")]
             if not found:
                 known = sorted({*ids, *(i.partition("/")[0] for i in ids)})
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f" Did you mean {near[0]}?" if near else " See --list."
+                hint = did_you_mean(name, known, " See --list.")
                 raise LedgerError(f"{self.path}: no row, table or figure {name!r}.{hint}")
             chosen |= dict.fromkeys(found)
         return [i for i in ids if i in chosen]
@@ -445,8 +444,7 @@ def _check(ledger: Ledger) -> None:
                 fail(row, f"status {status} and what it needs (networks, or recipes) must go together")
         for name in (name for spec in row.networks.values() for name in (spec.network, spec.baseline or spec.network)):
             if name not in ledger.networks:
-                near = difflib.get_close_matches(name, ledger.networks, n=1)
-                fail(row, f"no network {name!r}." + (f" Did you mean {near[0]}?" if near else ""))
+                fail(row, f"no network {name!r}.{did_you_mean(name, ledger.networks)}")
         datasets = {c.dataset for c in table.columns if c.dataset}
         for dataset, recipe in row.recipes.items():
             if dataset not in datasets:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from common.command_line import did_you_mean
 from common.plain_yaml import YamlError, check_yaml
 
 
@@ -96,8 +96,7 @@ def build(kind: Any, value: Any, path: str, line: int = 1) -> Any:
         name = f" of {value['id']}" if "id" in value else ""
         for key in value:
             if key not in hints:
-                near = difflib.get_close_matches(str(key), hints, n=1)
-                hint = f" Did you mean {near[0]}?" if near else f" It takes {', '.join(hints)}."
+                hint = did_you_mean(str(key), hints, f" It takes {', '.join(hints)}.")
                 raise EntryError(f"{where}: unknown key {key!r}{name}.{hint}")
         if missing := [key for key in required if key not in value]:
             raise EntryError(f"{where}: {', '.join(missing)}{name} is missing")

@@ -14,6 +14,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
+from common.command_line import first_line
 from common.output_files import new_file
 
 MAX_CLAIMED = 100  # times the weights that a checkpoint holds may its network have before it is compressed
@@ -50,7 +51,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                     path.replace(path.with_name(PREVIOUS))
         except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
             kept = f"the previous {path.name} is intact" if path.exists() else "no checkpoint was there before"
-            raise CheckpointError(f"cannot write the checkpoint {path}: {_first_line(error)}; {kept}") from error
+            raise CheckpointError(f"cannot write the checkpoint {path}: {first_line(error)}; {kept}") from error
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = True
@@ -132,7 +133,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for damaged or foreign files
         raise CheckpointError(
-            f"{path}: not a checkpoint that can be read safely ({_first_line(error)}); it is damaged, "
+            f"{path}: not a checkpoint that can be read safely ({first_line(error)}); it is damaged, "
             "of another program, or holds objects other than tensors and plain values"
         ) from error
     if not isinstance(checkpoint, dict):
@@ -195,7 +196,3 @@ def find_last(runs: str | Path) -> tuple[Path, list[str]]:
     if damaged:
         raise CheckpointError("\n".join(damaged))
     return find_checkpoint(runs, LAST), []  # says what is missing
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -7,7 +7,6 @@ Every run gets a folder ``<trainer.default_root_dir>/<recipe name>/version_<n>``
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import re
@@ -19,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.command_line import USER_ERRORS, CommandParser, UsageError, debugging, report_error
+from common.command_line import USER_ERRORS, CommandParser, UsageError, debugging, did_you_mean, report_error
 from common.training import arguments, run_folders
 
 if TYPE_CHECKING:
@@ -99,10 +98,8 @@ def _dispatch(args: list[str]) -> int:
         print(_overview())
         return 0
     if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
         what = f"unknown command {command!r}" if command else "a command is missing"
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise UsageError(f"{what}; the commands are {', '.join(COMMANDS)}.{hint}")
+        raise UsageError(f"{what}; the commands are {', '.join(COMMANDS)}.{did_you_mean(command, COMMANDS)}")
     if command == "runs":
         return run_folders.main(args[1:])
     names_checkpoint = any(word.partition("=")[0] == "--checkpoint" for word in args)  # the help is that of its task

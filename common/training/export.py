@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.command_line import first_line
 from common.training.arguments import EXPORT_SUFFIXES, export_parser
 from common.training.checkpoints import MAX_CLAIMED, CheckpointError
 from common.training.task import TRUSTED, TaskModule, check_stored_facts, load_module, module_class_of
@@ -68,7 +69,9 @@ def export(
     """
     if module.spec is None:
         raise CheckpointError("the checkpoint lacks how a file becomes the network's input; it cannot be exported")
-    return export_network(module.network, _example(module, example), out, kind, half, about=metadata(module))
+    arguments = {name: value for name, value in module.hparams.items() if name not in ("pretrained", "imagenet")}
+    about = {**module.about(), "arguments": arguments}
+    return export_network(module.network, _example(module, example), out, kind, half, about=about)
 
 
 def export_network(
@@ -98,8 +101,7 @@ def export_network(
                 warnings.simplefilter("ignore")
                 run = _FORMATS[kind](network, x, temporary, dimensions, about or {})
         except Exception as error:  # exporters raise many types
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ExportError(f"{type(network).__name__} cannot be written as {kind}: {first}") from error
+            raise ExportError(f"{type(network).__name__} cannot be written as {kind}: {first_line(error)}") from error
         difference = max(_difference(network, run, batch) for batch in (x, x[:1], torch.cat([x, x[:1]])))
         if not difference <= TOLERANCE[dtype]:
             hint = "; half precision overflows here" if half and difference != difference else ""
@@ -108,18 +110,6 @@ def export_network(
             )
         temporary.replace(out)
     return difference
-
-
-def metadata(module: TaskModule) -> dict[str, Any]:
-    """What goes with an exported network, as plain values."""
-    arguments = {name: value for name, value in module.hparams.items() if name not in ("pretrained", "imagenet")}
-    return {
-        "class_path": f"{type(module).__module__}.{type(module).__qualname__}",
-        "arguments": arguments,
-        "output_names": module.output_names,
-        "spec": module.spec,
-        "manifest_hash": module.manifest_hash,
-    }
 
 
 def _example(module: TaskModule, path: str | Path | None) -> Tensor:

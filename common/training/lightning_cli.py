@@ -378,14 +378,12 @@ def print_recipe_options(args: Sequence[str]) -> None:
             parser.add_class_arguments(getattr(importlib.import_module(module), name), key)
         except (KeyError, TypeError, ImportError, AttributeError, ValueError) as error:
             raise UsageError(f"{', '.join(_recipes(args))}: {key}.class_path names no class: {error}") from error
-        values = given.get("init_args") or {}
-        if not isinstance(values, dict):
-            raise UsageError(f"{', '.join(_recipes(args))}: {key}.init_args is no mapping of options")
-        for name, value in values.items():
-            try:
+        name = ""
+        try:
+            for name, value in (given.get("init_args") or {}).items():
                 parser.set_defaults({f"{key}.{name}": value})
-            except (KeyError, TypeError, ValueError) as error:
-                raise UsageError(f"{', '.join(_recipes(args))}: {key}.init_args.{name}: {error}") from error
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"{', '.join(_recipes(args))}: {key}.init_args.{name}: {error}") from error
     parser.print_help()
     print(f"\nThe options of the trainer and of the command: spectral {args[0]} --help")
 

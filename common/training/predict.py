@@ -17,6 +17,7 @@ from rich.table import Column, Table
 from rich.text import Text
 from torch import Tensor
 
+from common.command_line import first_line
 from common.datamodules.errors import ReadError
 from common.datamodules.folders import find_files
 from common.evaluation.scores import prediction_table
@@ -123,10 +124,9 @@ class Predictor:
         except NonFiniteError:
             raise
         except (RuntimeError, ValueError, IndexError, TypeError) as error:  # torch has no type for wrong sizes
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise CheckpointError(
-                f"{path}: the network of {self.options.checkpoint} cannot take it ({reason}); it is damaged, or the "
-                "file too small"
+                f"{path}: the network of {self.options.checkpoint} cannot take it ({first_line(error)}); "
+                "it is damaged, or the file too small"
             ) from error
 
     def _read(self) -> Iterator[tuple[str, Any, str]]:

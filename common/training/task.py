@@ -294,13 +294,13 @@ class TaskModule(L.LightningModule):
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store what is needed to predict from the checkpoint alone; plain values only."""
-        checkpoint[STORED] = {
-            "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
-            "output_names": self.output_names,
-            "spec": self.spec,
-            "manifest_hash": self.manifest_hash,
-        }
+        checkpoint[STORED] = self.about()
+
+    def about(self) -> dict[str, Any]:
+        """What is needed to predict from a file alone, beside weights and arguments; plain values only."""
+        class_path = f"{type(self).__module__}.{type(self).__qualname__}"
+        facts = {"output_names": self.output_names, "spec": self.spec, "manifest_hash": self.manifest_hash}
+        return {"class_path": class_path, **facts}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint belongs to this network and these outputs.

@@ -1,6 +1,7 @@
 """The base of every module that segments brain volumes: loss, Dice per case, whole volumes window by window."""
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -22,7 +23,7 @@ from common.datamodules.brats import (
     read_label,
     regions_to_label,
     save_label,
-    voxel_volume,
+    voxel_spacing,
 )
 from common.datamodules.volumes import VolumeSpec
 from common.evaluation.figures import slice_figure
@@ -67,7 +68,7 @@ class VolumePredictor(Predictor):
         predicted = logits > 0
         label = regions_to_label(predicted)
         save_label(label, case.images[0], out, self.options.force)
-        sizes = label_to_regions(label).flatten(1).sum(dim=1) * voxel_volume(case.images[0])
+        sizes = label_to_regions(label).flatten(1).sum(dim=1) * math.prod(voxel_spacing(case.images[0])) / 1000
         dice = "" if true is None else _joined(dice_per_case(predicted[None], label_to_regions(true)[None])[0], 4)
         return _joined(sizes, 1), dice, str(out)
 
