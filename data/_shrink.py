@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
 import av
-import numpy as np
 from av.video.reformatter import Interpolation
 from PIL import Image
 
@@ -69,7 +67,8 @@ def _write_whole(video: EncodedVideoReader | FrameFolderReader, target: Path, jo
     _remove(partial)  # of a run that was killed
     try:
         if isinstance(video, EncodedVideoReader):
-            _encode(video, partial, job.short_side)
+            # The frames as a network would get them, so that orientation and colours stay.
+            write_mp4(partial, _small_frames(video, job.short_side), video.fps, ENCODER)
         else:
             _write_images(video, partial, job.short_side)
         probe = probe_video((str(partial), job.fps))
@@ -91,31 +90,17 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _encode(video: EncodedVideoReader, path: Path, short_side: int) -> None:
-    """H.264 in mp4 from the frames as a network would get them, so that orientation and colours stay."""
-    write_mp4(path, _small_frames(video, short_side), video.fps, ENCODER)
-
-
 def _small_frames(video: EncodedVideoReader, short_side: int) -> Iterator[av.VideoFrame]:
-    for ticks, unit, image in _timed(video):
-        height, width = shrunk_size(image.shape[0], image.shape[1], short_side, multiple=2)
-        frame = rgb_frame(image, ticks, unit).reformat(
-            width, height, "yuv420p", interpolation=Interpolation.BICUBIC, threads=1
-        )
-        frame.pts, frame.time_base = ticks, unit
-        yield frame
-
-
-def _timed(video: EncodedVideoReader) -> Iterator[tuple[int, Fraction, np.ndarray]]:
     """Frames with their times, as multiples of a unit: that of the file if it tells all frames apart."""
-    times = video.times
-    unit = video.time_base
-    ticks = [round(time / unit) for time in times]
-    if len(set(ticks)) < len(ticks):
+    unit, times = video.time_base, video.times
+    if len({round(time / unit) for time in times}) < len(times):
         unit = MPEG_CLOCK
-        ticks = [round(time / unit) for time in times]
-    for tick, image in zip(ticks, video.iterate(), strict=False):  # counted afterwards
-        yield tick, unit, image
+    for time, image in zip(times, video.iterate(), strict=False):  # counted afterwards
+        height, width = shrunk_size(image.shape[0], image.shape[1], short_side, multiple=2)
+        frame = rgb_frame(image, round(time / unit), unit)
+        small = frame.reformat(width, height, "yuv420p", interpolation=Interpolation.BICUBIC, threads=1)
+        small.pts, small.time_base = frame.pts, frame.time_base
+        yield small
 
 
 def _write_images(video: FrameFolderReader, path: Path, short_side: int) -> None:

@@ -90,18 +90,10 @@ def _wrong_videos(listing: Listing) -> Iterator[str]:
             yield f"video {video.key}: listed with label {other.label} and with label {video.label}."
 
 
-class _Problems:
-    """Collects what is wrong with a file, so that the user sees more than the first wrong line."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def add(self, path: Path, line: int | str, text: str) -> None:
-        self.lines.append(f"{path}:{line}: {text}")
-
-    def check(self) -> None:
-        if self.lines:
-            raise DatasetError(f"the annotations have wrong lines:\n{shorten(self.lines)}")
+def _check(problems: Sequence[str]) -> None:
+    """Raise DatasetError with what is wrong with a file, so that the user sees more than the first wrong line."""
+    if problems:
+        raise DatasetError(f"the annotations have wrong lines:\n{shorten(problems)}")
 
 
 def _find(folder: Path, *names: str) -> Path:
@@ -148,22 +140,22 @@ def _unknown(name: str, class_file: Path) -> str:
 # -- Something-Something and Jester -----------------------------------------------------------------------------------
 
 
-def _id_and_class(path: Path, labels: dict[str, int], class_file: Path, problems: _Problems) -> dict[str, int]:
+def _id_and_class(path: Path, labels: dict[str, int], class_file: Path, problems: list[str]) -> dict[str, int]:
     """Labels by video id of a file with lines ``id;class name``."""
     by_id = {}
     for number, line in _lines(path):
         fields = [field.strip() for field in line.split(";")]
         if len(fields) != 2 or not fields[0].isdecimal():
-            problems.add(path, number, f"{line!r} should be 'id;class name'.")
+            problems.append(f"{path}:{number}: {line!r} should be 'id;class name'.")
         elif (name := _unbracketed(fields[1])) not in labels:
-            problems.add(path, number, _unknown(name, class_file))
+            problems.append(f"{path}:{number}: {_unknown(name, class_file)}")
         else:
             by_id[fields[0]] = labels[name]
     return by_id
 
 
 def _test_videos(
-    ids: Sequence[str], folder: Path, labels: dict[str, int], class_file: Path, problems: _Problems
+    ids: Sequence[str], folder: Path, labels: dict[str, int], class_file: Path, problems: list[str]
 ) -> list[ListedVideo]:
     """Test videos; their labels are in ``test-answers.csv`` of the newer releases and unknown otherwise."""
     answers = _find_optional(folder, "test-answers.csv")
@@ -176,9 +168,9 @@ def _read_semicolons(folder: Path, prefix: str) -> Listing:
     class_file = _find(folder, f"{prefix}-labels.csv", "labels.csv")
     names = [_unbracketed(line) for _, line in _lines(class_file)]
     labels = {name: label for label, name in enumerate(names)}
-    problems = _Problems()
+    problems: list[str] = []
     if len(labels) != len(names):
-        problems.add(class_file, 1, f"{len(names) - len(labels)} class names are listed more than once.")
+        problems.append(f"{class_file}:1: {len(names) - len(labels)} class names are listed more than once.")
     videos = []
     for split, stem in (("train", "train"), ("val", "validation")):
         path = _find(folder, f"{prefix}-{stem}.csv", f"{stem}.csv")
@@ -187,10 +179,10 @@ def _read_semicolons(folder: Path, prefix: str) -> Listing:
         ids = []
         for number, line in _lines(test_file):
             if not line.isdecimal():
-                problems.add(test_file, number, f"{line!r} should be the id of a video.")
+                problems.append(f"{test_file}:{number}: {line!r} should be the id of a video.")
             ids.append(line)
         videos += _test_videos(ids, folder, labels, class_file, problems)
-    problems.check()
+    _check(problems)
     return Listing(tuple(videos), tuple(names), frame_fps=12.0)
 
 
@@ -208,14 +200,14 @@ def read_something_v2(folder: Path) -> Listing:
     """``something-something-v2-{labels,train,validation,test}.json``, or ``labels/{labels,train,...}.json``."""
     prefix = "something-something-v2"
     class_file = _find(folder, f"{prefix}-labels.json", "labels.json")
-    problems = _Problems()
+    problems: list[str] = []
     labels: dict[str, int] = {}
     for name, label in _json(class_file, dict).items():
         if not str(label).isdecimal():
-            problems.add(class_file, f"class {name!r}", f"its index is {label!r}, expected a whole number.")
+            problems.append(f"{class_file}:class {name!r}: its index is {label!r}, expected a whole number.")
         else:
             labels[_unbracketed(name)] = int(label)
-    problems.check()
+    _check(problems)
     if sorted(labels.values()) != list(range(len(labels))):
         raise DatasetError(f"{class_file}: the indices of the {len(labels)} classes should be 0..{len(labels) - 1}.")
     videos = []
@@ -228,17 +220,17 @@ def read_something_v2(folder: Path) -> Listing:
         for number, entry in enumerate(_json(path, list), 1):
             where = f"entry {number}"
             if not isinstance(entry, dict) or not str(entry.get("id", "")).isdecimal():
-                problems.add(path, where, "lacks an 'id'.")
+                problems.append(f"{path}:{where}: lacks an 'id'.")
             elif split == "test":
                 ids.append(str(entry["id"]))
             elif not isinstance(entry.get("template"), str):
-                problems.add(path, where, f"(id {entry['id']}) lacks a 'template'.")
+                problems.append(f"{path}:{where}: (id {entry['id']}) lacks a 'template'.")
             elif (name := _unbracketed(entry["template"])) not in labels:
-                problems.add(path, where, f"(id {entry['id']}) {_unknown(name, class_file)}")
+                problems.append(f"{path}:{where}: (id {entry['id']}) {_unknown(name, class_file)}")
             else:
                 videos.append(ListedVideo(str(entry["id"]), labels[name], split))
         videos += _test_videos(ids, folder, labels, class_file, problems)
-    problems.check()
+    _check(problems)
     return Listing(tuple(videos), tuple(sorted(labels, key=labels.__getitem__)))
 
 
@@ -252,20 +244,20 @@ def read_diving48(folder: Path, release: str = "V2") -> Listing:
     """
     class_file = _find(folder, "Diving48_vocab.json")
     names = [" ".join(map(str, words)) if isinstance(words, list) else str(words) for words in _json(class_file, list)]
-    problems = _Problems()
+    problems: list[str] = []
     videos = []
     for split, stem in (("train", "train"), ("val", "test")):
         path = _find(folder, f"Diving48_V2_{stem}.json" if release == "V2" else f"Diving48_{stem}.json")
         for number, entry in enumerate(_json(path, list), 1):
             where = f"entry {number}"
             if not isinstance(entry, dict) or not isinstance(entry.get("vid_name"), str):
-                problems.add(path, where, "lacks a 'vid_name'.")
+                problems.append(f"{path}:{where}: lacks a 'vid_name'.")
             elif type(label := entry.get("label")) is not int or not 0 <= label < len(names):
                 text = f"({entry['vid_name']}) label {label!r} should be in 0..{len(names) - 1} ({class_file.name})."
-                problems.add(path, where, text)
+                problems.append(f"{path}:{where}: {text}")
             else:
                 videos.append(ListedVideo(entry["vid_name"], label, split))
-    problems.check()
+    _check(problems)
     return Listing(tuple(videos), tuple(names))
 
 
@@ -277,27 +269,29 @@ def read_gym99(folder: Path, release: str = "V1.0") -> Listing:
 
     Two classes have the same name in different sets, so the set becomes part of the name.
     """
-    problems = _Problems()
+    problems: list[str] = []
     class_file = _find(folder, "gym99_categories.txt")
     names: list[str] = []
     for number, line in _lines(class_file):
         fields = re.fullmatch(r"Clabel: *(\d+); *set: *(\d+); *Glabel: *\d+; *(.+)", line)
         if fields is None or int(fields[1]) != len(names):
-            problems.add(class_file, number, f"{line!r} should be 'Clabel: {len(names)}; set: 1; Glabel: 1; name'.")
+            problems.append(
+                f"{class_file}:{number}: {line!r} should be 'Clabel: {len(names)}; set: 1; Glabel: 1; name'."
+            )
         names.append(f"{fields[3]} (set {fields[2]})" if fields else "")
-    problems.check()
+    _check(problems)
     videos = []
     for split, stem in (("train", f"train_element_{release.lower()}"), ("val", "val_element")):
         path = _find(folder, f"gym99_{stem}.txt")
         for number, line in _lines(path):
             clip, _, label = line.rpartition(" ")
             if not clip or not label.isdecimal():
-                problems.add(path, number, f"{line!r} should be the name of a clip and the number of its class.")
+                problems.append(f"{path}:{number}: {line!r} should be the name of a clip and the number of its class.")
             elif int(label) >= len(names):
-                problems.add(path, number, f"class {label} should be in 0..{len(names) - 1} ({class_file.name}).")
+                problems.append(f"{path}:{number}: class {label} should be in 0..{len(names) - 1} ({class_file.name}).")
             else:
                 videos.append(ListedVideo(clip, int(label), split))
-    problems.check()
+    _check(problems)
     return Listing(tuple(videos), tuple(names))
 
 
@@ -309,7 +303,7 @@ def read_kinetics400(folder: Path) -> Listing:
 
     The clip of a row is named ``<youtube_id>_<time_start>_<time_end>`` with six digits for the seconds.
     """
-    problems = _Problems()
+    problems: list[str] = []
     rows: list[tuple[Path, int, dict[str, str], str]] = []
     for split, names in (("train", ("train.csv",)), ("val", ("validate.csv", "val.csv")), ("test", ("test.csv",))):
         path = _find_optional(folder, *names) if split == "test" else _find(folder, *names)
@@ -320,14 +314,14 @@ def read_kinetics400(folder: Path) -> Listing:
     videos = []
     for path, line, row, split in rows:
         if row["label"] and row["label"] not in labels:
-            problems.add(path, line, f"class {row['label']!r} is not in train.csv.")
+            problems.append(f"{path}:{line}: class {row['label']!r} is not in train.csv.")
         key = f"{row['youtube_id']}_{row['time_start']}_{row['time_end']}"
         videos.append(ListedVideo(key, labels.get(row["label"]), split, alias=row["youtube_id"]))
-    problems.check()
+    _check(problems)
     return Listing(tuple(videos), tuple(class_names))
 
 
-def _kinetics_rows(path: Path, split: str, problems: _Problems) -> Iterator[tuple[int, dict[str, str]]]:
+def _kinetics_rows(path: Path, split: str, problems: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """Line numbers and rows of one file: label (empty in the test split), youtube_id, time_start and time_end."""
     header, rows = read_csv(path, ("youtube_id", "time_start", "time_end", *(("label",) if split != "test" else ())))
     for line, fields in rows:
@@ -337,9 +331,9 @@ def _kinetics_rows(path: Path, split: str, problems: _Problems) -> Iterator[tupl
         except (KeyError, ValueError, OverflowError):
             row["youtube_id"] = ""
         if not row["youtube_id"]:
-            problems.add(path, line, "should be 'label,youtube_id,time_start,time_end,split'.")
+            problems.append(f"{path}:{line}: should be 'label,youtube_id,time_start,time_end,split'.")
         elif not row["label"] and split != "test":
-            problems.add(path, line, f"no label for {row['youtube_id']}.")
+            problems.append(f"{path}:{line}: no label for {row['youtube_id']}.")
         else:
             yield line, row
 
@@ -349,15 +343,15 @@ def _kinetics_rows(path: Path, split: str, problems: _Problems) -> Iterator[tupl
 
 def read_ucf101(folder: Path, split: str = "1") -> Listing:
     """``classInd.txt``, ``trainlist0N.txt``, ``testlist0N.txt``; the test list is the split ``val``."""
-    problems = _Problems()
+    problems: list[str] = []
     class_file = _find(folder, "classInd.txt")
     names: list[str] = []
     for number, line in _lines(class_file):
         fields = line.split()
         if len(fields) != 2 or fields[0] != str(len(names) + 1):
-            problems.add(class_file, number, f"{line!r} should be '{len(names) + 1} ClassName'.")
+            problems.append(f"{class_file}:{number}: {line!r} should be '{len(names) + 1} ClassName'.")
         names.append(fields[-1])
-    problems.check()
+    _check(problems)
     videos = []
     for part, stem in (("train", "trainlist"), ("val", "testlist")):
         path = _find(folder, f"{stem}0{split}.txt")
@@ -365,16 +359,18 @@ def read_ucf101(folder: Path, split: str = "1") -> Listing:
             video, *rest = line.split()
             name, slash, file = video.partition("/")
             if not slash or not file.endswith(".avi") or len(rest) > 1:
-                problems.add(path, number, f"{line!r} should be 'ClassName/video.avi' and the class number.")
+                problems.append(f"{path}:{number}: {line!r} should be 'ClassName/video.avi' and the class number.")
             elif name not in names:
-                problems.add(path, number, _unknown(name, class_file))
+                problems.append(f"{path}:{number}: {_unknown(name, class_file)}")
             elif rest and rest[0] != str(names.index(name) + 1):
                 expected = names.index(name) + 1
-                problems.add(path, number, f"class number {rest[0]}, but {name} is {expected} in {class_file.name}.")
+                problems.append(
+                    f"{path}:{number}: class number {rest[0]}, but {name} is {expected} in {class_file.name}."
+                )
             else:
                 key = video.removesuffix(".avi")
                 videos.append(ListedVideo(key, names.index(name), part, alias=file.removesuffix(".avi")))
-    problems.check()
+    _check(problems)
     return Listing(tuple(videos), tuple(names))
 
 
@@ -387,17 +383,17 @@ def read_hmdb51(folder: Path, split: str = "1") -> Listing:
     paths = {path.name.removesuffix(ending): path for path in sorted(folder.glob("*" + ending))}
     if not paths:
         raise DatasetError(f"no *{ending} in {folder}: set --annotations to the folder testTrainMulti_7030_splits.")
-    problems = _Problems()
+    problems: list[str] = []
     videos = []
     for label, (name, path) in enumerate(paths.items()):
         for number, line in _lines(path):
             file, _, use = line.rpartition(" ")
             if not file.strip().endswith(".avi") or use not in ("0", "1", "2"):
-                problems.add(path, number, f"{line!r} should be 'video.avi' and 0, 1 or 2.")
+                problems.append(f"{path}:{number}: {line!r} should be 'video.avi' and 0, 1 or 2.")
             elif use != "0":
                 stem = file.strip().removesuffix(".avi")
                 videos.append(ListedVideo(f"{name}/{stem}", label, "train" if use == "1" else "val", alias=stem))
-    problems.check()
+    _check(problems)
     return Listing(tuple(videos), tuple(paths))
 
 

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from common.datamodules.manifest import Entry, Manifest
 from common.datamodules.video_writer import rgb_frame, write_mp4
-from data.demo._folder import DemoError, check_minimum, make_folder, with_progress
+from data._common import with_progress
+from data.demo._folder import DemoError, check_minimum, make_folder
 
 IMAGES = {
     "train": (

@@ -6,16 +6,11 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
-
-from rich.console import Console
-from rich.progress import track
+from typing import Any
 
 from common.command_line import UsageError
-
-T = TypeVar("T")
 
 RECORD = "demo.json"
 """File in a finished folder that holds the parameters it was made with."""
@@ -30,12 +25,6 @@ def check_minimum(**options: tuple[int, int]) -> None:
     for name, (value, smallest) in options.items():
         if value < smallest:
             raise DemoError(f"{name} is {value}; it must be at least {smallest}")
-
-
-def with_progress(items: Sequence[T], description: str) -> Iterable[T]:
-    """The items, with a progress bar on standard error if that is a terminal."""
-    console = Console(stderr=True)
-    return track(items, description, console=console, disable=not console.is_terminal, transient=True)
 
 
 def make_folder(out: str | Path, parameters: Mapping[str, Any], fill: Callable[[Path], None]) -> Path:

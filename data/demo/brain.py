@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.demo._folder import DemoError, check_minimum, make_folder, with_progress
+from data._common import with_progress
+from data.demo._folder import DemoError, check_minimum, make_folder
 
 GRADES = ("HGG", "LGG")
 NECROSIS, OEDEMA, ENHANCING = 1, 2, 4  # the labels of BraTS 2018

@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from data._common import with_progress
 from data.demo._clips import IMAGES, cut
-from data.demo._folder import check_minimum, make_folder, with_progress
+from data.demo._folder import check_minimum, make_folder
 
 NAMES = (
     *("nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder"),

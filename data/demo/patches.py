@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data._common import with_progress
 from data.demo._clips import stock_image
-from data.demo._folder import check_minimum, make_folder, with_progress
+from data.demo._folder import check_minimum, make_folder
 
 SOURCES = {
     "brick": "brick.png",
