@@ -42,19 +42,6 @@ def clip_figure(clips: Tensor, captions: list[str], frames: int = 8) -> Figure:
     return figure
 
 
-def confusion_figure(confusion: Tensor, class_names: list[str] | None) -> Figure:
-    """Confusion matrix (classes, classes), each row divided by its sum."""
-    figure = Figure(figsize=(6, 6), layout="constrained")
-    ax = figure.subplots()
-    ax.imshow((confusion / confusion.sum(dim=1, keepdim=True).clamp_min(1)).numpy(), vmin=0, vmax=1, cmap="Blues")
-    ax.set_xlabel("prediction")
-    ax.set_ylabel("label")
-    if class_names is not None:
-        ax.set_xticks(range(len(class_names)), class_names, rotation=90, fontsize=6)
-        ax.set_yticks(range(len(class_names)), class_names, fontsize=6)
-    return figure
-
-
 def kernel_figure(kernels: Tensor) -> Figure:
     """One row per filter of (filters, 1, [[T,] H,] W), one column per time step."""
     n = kernels.shape[2:]

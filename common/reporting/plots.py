@@ -124,7 +124,7 @@ def confusion_matrices(matrices: Mapping[str, ArrayLike], names: Sequence[str], 
     """
     columns = min(columns, len(matrices))
     rows = -(-len(matrices) // columns)
-    side = 1.2 + 0.32 * len(names)
+    side = 1.2 + 0.32 * (len(names) or 15)
     with style():
         figure = Figure(figsize=(1.6 + columns * side, 1.1 + rows * side), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
@@ -138,7 +138,7 @@ def confusion_matrices(matrices: Mapping[str, ArrayLike], names: Sequence[str], 
             axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
             axes.set_yticks(range(len(names)), names, fontsize=8)
             axes.set_title(title)
-            if len(names) <= 16:
+            if len(counts) <= 16:
                 for i, j in zip(*np.nonzero(share >= 0.5), strict=True):
                     colour = "white" if share[i, j] > 55 else "#333333"
                     axes.text(j, i, f"{share[i, j]:.0f}", ha="center", va="center", fontsize=7, color=colour)

@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from common.datamodules.image_dataset import ImageSpec, load_image
 from common.datamodules.video_clips import ClipSpec, load_views
-from common.evaluation.figures import clip_figure, confusion_figure
+from common.evaluation.figures import clip_figure
 from common.evaluation.scores import VideoResult, VideoScores, combine_views, prediction_table
 from common.output_files import write_rows
 from common.training.predict import ClassPredictor
@@ -148,8 +148,10 @@ class ClassificationModule(TaskModule):
         """The confusion matrix."""
         if self.result is None:
             return {}
-        names = self.output_names if self.num_classes <= self.NAMED_CLASSES else None
-        return {"confusion matrix": confusion_figure(self.result.confusion, names)}
+        from common.reporting.plots import confusion_matrices
+
+        names = self.names if self.num_classes <= self.NAMED_CLASSES else []
+        return {"confusion matrix": confusion_matrices({"": self.result.confusion}, names)}
 
     def describe_result(self, report: Any, root: Path | None) -> None:
         from common.training.run_page import add_classes, add_mistakes

@@ -148,16 +148,8 @@ def render_person(person: DrawnPerson, size: tuple[int, int]) -> Image.Image:
     return image.resize(size, Image.Resampling.BOX)
 
 
-@dataclass(frozen=True)
-class FigureScene:
-    """An image and its annotations in COCO's format, without ids."""
-
-    image: Image.Image
-    annotations: list[dict[str, Any]]
-
-
-def draw_scene(seed: int, split: str, number: int) -> FigureScene:
-    """Draw image ``number`` of a split."""
+def draw_scene(seed: int, split: str, number: int) -> tuple[Image.Image, list[dict[str, Any]]]:
+    """Draw image ``number`` of a split; its annotations in COCO's format, without ids."""
     rng = np.random.default_rng((seed, list(IMAGES).index(split), number))
     width, height = [(240, 180), (180, 240), (220, 200)][rng.integers(3)]
     level = rng.uniform(0.3, 0.7)
@@ -185,7 +177,7 @@ def draw_scene(seed: int, split: str, number: int) -> FigureScene:
         if persons and visible.sum() >= 30:
             keypoints = np.zeros((17, 3)) if crowd else _keypoints(persons[0], masks[place], covered)
             annotations.append(_annotation(visible, keypoints, crowd))
-    return FigureScene(canvas, annotations)
+    return canvas, annotations
 
 
 def _draw_crowd(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Image.Image, list[DrawnPerson], bool]:
@@ -263,12 +255,12 @@ def generate_figures(out: str | Path, *, seed: int = 0, train: int = 400, val: i
             images: list[dict[str, Any]] = []
             annotations: list[dict[str, Any]] = []
             for number in with_progress(range(count), f"{split} images"):
-                scene = draw_scene(seed, split, number)
+                image, persons = draw_scene(seed, split, number)
                 name = f"{number:012d}.jpg"
-                scene.image.save(folder / split / name, quality=92)
-                width, height = scene.image.size
+                image.save(folder / split / name, quality=92)
+                width, height = image.size
                 images.append({"id": number + 1, "file_name": name, "width": width, "height": height})
-                for annotation in scene.annotations:
+                for annotation in persons:
                     annotations.append({**annotation, "image_id": number + 1, "id": len(annotations) + 1})
             content: dict[str, Any] = {"info": {"description": "Jointed figures in front of images of scikit-image"}}
             content |= {"licenses": [], "images": images, "annotations": annotations, "categories": [category]}

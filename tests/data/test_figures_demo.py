@@ -97,7 +97,7 @@ def test_an_image_depends_on_seed_split_and_number_alone(tmp_path, figures):
     ours, theirs = (json.loads((p / "annotations/person_keypoints_train.json").read_text()) for p in (small, figures))
     assert ours["annotations"] == theirs["annotations"][: len(ours["annotations"])]
     one, two = draw_scene(0, "train", 0), draw_scene(1, "train", 0)
-    assert one.image.size != two.image.size or np.any(np.asarray(one.image) != np.asarray(two.image))
+    assert one[0].size != two[0].size or np.any(np.asarray(one[0]) != np.asarray(two[0]))
 
 
 def test_the_command(tmp_path, capsys):
