@@ -108,13 +108,9 @@ def map_files(
 
 @contextmanager
 def reserved(out: Path, manifest: Manifest, record_file: str, options: Mapping[str, Any]) -> Iterator[None]:
-    """Check that the folder may be written to, and keep other runs of the command out of it.
+    """Check that a folder for files made from those of a manifest may be written to, and keep other runs out of it.
 
-    Args:
-        out: folder for files made from those of a manifest: new, empty, or of an earlier run.
-        manifest: what they are made from.
-        record_file: name of the file in ``out`` that holds root and options.
-        options: those of the command; an earlier run must have had the same.
+    It is new, empty, or of an earlier run with the same options, which ``record_file`` in it holds with the root.
 
     Raises:
         DatasetError: ``out`` holds something else, lies in the root or around it, or is being written to.

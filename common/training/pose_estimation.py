@@ -163,15 +163,7 @@ class PoseEstimationModule(TaskModule):
     def losses(heatmaps: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         """Half the mean squared difference of each person's heatmaps, those of unknown keypoints counting as equal.
 
-        Args:
-            heatmaps, targets: (B, J, H, W).
-            weights: (B, J) in 0..1.
-
-        Returns:
-            (B,) float32.
-
-        Raises:
-            ValueError: the heatmaps are of another size than the targets.
+        Heatmaps and targets (B, J, H, W), weights (B, J) in 0..1 -> (B,) float32. ValueError: their sizes differ.
         """
         if heatmaps.shape != targets.shape:
             ours, theirs = (f"{h.shape[2]} x {h.shape[3]}" for h in (heatmaps, targets))
@@ -276,14 +268,9 @@ class PoseEstimationModule(TaskModule):
 
     @torch.inference_mode()
     def predict_persons(self, image: Image.Image, boxes: Sequence[Sequence[float]]) -> NDArray[np.float64]:
-        """Keypoints of persons in an image.
+        """Keypoints (persons, J, 3) in an RGB image: x, y in pixels, height of the heatmap's maximum.
 
-        Args:
-            image: RGB.
-            boxes: x and y of the corner, width and height of each person, in pixels.
-
-        Returns:
-            (persons, J, 3): x, y in pixels, height of the heatmap's maximum.
+        A box is x and y of the corner, width and height in pixels.
         """
         crops = [PersonCrop.around(box, self.keypoint_spec) for box in boxes]
         if not crops:

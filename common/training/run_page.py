@@ -34,14 +34,9 @@ def training_page(run: Path) -> Path | None:
 def result_page(
     run: Path, result: Mapping[str, Any], scores: Sequence[tuple[str, str]], module: Any, root: Any
 ) -> Path:
-    """The scores of a test or validation and what its task adds.
+    """The scores of a test or validation, names and values as they are printed, and what its task adds.
 
-    Args:
-        run: folder of the run, in which the folder `page` is made.
-        result: content of result.json.
-        scores: names and values as they are printed.
-        module: the tested module; its `describe_result` adds to the page.
-        root: folder of the files, for links; None: there are none.
+    ``result`` is the content of result.json; ``root`` the folder of the files, for links.
     """
     facts = {
         "Checkpoint": str(result["checkpoint"]),
@@ -90,9 +85,7 @@ def add_classes(report: Report, classes: Sequence[Mapping[str, Any]], kind: str)
 def add_mistakes(report: Report, rows: Sequence[Mapping[str, Any]], root: Path | None) -> None:
     """The pairs of classes that are confused most, with links to the files of which the network was surest.
 
-    Args:
-        rows: predictions, with `path`, `label`, `top1` and `p1`.
-        root: folder of the files; None: no links.
+    ``rows`` are those of `prediction_table`; ``root`` is the folder of the files, for links.
     """
     pairs: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
