@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     """
     options = export_parser().parse_args(argv)
     module = load_module(options.checkpoint, (*TRUSTED, *options.allow))
-    name = options.checkpoint.name if options.checkpoint.is_dir() else options.checkpoint.stem
+    name = options.checkpoint.resolve().name if options.checkpoint.is_dir() else options.checkpoint.stem
     out = options.out or options.checkpoint.parent / f"{name}{EXPORT_SUFFIXES[options.format]}"
     if out.exists() and not options.force:
         raise FileExistsError(f"{out} exists; give another name, or --force to overwrite it")

@@ -75,13 +75,13 @@ class FeatureRecorder:
             FileExistsError: a file exists and ``overwrite`` is False.
         """
         features = np.stack([row["features"] for row in self.rows]) if self.rows else np.zeros((0, 0), np.float32)
-        with new_file(path, overwrite) as temporary:
+        with new_file(path, overwrite) as temporary, temporary.open("wb") as file:  # numpy adds an extension to names
             if path.suffix.lower() == ".npz":
                 paths = np.array([row["path"] for row in self.rows], str)
                 start, end = (np.array([row[name] for row in self.rows], np.float64) for name in ("start", "end"))
-                np.savez(temporary, path=paths, start=start, end=end, features=features)
+                np.savez(file, path=paths, start=start, end=end, features=features)
             else:
-                np.save(temporary, features)
+                np.save(file, features)
         if table := paths_file(path):
             rows = [{name: row[name] for name in ("path", "start", "end")} for row in self.rows]
             write_rows(table, rows, overwrite)

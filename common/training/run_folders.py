@@ -58,8 +58,8 @@ def with_recipe_beside(args: Sequence[str]) -> list[str]:
     """Arguments of ``fit``, ``validate`` or ``test``; those that name a checkpoint in a run folder, but neither recipe
     nor model, get the recipe of that run."""
     options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--config", "--model", "--ckpt_path"):
-        options.add_argument(name)
+    for names in (("-c", "--config"), ("--model",), ("--ckpt_path",)):
+        options.add_argument(*names)
     try:
         known = options.parse_known_args(args[1:])[0]
     except (SystemExit, argparse.ArgumentError):
