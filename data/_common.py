@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +29,18 @@ Result = TypeVar("Result")
 
 FILES_PER_PROCESS = 256  # fewer are read before another process has started
 CHUNK = 16
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a video says about itself, as far as it was asked; ``problem`` is empty if all is well."""
+
+    num_frames: int | None = None
+    fps: float | None = None
+    duration: float | None = None
+    width: int | None = None
+    height: int | None = None
+    problem: str = ""
 
 
 def read_listing(source: Path, root: Path | None = None) -> Manifest:

@@ -13,10 +13,12 @@ from av.video.reformatter import Interpolation
 from PIL import Image
 
 from common.datamodules.errors import VideoReadError
+from common.datamodules.tar_members import find_span
 from common.datamodules.video_reader import EncodedVideoReader, FrameFolderReader, open_video
 from common.datamodules.video_writer import MPEG_CLOCK, rgb_frame, write_mp4
+from data._common import Probe
 from data.check import count_problem
-from data.prepare import Probe, probe_video
+from data.prepare import probe_video
 
 # A keyframe every 12 frames: a reader decodes at most 12 frames to get one.
 ENCODER = {"crf": "18", "preset": "fast", "g": "12", "bf": "2", "threads": "1"}
@@ -42,7 +44,9 @@ class CopyResult(NamedTuple):
 def shrink_video(job: CopyJob) -> CopyResult:
     """Make the copy unless there is a good one that is not older than the video."""
     source, target = Path(job.source), Path(job.target)
-    if target.exists() and source.exists() and target.stat().st_mtime >= source.stat().st_mtime:
+    span = None if source.is_dir() else find_span(source)  # the file may lie in an archive
+    original = source if span is None else Path(span.path)
+    if target.exists() and original.exists() and target.stat().st_mtime >= original.stat().st_mtime:
         probe = probe_video((job.target, job.fps))
         if not probe.problem:
             return CopyResult(probe, False)

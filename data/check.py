@@ -22,7 +22,7 @@ from common.command_line import CommandParser, run_command
 from common.datamodules.errors import DatasetError, VideoReadError
 from common.datamodules.manifest import Entry, Manifest, shorten
 from common.datamodules.tar_members import find_span
-from data._common import map_files, read_listing
+from data._common import Probe, map_files, read_listing
 
 MAX_REPORTED = 20
 DECODE_AT_ONCE = 32  # frames; bounds memory
@@ -30,21 +30,11 @@ COLUMNS = ("line", "path", "split", "label_name", "num_frames", "width", "height
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What is known about the video of one entry; ``problem`` is empty if all is well."""
-
-    num_frames: int | None = None
-    width: int | None = None
-    height: int | None = None
-    problem: str = ""
-
-
-@dataclass(frozen=True)
 class CheckReport:
     """Findings in the order of the entries, and the problems that do not belong to a single entry."""
 
     manifest: Manifest
-    findings: tuple[Finding, ...]
+    findings: tuple[Probe, ...]
     general: tuple[str, ...]
 
     @property
@@ -97,7 +87,7 @@ def check(manifest: Manifest, *, decode: bool = False, workers: int | None = Non
     return CheckReport(manifest, tuple(findings), tuple(general))
 
 
-def check_video(job: tuple[str, int | None, bool]) -> Finding:
+def check_video(job: tuple[str, int | None, bool]) -> Probe:
     """Check one (path, number of frames in the manifest or None, whether to read every frame)."""
     from common.datamodules.video_reader import open_video  # takes seconds, because of torch: not for --help
 
@@ -110,9 +100,9 @@ def check_video(job: tuple[str, int | None, bool]) -> Finding:
             for start in range(1, count if decode else 1, DECODE_AT_ONCE):
                 video.get_frames(range(start, min(start + DECODE_AT_ONCE, count)))
     except VideoReadError as error:
-        return Finding(count, problem=error.reason or str(error))
+        return Probe(count, problem=error.reason or str(error))
     height, width = first.shape[1:3]
-    return Finding(count, width, height, count_problem(count, expected))
+    return Probe(count, width=width, height=height, problem=count_problem(count, expected))
 
 
 def count_problem(count: int, expected: int | None, where: str = "the manifest says") -> str:

@@ -15,7 +15,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from common.datamodules.datasets import CARDS, read_card
 from common.datamodules.errors import DatasetError, VideoReadError
 from common.datamodules.folders import VIDEO_EXTENSIONS
 from common.datamodules.manifest import CLASSES_FILE, SPLITS, Entry, Manifest, shorten
-from data._common import map_files
+from data._common import Probe, map_files
 from data.annotations import BENCHMARKS, ListedVideo, Listing
 
 MISSING = "missing"
@@ -35,16 +35,6 @@ KEPT = (
     "Missing videos stay in the manifest, so that every result says how many there were: set on_missing to drop in the "
     "recipe. Unreadable ones are left out."
 )
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What a file says about itself, or ``problem``."""
-
-    num_frames: int | None = None
-    fps: float | None = None
-    duration: float | None = None
-    problem: str = ""
 
 
 class FoundVideo(NamedTuple):

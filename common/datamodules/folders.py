@@ -68,12 +68,6 @@ def read_class_folders(root: str | Path, class_names: Sequence[str] | None = Non
     return manifest
 
 
-def is_frame_folder(path: str | Path) -> bool:
-    """Whether the folder holds at least one jpg or png file."""
-    with os.scandir(path) as items:
-        return any(_extension(item.name) in IMAGE_EXTENSIONS for item in items)
-
-
 def find_files(paths: str | Path | Iterable[str | Path], kind: Kind, _within: tuple[Path, ...] = ()) -> list[Path]:
     """Expand files, folders (recursively), ``.txt`` lists and tar archives (of videos) into paths of videos or images.
 
@@ -93,7 +87,7 @@ def find_files(paths: str | Path | Iterable[str | Path], kind: Kind, _within: tu
             raise FileNotFoundError("a path is empty.")
         path = Path(item)
         if path.is_dir():
-            if kind == "video" and is_frame_folder(path):
+            if kind == "video" and {_extension(name) for name in os.listdir(path)} & IMAGE_EXTENSIONS:
                 files.append(path)
                 continue
             names, others = _list_files(path, path, kind)

@@ -225,22 +225,19 @@ class SpectralCLI(LightningCLI):
 
         All that the dataset and the data decide is written into the configuration, so that it says what ran.
         """
+        config = self.config[str(self.subcommand)]
+        parser = self._parser(str(self.subcommand))
+        arguments = config.data.get("init_args", Namespace())
         try:
-            self._instantiate_classes()
+            _fill(arguments, read_datasets().get(arguments.get("dataset"), {}))
+            self.datamodule = parser.instantiate_classes(Namespace(data=config.data)).data
+            if hasattr(self.datamodule, "facts"):
+                _fill(config.model.get("init_args", Namespace()), self.datamodule.facts())
+            self.config_init = self.parser.instantiate_classes(self.config)
         except ValueError as error:
             if "Does not validate against" not in str(error):
                 raise
             raise UsageError(without_dump(str(error))) from error
-
-    def _instantiate_classes(self) -> None:
-        config = self.config[str(self.subcommand)]
-        parser = self._parser(str(self.subcommand))
-        arguments = config.data.get("init_args", Namespace())
-        _fill(arguments, read_datasets().get(arguments.get("dataset"), {}))
-        self.datamodule = parser.instantiate_classes(Namespace(data=config.data)).data
-        if hasattr(self.datamodule, "facts"):
-            _fill(config.model.get("init_args", Namespace()), self.datamodule.facts())
-        self.config_init = self.parser.instantiate_classes(self.config)
         self.config_init[str(self.subcommand)].data = self.datamodule
         self.model = self._get(self.config_init, "model")
         self._add_configure_optimizers_method_to_model(self.subcommand)

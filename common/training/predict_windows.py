@@ -143,8 +143,9 @@ class VideoClassPredictor(ClassPredictor):
         super().__init__(module, options)
         if options.windows is not None:
             self.columns = (self.columns[0], "start", "end", *self.columns[1:])
-        if options.video is not None:
-            self._check_source()
+        files = sum(len(self.find_files(path)) for path in options.paths) if options.video else 1
+        if files != 1:
+            raise ValueError(f"--video is drawn on one video, and the paths are {files}; give one of them")
         if options.explain is not None:
             if options.windows is not None or options.features is not None:
                 raise ValueError("--explain works with neither --windows nor --features; leave them out")
@@ -226,12 +227,6 @@ class VideoClassPredictor(ClassPredictor):
         from common.training.predict_stream import predict_stream
 
         return predict_stream(self, self.stream)
-
-    def _check_source(self) -> None:
-        """Raise ValueError unless there is one video."""
-        files = [file for path in self.options.paths for file in self.find_files(path)]
-        if len(files) != 1:
-            raise ValueError(f"--video is drawn on one video, and the paths are {len(files)}; give one of them")
 
     def load(self, path: Path) -> Any:
         if self.options.windows is not None:

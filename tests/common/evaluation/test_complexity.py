@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 
 import pytest
 import torch
