@@ -121,9 +121,13 @@ def map_files(
 
 @contextmanager
 def reserved(out: Path, manifest: Manifest, record_file: str, options: Mapping[str, Any]) -> Iterator[None]:
-    """Check that a folder for files made from those of a manifest may be written to, and keep other runs out of it.
+    """Check that the folder may be written to, and keep other runs of the command out of it.
 
-    It is new, empty, or of an earlier run with the same options, which ``record_file`` in it holds with the root.
+    Args:
+        out: folder for files made from those of a manifest: new, empty, or of an earlier run.
+        manifest: what they are made from.
+        record_file: name of the file in ``out`` that holds root and options.
+        options: those of the command; an earlier run must have had the same.
 
     Raises:
         DatasetError: ``out`` holds something else, lies in the root or around it, or is being written to.

@@ -73,10 +73,13 @@ def browse(args: argparse.Namespace) -> None:
 
 
 def choose(manifest: Manifest, per_class: int, limit: int, first: Sequence[Entry] = ()) -> list[Entry]:
-    """``per_class`` entries of each class and split, always the same ones, sorted by class and split.
+    """Some entries of each class and split, always the same ones, sorted by class and split.
 
-    There are at most ``limit``; each class gets its first entry before any gets its second, and the entries ``first``
-    come before others, up to half of the limit.
+    Args:
+        manifest: the entries.
+        per_class: number from each class and split.
+        limit: number altogether; each class gets its first entry before any gets its second.
+        first: entries that come before others; they take at most half of the limit.
     """
     first = first[: max(1, limit // 2)]
     taken = {id(entry) for entry in first}

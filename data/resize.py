@@ -34,10 +34,19 @@ CLIP = 16  # frames of a clip
 
 
 def resize(manifest: Manifest, out: Path, short_side: int, workers: int | None = None) -> tuple[Manifest, int]:
-    """Make the copies in ``out`` (see `reserved`), which have this short side in pixels, with `map_files`.
+    """Make the copies and their manifest.
+
+    Args:
+        manifest: the videos.
+        out: folder of the copies: new, empty, or of an earlier call with the same root and short side.
+        short_side: in pixels.
+        workers: processes; None: one per CPU; 0: this process alone.
 
     Returns:
-        Their manifest, which is written, and the number of its videos that have no copy.
+        The manifest written, and the number of its videos that have no copy.
+
+    Raises:
+        DatasetError: ``out`` holds something else, lies in the root or around it, or is being written to.
     """
     from data._shrink import CopyJob, shrink_video  # takes seconds, because of torch: not for --help
 

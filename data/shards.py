@@ -53,12 +53,20 @@ class ShardJob(NamedTuple):
 
 
 def pack(manifest: Manifest, out: Path, shard_bytes: int, workers: int | None = None) -> Manifest:
-    """Write the shards into ``out`` (see `reserved`) with `map_files`, and their manifest, which is returned.
+    """Write the shards and their manifest.
 
-    A shard is closed before it becomes larger than ``shard_bytes``; a larger video has one of its own.
+    Args:
+        manifest: the videos.
+        out: folder of the shards: new, empty, or of an earlier call with the same videos and size.
+        shard_bytes: a shard is closed before it becomes larger; a larger video has one of its own.
+        workers: processes; None: one per CPU; 0: this process alone.
+
+    Returns:
+        The manifest written.
 
     Raises:
-        DatasetError: a video is missing or is a folder of frames.
+        DatasetError: a video is missing or is a folder of frames, or ``out`` holds something else.
+        OSError: a file cannot be read or written.
     """
     paths = plan(manifest, shard_bytes)
     by_shard: dict[str, list[Packed]] = {}

@@ -88,7 +88,12 @@ MAX_BYTES = 2**30  # of a file after decompression; the largest published one ha
 def read_cifar(root: str | Path, dataset: str) -> ImageArchive:
     """Read CIFAR-10 (``cifar10``) or CIFAR-100 (``cifar100``, fine labels).
 
-    ``root`` holds the archive of the binary or the Python version, or the folder that it unpacks to.
+    Args:
+        root: folder that holds the archive of the binary or the Python version, or the folder that it unpacks to.
+        dataset: ``cifar10`` or ``cifar100``.
+
+    Raises:
+        DatasetError: the files are missing or wrong; the message names them.
     """
     root, title = Path(root), TITLES[dataset]
     for version in CIFAR[dataset]:
@@ -223,7 +228,11 @@ _KNOWN = {
 def read_fashion_mnist(root: str | Path) -> ImageArchive:
     """Read the four idx files of Fashion-MNIST, compressed (``.gz``) or not.
 
-    They lie in ``root``, or in its ``raw/`` or ``FashionMNIST/raw/`` as torchvision lays them out.
+    Args:
+        root: folder with the files, or with ``raw/`` or ``FashionMNIST/raw/`` as torchvision lays them out.
+
+    Raises:
+        DatasetError: the files are missing or wrong; the message names them.
     """
     root = Path(root)
     splits = {}

@@ -119,7 +119,10 @@ class ImageDataset(Dataset):
     """Images by index, from files or from memory. A key (epoch, index) gives a training image.
 
     Args:
+        items: the images.
+        spec: what they become.
         pixels: uint8 (N, 1 or 3, H, W) in the order of the items; None: read from their files.
+        augmentation: for keys with an epoch; None: none.
         fixed_size: an image of another size than the spec's is an error.
         expected: number of images that the published dataset has here.
     """

@@ -36,8 +36,11 @@ Frames = Callable[[list[int]], Tensor]
 class VideoDataset(Dataset):
     """Videos by index; the base of the training and the evaluation dataset.
 
-    ``expected`` is how many videos were listed before missing ones were left out; with ``cache_decoded`` every loader
-    worker keeps the videos that it decoded, as uint8.
+    Args:
+        items: the videos.
+        spec: how a clip is made.
+        expected: how many videos were listed before missing ones were left out.
+        cache_decoded: keep every decoded video in memory (uint8, per loader worker).
     """
 
     def __init__(

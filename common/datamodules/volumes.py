@@ -70,8 +70,12 @@ class VolumeSpec(InputSpec):
 class VolumeDataset(Dataset):
     """Cases by index. A key (epoch, index) gives a training patch, a plain index the whole volume.
 
-    ``augment`` makes a training patch of a dict with ``volume`` and ``label``. With ``cache_decoded`` every loader
-    worker keeps the normalised volumes.
+    Args:
+        cases: with labels, unless for prediction.
+        spec: how they are read.
+        augment: makes a training patch of a dict with ``volume`` and ``label``; None: whole volumes.
+        seed: of the patches.
+        cache_decoded: keep normalised volumes in memory (per loader worker).
     """
 
     def __init__(

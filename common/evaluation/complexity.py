@@ -44,7 +44,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from traceback import extract_tb
 from typing import Any, NamedTuple
 
@@ -113,6 +113,10 @@ class Complexity:
             by_operator={},
             by_module={},
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
 
     def __str__(self) -> str:
         shapes = ", ".join("x".join(map(str, shape)) for shape in self.input_shapes)

@@ -67,9 +67,13 @@ def perturbations(frames: int) -> dict[str, dict[str, Perturbation]]:
 def accuracies(
     networks: Mapping[str, nn.Module], clips: Tensor, labels: Tensor, batch: int = 25
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Network -> group -> perturbation -> share of clips (N,C,T,H,W) with labels (N,) that are classified right.
+    """Network -> group -> perturbation -> share of clips that are classified right.
 
-    The networks are in evaluation mode and take ``batch`` clips at a time.
+    Args:
+        networks: in evaluation mode, (B,C,T,H,W) -> logits (B,classes).
+        clips: (N,C,T,H,W), as the networks take them.
+        labels: (N,).
+        batch: clips that are classified at a time.
     """
     found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in networks}
     for group, members in perturbations(clips.shape[2]).items():

@@ -131,7 +131,14 @@ class VideoScores(ItemScores):
         repeated: Tensor | None = None,
         view_top1: Tensor | None = None,
     ) -> None:
-        """Add videos, with what :class:`VideoResult` takes. Their indices are unique in the dataset.
+        """Add videos.
+
+        Args:
+            scores: (videos, classes); the softmax of a row gives the video's class probabilities.
+            label: (videos,) integer.
+            video_index: (videos,) integer, unique in the dataset. A video added twice counts once.
+            repeated: (videos,) integer, views that equal another one of the video; None: none.
+            view_top1: (videos,) fraction of the video's views that are classified correctly; None: each has one view.
 
         Raises:
             ValueError: a shape is wrong, or a label lies outside the classes.
@@ -161,11 +168,18 @@ class VideoScores(ItemScores):
 def prediction_table(
     probabilities: Tensor, class_names: list[str], paths: list[str], label: Tensor | None = None, top: int = 5
 ) -> list[dict[str, Any]]:
-    """One plain row per video, from probabilities (videos, classes) and, if they are known, labels (videos,).
+    """One plain row per video, ready for a CSV file.
+
+    Args:
+        probabilities: (videos, classes).
+        class_names: name of each class.
+        paths: path of each video.
+        label: (videos,) the true classes, or None.
+        top: number of predicted classes per row, at most the number of classes.
 
     Returns:
         Dicts with ``path``, with ``label`` also ``label`` (its name) and ``correct`` (0 or 1), then ``top1``, ``p1``,
-        ``top2``, ``p2``, ...: class names and probabilities of the ``top`` most probable classes.
+        ``top2``, ``p2``, ...: class names and probabilities, the most probable first.
     """
     values, classes = probabilities.topk(min(top, probabilities.shape[1]), dim=1)
     rows = []

@@ -8,7 +8,7 @@ import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def _parts(spec: RowNetwork) -> list[RowNetwork]:
 
 
 def _counted(ledger: Ledger, spec: RowNetwork) -> dict[str, Any]:
-    return asdict(ledger.complexity(spec)) | {"by_module": {}}
+    return ledger.complexity(spec).to_dict() | {"by_module": {}}
 
 
 class Counter:

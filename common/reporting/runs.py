@@ -22,7 +22,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,7 +121,7 @@ def run_recipe(arguments: Sequence[str], folder: Path, seed: int, bar: tuple[Pro
         warnings.simplefilter("ignore")
         complexity = count(tested.model.network, spec.input_shape)
     extra = {
-        "complexity.json": asdict(complexity) | {"by_module": {}},
+        "complexity.json": complexity.to_dict() | {"by_module": {}},
         "curves.json": fitted["curves"],
         "classes.json": getattr(tested.datamodule, "class_names", None),
         "seconds.json": time.monotonic() - began,

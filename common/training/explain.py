@@ -62,7 +62,15 @@ def last_map_layer(network: nn.Module, clip: Tensor) -> nn.Module:
 
 
 def write_explanation(network: nn.Module, clip: Tensor, frames: Tensor, target: int, path: Path) -> None:
-    """Write frames, uint8 (T,3,S,S), beside the same under Grad-CAM of a class for their clip (C,T,H,W)."""
+    """Write the frames of a clip beside the same frames under Grad-CAM of a class, as H.264 in mp4.
+
+    Args:
+        network: clip (1,C,T,H,W) -> logits.
+        clip: (C,T,H,W), its input, on its device.
+        frames: uint8 (T,3,S,S), what is shown.
+        target: the class.
+        path: the file.
+    """
     with torch.inference_mode(False):
         clip = clip[None].clone()
         heat, _ = grad_cam(network, last_map_layer(network, clip), clip, target)

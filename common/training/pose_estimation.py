@@ -163,7 +163,15 @@ class PoseEstimationModule(TaskModule):
     def losses(heatmaps: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         """Half the mean squared difference of each person's heatmaps, those of unknown keypoints counting as equal.
 
-        Heatmaps and targets (B, J, H, W), weights (B, J) in 0..1 -> (B,) float32. ValueError: their sizes differ.
+        Args:
+            heatmaps, targets: (B, J, H, W).
+            weights: (B, J) in 0..1.
+
+        Returns:
+            (B,) float32.
+
+        Raises:
+            ValueError: the heatmaps are of another size than the targets.
         """
         if heatmaps.shape != targets.shape:
             ours, theirs = (f"{h.shape[2]} x {h.shape[3]}" for h in (heatmaps, targets))
@@ -268,9 +276,14 @@ class PoseEstimationModule(TaskModule):
 
     @torch.inference_mode()
     def predict_persons(self, image: Image.Image, boxes: Sequence[Sequence[float]]) -> NDArray[np.float64]:
-        """Keypoints (persons, J, 3) in an RGB image: x, y in pixels, height of the heatmap's maximum.
+        """Keypoints of persons in an image.
 
-        A box is x and y of the corner, width and height in pixels.
+        Args:
+            image: RGB.
+            boxes: x and y of the corner, width and height of each person, in pixels.
+
+        Returns:
+            (persons, J, 3): x, y in pixels, height of the heatmap's maximum.
         """
         crops = [PersonCrop.around(box, self.keypoint_spec) for box in boxes]
         if not crops:

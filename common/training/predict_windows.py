@@ -278,9 +278,8 @@ class VideoClassPredictor(ClassPredictor):
                 raise VideoReadError(path, f"{damage} {until}{video_kept}.")
             if self.options.video:
                 captions = [self._caption(probabilities) for probabilities in smoothed]
-                centres = [(window.start + window.end) / 2 for window in windows]
                 with new_file(self.options.video, self.options.force) as temporary:
-                    write_mp4(temporary, _captioned(video, centres, captions), video.fps)
+                    write_captioned(temporary, video, windows, captions)
                 self.notes.append(f"Written: {self.options.video}")
 
     def _caption(self, probabilities: Tensor) -> str:
@@ -317,8 +316,15 @@ class VideoClassPredictor(ClassPredictor):
 # -- the captioned video ----------------------------------------------------------------------------------------------
 
 
+def write_captioned(path: Path, video: Reader, windows: Sequence[Window], captions: Sequence[str]) -> None:
+    """Write a video with text on every frame, that of the window whose centre is nearest, as H.264 in mp4.
+
+    Frames keep their times. A side with an odd number of pixels gets one more, a copy of the last.
+    """
+    write_mp4(path, _captioned(video, [(window.start + window.end) / 2 for window in windows], captions), video.fps)
+
+
 def _captioned(video: Reader, centres: Sequence[float], captions: Sequence[str]) -> Iterator[av.VideoFrame]:
-    """The frames with their times, each with the text of the window whose centre is nearest."""
     current, ticks = 0, -1
     for time, image in zip(video.times, video.iterate(), strict=False):
         while current + 1 < len(centres) and abs(centres[current + 1] - time) < abs(centres[current] - time):

@@ -34,9 +34,14 @@ def training_page(run: Path) -> Path | None:
 def result_page(
     run: Path, result: Mapping[str, Any], scores: Sequence[tuple[str, str]], module: Any, root: Any
 ) -> Path:
-    """The scores of a test or validation, names and values as they are printed, and what its task adds.
+    """The scores of a test or validation and what its task adds.
 
-    ``result`` is the content of result.json; ``root`` the folder of the files, for links.
+    Args:
+        run: folder of the run, in which the folder `page` is made.
+        result: content of result.json.
+        scores: names and values as they are printed.
+        module: the tested module; its `describe_result` adds to the page.
+        root: folder of the files, for links; None: there are none.
     """
     facts = {
         "Checkpoint": str(result["checkpoint"]),
@@ -85,7 +90,9 @@ def add_classes(report: Report, classes: Sequence[Mapping[str, Any]], kind: str)
 def add_mistakes(report: Report, rows: Sequence[Mapping[str, Any]], root: Path | None) -> None:
     """The pairs of classes that are confused most, with links to the files of which the network was surest.
 
-    ``rows`` are those of `prediction_table`; ``root`` is the folder of the files, for links.
+    Args:
+        rows: predictions, with `path`, `label`, `top1` and `p1`.
+        root: folder of the files; None: no links.
     """
     pairs: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:

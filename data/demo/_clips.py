@@ -184,8 +184,18 @@ def make_clips(
 ) -> Path:
     """Create the folder ``out`` with ``<split>/<class>/<number>.mp4``, ``manifest.csv`` and ``classes.txt``.
 
-    ``draw`` maps a split and a number to the classes, which come in the order of their labels, and their clips;
-    ``counts`` are those of the clips of each class, by split; ``parameters`` those of `make_folder`, with ``seed``.
+    Args:
+        out: see `make_folder`.
+        parameters: of `make_folder`, with ``seed``.
+        counts: clips of each class, by split.
+        classes: in the order of their labels.
+        draw: maps a split and a number to the classes and their clips.
+        frames: frames of a clip.
+        fps: frames per second.
+        quantiser: see `write_clip`.
+
+    Returns:
+        The path of the manifest.
     """
     check_minimum(seed=(parameters["seed"], 0), fps=(fps, 1))
     if min(counts.values()) < 0 or not any(counts.values()):

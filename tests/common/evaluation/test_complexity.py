@@ -286,7 +286,7 @@ def test_errors_of_the_network_say_what_was_counted() -> None:
 
 def test_json_and_text() -> None:
     found = count(nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)), (1, 3, 5, 5))
-    assert Complexity(**json.loads(json.dumps(asdict(found)))).macs_full == found.macs_full
+    assert Complexity(**json.loads(json.dumps(found.to_dict()))).macs_full == found.macs_full
     text = str(found)
     assert "convolution" in text
     assert "972" in text
