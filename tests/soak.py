@@ -819,7 +819,7 @@ def read_volume(folder: Path, damaged: Path) -> None:
     brats.load_volume(case)
     assert case.label is not None
     brats.read_label(case.label)
-    brats.voxel_volume(case.label)
+    brats.voxel_spacing(case.label)
 
 
 def nifti(name: str, change: Callable[[Any], Any], voxels: bytes = b"") -> Special:
