@@ -16,7 +16,7 @@ from common.datamodules.errors import VideoReadError
 from common.datamodules.tar_members import find_span
 from common.datamodules.video_reader import EncodedVideoReader, FrameFolderReader, open_video
 from common.datamodules.video_writer import MPEG_CLOCK, rgb_frame, write_mp4
-from data._common import Probe
+from data._commands import Probe
 from data.check import count_problem
 from data.prepare import probe_video
 

@@ -21,7 +21,7 @@ from common.command_line import CommandParser, run_command
 from common.datamodules.errors import DatasetError
 from common.datamodules.manifest import Entry, Manifest
 from common.datamodules.spec import check_range
-from data._common import map_files, read_videos_or_images
+from data._commands import map_files, read_videos_or_images
 from data.check import check
 
 

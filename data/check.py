@@ -22,7 +22,7 @@ from common.command_line import CommandParser, run_command
 from common.datamodules.errors import DatasetError, VideoReadError
 from common.datamodules.manifest import Entry, Manifest, shorten
 from common.datamodules.tar_members import find_span
-from data._common import Probe, map_files, read_listing
+from data._commands import Probe, map_files, read_listing
 
 MAX_REPORTED = 20
 DECODE_AT_ONCE = 32  # frames; bounds memory

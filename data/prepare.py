@@ -27,7 +27,7 @@ from common.datamodules.datasets import CARDS, read_card
 from common.datamodules.errors import DatasetError, VideoReadError
 from common.datamodules.folders import VIDEO_EXTENSIONS
 from common.datamodules.manifest import CLASSES_FILE, SPLITS, Entry, Manifest, shorten
-from data._common import Probe, map_files
+from data._commands import Probe, map_files
 from data.annotations import BENCHMARKS, ListedVideo, Listing
 
 MISSING = "missing"

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from common.command_line import CommandParser, run_command
 from common.datamodules.errors import DatasetError
 from common.datamodules.manifest import Entry, Manifest
-from data._common import MANIFEST_FILE, map_files, read_listing, replace_manifest, reserved
+from data._commands import MANIFEST_FILE, map_files, read_listing, replace_manifest, reserved
 
 if TYPE_CHECKING:
     from data._shrink import CopyResult

@@ -30,7 +30,7 @@ from common.command_line import CommandParser, run_command
 from common.datamodules.errors import DatasetError
 from common.datamodules.manifest import Entry, Manifest, shorten
 from common.datamodules.tar_members import find_span, members
-from data._common import MANIFEST_FILE, map_files, read_listing, replace_manifest, reserved
+from data._commands import MANIFEST_FILE, map_files, read_listing, replace_manifest, reserved
 
 RECORD = "shards.json"  # in the folder of the shards: what they were made from
 LABEL = ".cls"

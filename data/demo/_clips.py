@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from common.datamodules.manifest import Entry, Manifest
 from common.datamodules.video_writer import rgb_frame, write_mp4
-from data._common import with_progress
+from data._commands import with_progress
 from data.demo._folder import DemoError, check_minimum, make_folder
 
 IMAGES = {

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from data._common import with_progress
+from data._commands import with_progress
 from data.demo._folder import DemoError, check_minimum, make_folder
 
 GRADES = ("HGG", "LGG")

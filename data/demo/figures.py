@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from data._common import with_progress
+from data._commands import with_progress
 from data.demo._clips import IMAGES, cut
 from data.demo._folder import check_minimum, make_folder
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data._common import with_progress
+from data._commands import with_progress
 from data.demo._clips import stock_image
 from data.demo._folder import check_minimum, make_folder
 
