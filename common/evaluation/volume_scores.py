@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -43,30 +42,34 @@ def hausdorff_per_case(predicted: Tensor, true: Tensor, spacing: Tensor) -> Tens
     return found
 
 
-@dataclass(frozen=True)
 class VolumeResult:
     """Scores of a set of volumes.
 
-    Attributes:
+    Args:
         dice: (cases, regions).
         loss: (cases,).
         hausdorff: (cases, regions) in mm; nan in a validation, where it is not computed.
         volume: (cases, regions), true size of the regions in ml; nan likewise.
         index: (cases,) int64.
         region_names: name of each region.
+
+    Attributes:
+        dice, loss, hausdorff, volume, index: as given.
+        videos: number of cases.
     """
 
-    dice: Tensor
-    loss: Tensor
-    hausdorff: Tensor
-    volume: Tensor
-    index: Tensor
-    region_names: Sequence[str]
-
-    @property
-    def videos(self) -> int:
-        """Number of cases."""
-        return len(self.index)
+    def __init__(
+        self,
+        dice: Tensor,
+        loss: Tensor,
+        hausdorff: Tensor,
+        volume: Tensor,
+        index: Tensor,
+        region_names: Sequence[str],
+    ) -> None:
+        self.dice, self.loss, self.hausdorff, self.volume, self.index = dice, loss, hausdorff, volume, index
+        self.region_names = list(region_names)
+        self.videos = len(index)
 
     def metrics(self) -> dict[str, float]:
         """``dice_<region>`` and ``loss``, means over the cases; ``dice``, the mean over the regions.
