@@ -42,7 +42,7 @@ def hausdorff_per_case(predicted: Tensor, true: Tensor, spacing: Tensor) -> Tens
     return found
 
 
-class VolumeResult:
+class VolumeResult:  # no dataclass: torchmetrics would squeeze the tensors of a single case in one
     """Scores of a set of volumes.
 
     Args:
