@@ -395,6 +395,8 @@ class _Checks:
     def _checked(self, label: str, name: str, frames: str, fps: str, duration: str, split: str) -> tuple[Any, ...]:
         if split not in SPLITS:
             raise ValueError(f"split is {_excerpt(split)}; it must be one of {', '.join(SPLITS)}.")
+        if len(name.splitlines()) > 1:
+            raise ValueError(f"label_name {_excerpt(name)} holds a line break.")
         number: int | None = None
         if label:
             number = _label(label)

@@ -87,6 +87,12 @@ def test_wrong_lines_are_named(tmp_path, row, words):
     assert words in str(caught.value)
 
 
+def test_a_class_name_of_two_lines_is_refused(tmp_path):
+    path = write(tmp_path, 'a.mp4,0,"walk\nfast",,,,train\n')
+    with pytest.raises(DatasetError, match=r"manifest\.csv:3: label_name 'walk\\nfast' holds a line break"):
+        Manifest.read(path, tmp_path)
+
+
 def test_label_from_name_only(tmp_path):
     manifest = Manifest.read(write(tmp_path, "a,run,train\nb,walk,val\n", header="path,label_name,split\n"), tmp_path)
     assert manifest.class_names == ("run", "walk")
