@@ -118,10 +118,11 @@ def append_row(path: Path, row: StudyRow) -> None:
     with path.open("a+", newline="", encoding="utf-8") as file:
         file.seek(0)
         text = file.read()
-        if text and not text.endswith("\n"):
-            file.truncate(len(text[: text.rfind("\n") + 1].encode()))
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            file.truncate(len(whole.encode()))
         writer = csv.writer(file, lineterminator="\n")
-        if not text:
+        if not whole:
             writer.writerow(_NAMES)
         values = asdict(row)
         writer.writerow(["" if values[name] is None else str(values[name]).replace("\n", " ") for name in _NAMES])

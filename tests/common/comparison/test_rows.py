@@ -36,6 +36,9 @@ def test_a_line_that_a_kill_cut_off_is_left_out_and_removed(tmp_path: Path) -> N
     assert read_rows(path) == [row]
     append_row(path, row)
     assert read_rows(path) == [row, row]
+    path.write_text("data,me")
+    append_row(path, row)
+    assert read_rows(path) == [row]
 
 
 def test_a_damaged_row_is_named(tmp_path: Path) -> None:
