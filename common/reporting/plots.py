@@ -66,11 +66,11 @@ def accuracy_against_cost(
 ) -> Figure:
     """Accuracy against multiply-adds; areas are parameters, a dotted line is the Pareto front.
 
-    Every series has its colour and marker. Where there are more than eight, those in `highlight` have, and the others
-    are grey with their names next to them.
+    Every series has its colour and marker. Where there are more than eight, the first eight of those in `highlight`
+    have, and the others are grey with their names next to them.
     """
     names = list(dict.fromkeys(p.series for p in points))
-    coloured = names if len(names) <= len(COLOURS) else [name for name in names if name in highlight]
+    coloured = names if len(names) <= len(COLOURS) else [name for name in names if name in highlight][: len(COLOURS)]
     unit, letter = (1e9, "G") if max(p.cost for p in points) >= 1e9 else (1e6, "M")
     largest = max((p.size for p in points if p.size), default=1.0)
     with style():
