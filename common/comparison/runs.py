@@ -24,6 +24,7 @@ from torch import Tensor
 from common.command_line import UsageError, plain_message
 from common.comparison.rows import Pending, StudyProgress, StudyRow, append_row, pack, read_rows
 from common.comparison.study import Study, StudyError
+from common.datamodules.errors import first_line
 from common.evaluation.complexity import count
 from common.evaluation.latency import measure_latency, peak_allocated
 from common.output_files import locked
@@ -149,7 +150,7 @@ def train(study: Study, place: Place, item: Pending, start: str = "") -> StudyRo
     except Exception as error:
         if isinstance(error, UsageError | StudyError | ReproduceError | AssertionError):
             raise
-        message = plain_message(error).splitlines()[0] if str(error) else type(error).__name__
+        message = first_line(error, plain_message(error))
         return replace(row, error=message, seconds=round(time.monotonic() - began, 1))
     seconds = facts["seconds"] if item.stage == "score" else time.monotonic() - began
     return replace(row, **found, seconds=round(seconds, 1))
@@ -208,18 +209,19 @@ def measure_costs(study: Study, place: Place, tell: Told) -> None:
     progress = StudyProgress(study, rows)
     for data in study.data:
         first = {m: next(iter(progress.scores(data, m).values()), None) for m in study.methods_on(data)}
-        trained = {m: row for m, row in first.items() if row is not None and not row.error}
         known = {row.method for row in progress.rows if (row.data, row.stage) == (data, "cost")}
+        trained = {}
+        for method, row in first.items():
+            if row is not None and not row.error and _can_be_built(study, place, row):
+                trained[method] = row
+            elif row is not None and not row.error and method not in known:
+                tell(f"{data}: no times of {method}: the checkpoint of its training was deleted")
         if set(trained) <= known:
             continue
         tell(f"{data}: measuring time and memory of {len(trained)} networks")
         networks, inputs = {}, []
         for method, row in trained.items():
-            try:
-                module = _module(study, place, row)
-            except ReproduceError as error:
-                tell(f"{data}: no times of {method}: {error}")
-                continue
+            module = _module(study, place, row)
             networks[method] = module.network
             inputs.append(module.input_shape)
         for method, cost in _costs(networks, inputs).items():
@@ -228,12 +230,21 @@ def measure_costs(study: Study, place: Place, tell: Told) -> None:
             append_row(place.rows, replace(kept, **_state()))
 
 
+def _has_checkpoint(folder: Path) -> bool:
+    return any(folder.glob("fit/*/last.ckpt"))
+
+
+def _can_be_built(study: Study, place: Place, row: StudyRow) -> bool:
+    """Whether the network of a row is there or can be made anew: not where it depends on the training it continued."""
+    return not study.methods[row.method].starts_from or _has_checkpoint(place.training(study, row))
+
+
 def _module(study: Study, place: Place, row: StudyRow) -> Any:
     """The trained module of a row. One whose checkpoint was deleted is built anew, which takes the same time and
-    memory; where that depends on the training it continued, ReproduceError.
+    memory.
     """
     folder = place.training(study, row)
-    if study.methods[row.method].starts_from or list(folder.glob("fit/*/last.ckpt")):
+    if _has_checkpoint(folder):
         return load_trained(folder)
     return _fit_without_files(study, place, row.data, row.method, ["--trainer.max_steps", "0"]).model
 

@@ -10,6 +10,11 @@ class DatasetError(ValueError):
     """A manifest, annotation file or archive cannot be used; the message names file, entry and remedy."""
 
 
+def first_line(error: BaseException, message: str | None = None) -> str:
+    """The first line of an error's message, or of the `message` that stands for it; the error's type if it is empty."""
+    return ((str(error) if message is None else message).strip() or type(error).__name__).splitlines()[0]
+
+
 class UnusedFilesWarning(UserWarning):
     """Files or folders beside the data were passed over; the message names them."""
 
