@@ -26,7 +26,7 @@ from common.comparison.rows import Pending, StudyProgress, StudyRow, append_row,
 from common.comparison.study import Study, StudyError
 from common.datamodules.errors import first_line
 from common.evaluation.complexity import count
-from common.evaluation.latency import measure_latency, peak_allocated
+from common.evaluation.latency import measure_latency, one_thread, peak_allocated
 from common.output_files import locked
 from common.provenance import git_state
 from common.reporting.runs import (
@@ -265,12 +265,8 @@ def _fit_without_files(
 
 def _costs(networks: dict[str, Any], shapes: Sequence[tuple[int, ...]]) -> dict[str, dict[str, Any]]:
     """Milliseconds and megabytes by network; those with the same input take turns, on a CPU with one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # small networks wait for the other threads for longer than they compute
-    try:
+    with one_thread():
         return _measure(networks, shapes)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _measure(networks: dict[str, Any], shapes: Sequence[tuple[int, ...]]) -> dict[str, dict[str, Any]]:
