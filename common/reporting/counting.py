@@ -22,12 +22,13 @@ from common.reporting.workers import begin_worker
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def source_hash(*folders: Path, exclude: Path | None = None) -> str:
-    """Hash of all Python sources below the folders, except those below `exclude`."""
+def source_hash(paper: Path) -> str:
+    """Hash of the Python sources that networks and trainings depend on: those of a paper, and of `common` but for what
+    reports and compares."""
     digest = hashlib.sha256()
-    for folder in folders:
+    for folder in (ROOT / "common", paper):
         for path in sorted(folder.rglob("*.py")):
-            if exclude is None or exclude not in path.parents:
+            if not {ROOT / "common" / "reporting", ROOT / "common" / "comparison"} & set(path.parents):
                 digest.update(str(path.relative_to(ROOT) if ROOT in path.parents else path).encode())
                 digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -48,9 +49,7 @@ class Counter:
 
     def __init__(self, ledger: Ledger, cache: Path | None = None) -> None:
         self.ledger, self.cache = ledger, cache
-        self.key = (
-            source_hash(ROOT / "common", ledger.folder, exclude=ROOT / "common" / "reporting") + torch.__version__
-        )
+        self.key = source_hash(ledger.folder) + torch.__version__
         self.known: dict[str, dict[str, Any]] = {}
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             stored = json.loads(cache.read_text(encoding="utf-8")) if cache else {}

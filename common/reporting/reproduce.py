@@ -70,10 +70,11 @@ def main(folder: Path, figures: Mapping[str, FigureFunction], argv: Sequence[str
     args = _parser(module, folder.name).parse_args(argv)
     errors = Console(file=sys.stderr, highlight=False, soft_wrap=True)
     warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated.*")
+    began = time.monotonic()
     try:
         ledger = load(folder / "ledger.yaml")
         ids = ledger.select(args.rows)
-        data = _data(args.data)
+        data = _data(args.data, ledger, ids)
         if args.list:
             print(
                 json.dumps(list_records(ledger, ids, module), indent=2) if args.json else _listing(ledger, ids, module),
@@ -86,7 +87,7 @@ def main(folder: Path, figures: Mapping[str, FigureFunction], argv: Sequence[str
                 finish: Callable[[], int] = lambda: _print_complexity(ledger, counts, args.json)  # noqa: E731
             else:
                 job = _work(ledger, ids, figures, args, data, progress)
-                finish = lambda: _finish(job, ids, args, module)  # noqa: E731
+                finish = lambda: _finish(job, ids, args, module, began)  # noqa: E731
         return finish()
     except BrokenPipeError:  # `--list | head`: the reader has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -191,15 +192,26 @@ def _parser(module: str, paper: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _data(given: Sequence[str]) -> dict[str, Path]:
-    """Data set -> folder; "" for a folder without a data set."""
+def _data(given: Sequence[str], ledger: Ledger, ids: Sequence[str]) -> dict[str, Path]:
+    """Data set -> folder. Raises ReproduceError for one that is not there or that no chosen recipe is trained on."""
+    known = sorted({dataset for _, row in ledger.rows() if row.id in ids for dataset in row.recipes})
     folders = {}
     for text in given:
-        dataset, _, folder = text.rpartition("=")
+        dataset, equals, folder = text.partition("=")
+        if not equals or (dataset not in known and Path(text).is_dir()):
+            if len(known) != 1:
+                raise ReproduceError(f"--data {text}: say DATASET={text}; the chosen rows have {_listed(known)}")
+            dataset, folder = known[0], text
+        if dataset not in known:
+            raise ReproduceError(f"--data {text}: no chosen row has {dataset}; they have {_listed(known)}")
         if not Path(folder).is_dir():
             raise ReproduceError(f"--data {text}: there is no folder {folder}")
         folders[dataset] = Path(folder)
     return folders
+
+
+def _listed(datasets: Sequence[str]) -> str:
+    return ", ".join(datasets) or "no data set"
 
 
 def list_records(ledger: Ledger, ids: Sequence[str], module: str) -> list[dict[str, Any]]:
@@ -212,19 +224,18 @@ def list_records(ledger: Ledger, ids: Sequence[str], module: str) -> list[dict[s
             name = getattr(entry, "name", None) or entry.title
             records.append({"id": entry.id, "name": name, "statuses": statuses, "commands": commands, "remark": remark})
 
-    shown_by = {row.table_row: row.id for demo in ledger.demos for row in demo.rows}
+    demo_rows = [row for demo in ledger.demos for row in demo.rows]
     for _, row in ledger.rows():
         commands = [f"python -m {module} {row.id} --complexity"] if row.networks else []
-        commands += [f"python -m {module} {shown_by[row.id]}"] if row.id in shown_by else []
+        commands += [f"python -m {module} {own.id}" for own in demo_rows if own.table_row == row.id]
         for recipe in row.recipes.values():
             commands += [f"spectral fit {shlex.join(_relative(word) for word in c)}" for c in ledger.trainings(recipe)]
         commands = list(dict.fromkeys(commands))
         add(row, commands, None if commands else "quoted; nothing to run")
     for figure in ledger.figures:
         add(figure, [f"python -m {module} {figure.id}"] if figure.function else [], figure.location)
-    for demo in ledger.demos:
-        for own in demo.rows:
-            add(own, [f"python -m {module} {own.id}"])
+    for own in demo_rows:
+        add(own, [f"python -m {module} {own.id}"])
     return records
 
 
@@ -355,8 +366,8 @@ def _train_recipes(
     """Train and test the recipes of the chosen rows on the data that is there."""
     for _, row in job.ledger.rows():
         for dataset in row.recipes if row.id in ids else ():
-            root = data.get(dataset, data.get("") if len(row.recipes) == 1 or not args.rows else None)
-            if root is not None:
+            if dataset in data:
+                root = data[dataset]
                 with _noting_failure(job, f"{row.id} on {dataset}"):
                     real = train_row(job.ledger, row, dataset, root, args.out, args.seed, args.epochs, progress)
                     append(job.ledger.folder / "results.csv", [run.result for run in real])
@@ -374,7 +385,7 @@ def _noting_failure(job: Job, what: str) -> Iterator[None]:
         job.failures.append(f"{what}: {type(error).__name__}: {error}")
 
 
-def _finish(job: Job, ids: Sequence[str], args: argparse.Namespace, module: str) -> int:
+def _finish(job: Job, ids: Sequence[str], args: argparse.Namespace, module: str, began: float) -> int:
     """Print the results; write the report of a whole run, or the figures of a partial one."""
     console = _wide_console()
     ledger = job.ledger
@@ -396,7 +407,9 @@ def _finish(job: Job, ids: Sequence[str], args: argparse.Namespace, module: str)
         for record in list_records(ledger, ids, module):
             recipes = [c for c in record["commands"] if c.startswith("spectral")]
             if recipes and not args.data:
-                console.print(f"{record['id']} on the real data (or: python -m {module} {record['id']} --data DIR):")
+                console.print(
+                    f"{record['id']} on the real data (or: python -m {module} {record['id']} --data [DATASET=]DIR):"
+                )
                 console.print("\n".join(f"  {c}" for c in recipes), soft_wrap=True)
         for figure, content in job.figures.items():
             path = args.out / "figures" / f"{figure}.png"
@@ -404,7 +417,7 @@ def _finish(job: Job, ids: Sequence[str], args: argparse.Namespace, module: str)
                 file.write(content)
             console.print(f"Written: {path}", soft_wrap=True)
     else:
-        facts = run_facts(job, time.monotonic() - _STARTED)
+        facts = run_facts(job, time.monotonic() - began)
         page = write_report(job, args.out / "report", facts, f"python -m {module}", args.epochs, claims)
         console.print(f"All tables: --tables. Report: {page.resolve()}", soft_wrap=True)
     if args.readme:
@@ -421,9 +434,6 @@ def _claims(folder: Path) -> list[tables.RenderedTable]:
 
     study = finished_studies(folder.parent).get(folder.name)
     return [] if study is None else all_tables(study)
-
-
-_STARTED = time.monotonic()
 
 
 def write_readme(job: Job) -> None:

@@ -1,7 +1,7 @@
 """Trainings of a ledger: recipes on real data, and the demos on generated data.
 
 A demo network is trained anew when its recipe file, its overrides, the seed, the data (manifest and parameters), the
-training that it starts from, or the sources of the paper or of `common` (but for this package) have changed.
+training that it starts from, or the sources of the paper or of `common` (see `source_hash`) have changed.
 """
 
 from __future__ import annotations
@@ -80,13 +80,17 @@ class Trained:
         """The last checkpoint."""
         return last_checkpoint(self.folder)
 
+    def predictions(self) -> list[dict[str, str]]:
+        """What the network answered for each test file."""
+        with (self.folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
     def confusion(self) -> np.ndarray:
         """Counts (true class, predicted class) in the order of `class_names`; none without classes."""
         place = {cell(name): i for i, name in enumerate(self.class_names() or [])}
         matrix = np.zeros((len(place), len(place)), dtype=int)
-        with (self.folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                matrix[place[row["label"]], place[row["top1"]]] += 1
+        for row in self.predictions():
+            matrix[place[row["label"]], place[row["top1"]]] += 1
         return matrix
 
 
@@ -260,7 +264,7 @@ def demo_key(
     digest.update(json.dumps([row.overrides, seed, epochs, after, torch.__version__]).encode())
     for file in sorted(path for path in data.iterdir() if path.is_file()):
         digest.update(file.name.encode() + file.read_bytes())
-    digest.update(source_hash(ROOT / "common", ledger.folder, exclude=ROOT / "common" / "reporting").encode())
+    digest.update(source_hash(ledger.folder).encode())
     return digest.hexdigest()[:12]
 
 

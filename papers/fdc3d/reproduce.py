@@ -55,7 +55,7 @@ def _run(job: Job | None, row: str) -> Trained:
 
 def _volumes(data: Path, module: Any, run: Trained, held_out: bool) -> list[tuple[Tensor, Tensor]]:
     """Volumes (4,D,H,W) with labels (D,H,W): those that the run was tested on, or the others."""
-    tested = set(_tested(run))
+    tested = {row["path"] for row in run.predictions()}
     modalities = VolumeSpec.from_dict(module.spec).modalities
     cases = [find_case(folder, modalities, labelled=True) for folder in find_case_folders([data])]
     return [
@@ -63,12 +63,6 @@ def _volumes(data: Path, module: Any, run: Trained, held_out: bool) -> list[tupl
         for case in cases
         if (case.name in tested) == held_out and case.label is not None
     ]
-
-
-def _tested(run: Trained) -> list[str]:
-    lines = (run.folder / "predictions.csv").read_text(encoding="utf-8").splitlines()
-    column = lines[0].split(",").index("path")
-    return [line.split(",")[column] for line in lines[1:]]
 
 
 @torch.inference_mode()
