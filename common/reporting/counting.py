@@ -58,7 +58,7 @@ class Counter:
     def name(self, spec: RowNetwork) -> str:
         network = self.ledger.network(spec)
         about = [network.function, network.arguments, network.classes]
-        return json.dumps([*about, spec.input, spec.complex_weight, spec.counter])
+        return json.dumps([*about, spec.input, spec.counter])
 
     def count_all(self, specs: Sequence[RowNetwork], jobs: int, counted: Callable[[int, int], None]) -> None:
         """Count what is not known of these networks and of those that they are compared with, in `jobs` processes."""

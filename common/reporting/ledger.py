@@ -14,7 +14,7 @@
   A row that quotes another group is a list: its id and name, and the printed numbers in the order of the columns.
   Every other row is `{id, name, values, statuses, input, arguments, networks, overrides, recipes, note}`, of which all
   but the first three add to or replace what is shared. `values` are the printed numbers; `networks` maps labels to the
-  name of a network or to `{network, arguments, input, complex_weight, counter, baseline}`, the first being the one that
+  name of a network or to `{network, arguments, input, counter, baseline}`, the first being the one that
   the row is compared by: `baseline` names a network whose counts are subtracted, for tables of what a block adds, and
   `counter` is the dotted path of a function that counts as the paper does, called like `complexity.count` (default);
   `arguments` are of all networks of the row, `input` is the shape of their input. `recipes` maps datasets to
@@ -116,12 +116,11 @@ def _find(dotted: str) -> Any:
 
 @dataclass
 class RowNetwork:
-    """A network of a row with the shape of its input; `complex_weight` as in `complexity.count`."""
+    """A network of a row with the shape of its input."""
 
     network: str
     input: list[int]
     arguments: dict[str, Any] = field(default_factory=dict)
-    complex_weight: int = 1
     counter: str | None = None
     baseline: str | None = None
 
@@ -320,7 +319,7 @@ class Ledger:
         counter = _find(spec.counter) if spec.counter else count
         with torch.device("meta"):
             network = self.network(spec).build()
-        found: Complexity = counter(network, spec.input, complex_weight=spec.complex_weight)
+        found: Complexity = counter(network, spec.input)
         if spec.baseline is None:
             return found
         base = self.complexity(dataclasses.replace(spec, network=spec.baseline, baseline=None))

@@ -64,7 +64,9 @@ class Trained:
         return float(json.loads((self.folder / "seconds.json").read_text(encoding="utf-8")))
 
     def complexity(self) -> Complexity:
-        return Complexity(**json.loads((self.folder / "complexity.json").read_text(encoding="utf-8")))
+        stored = json.loads((self.folder / "complexity.json").read_text(encoding="utf-8"))
+        stored.pop("complex_weight", None)  # older runs have it
+        return Complexity(**stored)
 
     def curve(self, tag: str) -> list[tuple[float, float]]:
         """`(epoch, value)` of a logged value."""

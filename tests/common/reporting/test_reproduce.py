@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
+from torch import nn
 
+from common.evaluation.complexity import count
 from common.reporting import counting, reproduce, runs
 from common.reporting.ledger import load
 from common.reporting.reproduce import main
@@ -132,6 +134,13 @@ def test_predictions_of_files_whose_names_have_commas(tmp_path: Path) -> None:
     (tmp_path / "predictions.csv").write_text('path,dice\n"a, b",0.5\n')
     run = runs.Trained("demo/one", "One", Result("", "demo/one", "", {}, {}), tmp_path)
     assert run.predictions() == [{"path": "a, b", "dice": "0.5"}]
+
+
+def test_counts_of_older_runs_are_read(tmp_path: Path) -> None:
+    found = count(nn.Linear(8, 4), (1, 8))
+    (tmp_path / "complexity.json").write_text(json.dumps(found.to_dict() | {"complex_weight": 1}))
+    run = runs.Trained("demo/one", "One", Result("", "demo/one", "", {}, {}), tmp_path)
+    assert run.complexity().macs_paper == found.macs_paper == 32
 
 
 def test_a_training_depends_on_no_source_that_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
