@@ -64,10 +64,10 @@ class Outcome:
         return f"{text} ({'; '.join(filter(None, said))})" if any(said) else text
 
 
-def signed(found: Interval, scale: float = 100) -> str:
+def signed(found: Interval) -> str:
     """`+3.1 [1.2, 5.0]`, in points."""
-    text = f"{scale * found.mean:+.1f}"
-    return text if found.low != found.low else f"{text} [{scale * found.low:.1f}, {scale * found.high:.1f}]"
+    text = f"{100 * found.mean:+.1f}"
+    return text if found.low != found.low else f"{text} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
 @dataclass(frozen=True)
@@ -220,10 +220,10 @@ def _score(progress: StudyProgress, data: str, method: str, test: NDArray[np.flo
     return f"{plain(mean_interval(test))}{state}" if len(test) else DASH
 
 
-def plain(found: Interval, scale: float = 100) -> str:
+def plain(found: Interval) -> str:
     """`71.2 [68.0, 74.4]`, in per cent."""
-    text = f"{scale * found.mean:.1f}"
-    low, high = scale * max(found.low, 0), scale * min(found.high, 1)
+    text = f"{100 * found.mean:.1f}"
+    low, high = 100 * max(found.low, 0), 100 * min(found.high, 1)
     return text if found.low != found.low else f"{text} [{low:.1f}, {high:.1f}]"
 
 
@@ -325,28 +325,12 @@ def write_page(progress: StudyProgress, place: Place) -> Path:
     for table in all_tables(progress):
         report.table(table)
     report.section("Plots")
-    if study.xlabel:
-        _plot_curves(report, progress)
     for data in study.data:
         _plot_cost(report, progress, data)
         _plot_learning(report, progress, place, data)
     report.section("Reproduce")
     report.code(f"spectral compare {study.path}")
     return report.write(place.out / "report")
-
-
-def _plot_curves(report: Report, progress: StudyProgress) -> None:
-    """Test score of every method over the data that have a place on the axis."""
-    study = progress.study
-    lines: dict[str, dict[float, Sequence[float]]] = {}
-    for data, own in study.data.items():
-        for name in study.methods_on(data) if own.x is not None else ():
-            values = [r.test for r in progress.scores(data, name).values() if r.test is not None]
-            if values:
-                lines.setdefault(study.methods[name].title or name, {})[float(own.x or 0)] = values
-    if lines:
-        figure = plots.mean_curves(lines, study.title, study.xlabel, "test score (%)")
-        report.picture(figure, "curves", "Test score, mean and deviation over seeds.")
 
 
 def _plot_cost(report: Report, progress: StudyProgress, data: str) -> None:
@@ -366,7 +350,7 @@ def _plot_learning(report: Report, progress: StudyProgress, place: Place, data: 
     curves = {}
     for name in progress.study.methods_on(data):
         for row in list(progress.scores(data, name).values())[:1]:
-            file = place.training(progress.study, row) / "fit.json"
+            file = place.training(row) / "fit.json"
             if file.is_file():
                 points = json.loads(file.read_text(encoding="utf-8"))["curves"].get("train_loss", [])
                 curves[progress.study.methods[name].title or name] = [(epoch, value) for epoch, value in points]

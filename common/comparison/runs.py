@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from common.command_line import UsageError, plain_message
-from common.comparison.rows import Pending, StudyProgress, StudyRow, append_row, pack, read_rows
+from common.comparison.rows import StudyProgress, StudyRow, append_row, pack, read_rows
 from common.comparison.study import Study, StudyError
 from common.datamodules.errors import first_line
 from common.evaluation.complexity import count
@@ -56,10 +56,9 @@ class Place:
         """Options of `spectral` for generated data; none for data that the study names by its own options."""
         return data_arguments(self.demo / study.demo_folder(data)) if study.data[data].demo else []
 
-    def training(self, study: Study, item: Pending | StudyRow) -> Path:
+    def training(self, row: StudyRow) -> Path:
         """The folder of a training. Its fit is shared by the stages `rate` and `score`."""
-        key = study.key(item.data, item.method, item.rate)
-        return self.out / "trainings" / f"{item.data}_{item.method}_rate-{item.rate:g}_seed-{item.seed}_{key}"
+        return self.out / "trainings" / f"{row.data}_{row.method}_rate-{row.rate:g}_seed-{row.seed}_{row.key}"
 
 
 def make_data(study: Study, place: Place, tell: Told) -> None:
@@ -107,7 +106,7 @@ def _here(study: Study, place: Place) -> Iterator[StudyRow]:
 
 def _in_processes(study: Study, place: Place, jobs: int) -> Iterator[StudyRow]:
     """Train in several processes, each with its share of the cores; rows in the order in which they end."""
-    running: dict[Future[StudyRow], Pending] = {}
+    running: dict[Future[StudyRow], StudyRow] = {}
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), begin_worker, (threads,)) as pool:
         while True:
@@ -122,27 +121,24 @@ def _in_processes(study: Study, place: Place, jobs: int) -> Iterator[StudyRow]:
                 yield future.result()
 
 
-def _start_folder(study: Study, place: Place, progress: StudyProgress, item: Pending) -> str:
+def _start_folder(study: Study, place: Place, progress: StudyProgress, item: StudyRow) -> str:
     """The run folder that a method continues from."""
     before = study.methods[item.method].starts_from
     if before is None:
         return ""
     row = progress.scores(item.data, before)[item.seed]
-    return str(last_checkpoint(place.training(study, row)).parent)
+    return str(last_checkpoint(place.training(row)).parent)
 
 
-def train(study: Study, place: Place, item: Pending, start: str = "") -> StudyRow:
+def train(study: Study, place: Place, item: StudyRow, start: str = "") -> StudyRow:
     """Train and test once, in this process; what is printed goes to `log.txt` of the training's folder."""
-    folder = place.training(study, item)
+    folder = place.training(item)
     folder.mkdir(parents=True, exist_ok=True)
     arguments = study.arguments(item.data, item.method, item.rate, start)
     arguments += [*place.data_options(study, item.data), "--seed_everything", str(item.seed)]
     arguments += ["--trainer.default_root_dir", str(folder), "--trainer.enable_progress_bar", "false"]
     began = time.monotonic()
-    row = StudyRow(
-        item.data, item.method, item.stage, item.seed, item.rate, study.key(item.data, item.method, item.rate)
-    )
-    row = replace(row, **_state())
+    row = replace(item, **_state())
     try:
         with (folder / "log.txt").open("a", encoding="utf-8") as log, output_to(log):
             facts = fit(arguments, folder)
@@ -167,7 +163,7 @@ def _state() -> dict[str, Any]:
     }
 
 
-def _scores(study: Study, item: Pending, arguments: Sequence[str], folder: Path) -> dict[str, Any]:
+def _scores(study: Study, item: StudyRow, arguments: Sequence[str], folder: Path) -> dict[str, Any]:
     """The columns of a row that come from testing."""
     found: dict[str, Any] = {}
     checkpoint = str(last_checkpoint(folder))
@@ -236,14 +232,14 @@ def _has_checkpoint(folder: Path) -> bool:
 
 def _can_be_built(study: Study, place: Place, row: StudyRow) -> bool:
     """Whether the network of a row is there or can be made anew: not where it depends on the training it continued."""
-    return not study.methods[row.method].starts_from or _has_checkpoint(place.training(study, row))
+    return not study.methods[row.method].starts_from or _has_checkpoint(place.training(row))
 
 
 def _module(study: Study, place: Place, row: StudyRow) -> Any:
     """The trained module of a row. One whose checkpoint was deleted is built anew, which takes the same time and
     memory.
     """
-    folder = place.training(study, row)
+    folder = place.training(row)
     if _has_checkpoint(folder):
         return load_trained(folder)
     return _fit_without_files(study, place, row.data, row.method, ["--trainer.max_steps", "0"]).model

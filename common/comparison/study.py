@@ -53,7 +53,6 @@ class StudyData:
         rates_of: other data of the study whose chosen learning rates are used here; None: they are chosen here.
         score: the metric that is compared on it, in place of the study's.
         fitted: the share of the best training score that counts as trained on it, in place of the study's.
-        x: where it stands on the axis `xlabel` of the study, such as the number of training clips.
     """
 
     title: str = ""
@@ -62,7 +61,6 @@ class StudyData:
     rates_of: str | None = None
     score: str = ""
     fitted: float | None = None
-    x: float | None = None
     line: int = 0
 
 
@@ -138,7 +136,6 @@ class Study:
         fitted: share of the best training score that a method must reach to count as trained.
         options: of `spectral`, for all methods and data.
         text: what a reader should know of the protocol.
-        xlabel: what `x` of the data is.
         full: keys that `--size full` replaces.
         path: the file.
     """
@@ -154,7 +151,6 @@ class Study:
     fitted: float = 0.9
     options: str = ""
     text: str = ""
-    xlabel: str = ""
     claims: list[Claim] = field(default_factory=list)
     full: dict[str, Any] = field(default_factory=dict)
     path: Path = Path()

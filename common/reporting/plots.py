@@ -148,27 +148,6 @@ def confusion_matrices(matrices: Mapping[str, ArrayLike], names: Sequence[str], 
     return figure
 
 
-def mean_curves(curves: Mapping[str, Mapping[float, Sequence[float]]], title: str, xlabel: str, ylabel: str) -> Figure:
-    """One line for every network through the means of several fractions at each x, in per cent, with their deviation
-    as bars; x is logarithmic."""
-    with style():
-        figure = Figure(figsize=(7.2, 3.8), layout="constrained")
-        axes = figure.subplots()
-        for i, (name, points) in enumerate(curves.items()):
-            x = sorted(points)
-            mean = [100 * float(np.mean(points[k])) for k in x]
-            bars = [100 * deviation(points[k]) for k in x]
-            marker, colour = MARKERS[i % len(MARKERS)], COLOURS[i % len(COLOURS)]
-            axes.errorbar(x, mean, bars, color=colour, marker=marker, markersize=5, capsize=3, label=name)
-        ticks = sorted({k for points in curves.values() for k in points})
-        axes.set_xscale("log")
-        axes.set_xticks(ticks, [f"{k:g}" for k in ticks])
-        axes.minorticks_off()
-        axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
-    return figure
-
-
 @dataclass(frozen=True)
 class Difference:
     """A difference in points with its interval, and whether it is larger than `needed`."""
@@ -218,11 +197,6 @@ def differences(found: Sequence[Difference], xlabel: str) -> Figure:
         ]
         figure.legend(handles, list(VERDICTS), loc="outside upper center", ncols=4)
     return figure
-
-
-def deviation(values: Sequence[float]) -> float:
-    """Standard deviation of a sample (n - 1); 0 for one value."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
 def learning_curves(curves: Mapping[str, Sequence[tuple[float, float]]], title: str, ylabel: str) -> Figure:

@@ -163,7 +163,6 @@ def _parser(module: str, paper: str) -> argparse.ArgumentParser:
     parser.add_argument("--complexity", action="store_true", help="only count parameters and multiply-adds")
     parser.add_argument("--json", action="store_true", help="with --list or --complexity: print only JSON")
     parser.add_argument("--tables", action="store_true", help="print the paper's tables too, which the report holds")
-    parser.add_argument("--demo", action="store_true", help="also train the demo networks of the named rows")
     parser.add_argument(
         "--data",
         action="append",
@@ -334,12 +333,7 @@ def _draw_figures(job: Job, ids: Sequence[str], figures: Mapping[str, FigureFunc
 
 def _train_demos(job: Job, ids: Sequence[str], args: argparse.Namespace, progress: Progress) -> None:
     """Train and test the chosen rows of all demos."""
-    jobs = [
-        DemoJob(runs.demo, row, runs.data)
-        for runs in job.demos
-        for row in runs.demo.rows
-        if row.id in ids or (args.demo and row.table_row in ids)
-    ]
+    jobs = [DemoJob(runs.demo, row, runs.data) for runs in job.demos for row in runs.demo.rows if row.id in ids]
     if not jobs:
         return
     demos = {own.data: own.demo for own in jobs}

@@ -230,14 +230,14 @@ def _difference(column: Column, ours: float | None, paper: float | None) -> str:
 # Rendering
 
 
-def to_markdown(table: RenderedTable, heading: str = "###") -> str:
+def to_markdown(table: RenderedTable) -> str:
     """A GitHub table with its title and notes."""
     names = [(f"{h.group} " if h.group else "") + h.name for h in table.heads]
     align = [":--" if h.kind == "text" else "--:" for h in table.heads]
     lines = [names, align, *([_escape(c) for c in row] for row in table.cells)]
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     notes = "\n".join(f"- {note}" for note in table.notes)
-    return "\n\n".join(part for part in (f"{heading} {table.title}", text, notes) if part)
+    return "\n\n".join(part for part in (f"### {table.title}", text, notes) if part)
 
 
 def _escape(text: str) -> str:
