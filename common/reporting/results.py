@@ -11,11 +11,12 @@ import csv
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
+
+from common.output_files import new_file
 
 _FACTS = ("kind", "params", "videos", "videos_expected", "views", "seed", "commit", "dirty", "manifest_hash", "created")
 _NOT_METRICS = {*_FACTS, "duration_s", "clips_per_s", "repeated_views"}
@@ -127,21 +128,11 @@ def written_whole(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file for writing that appears under `path`, replacing it, only when all is written."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    encoding = None if "b" in mode else "utf-8"
-    with tempfile.NamedTemporaryFile(
-        mode,
-        dir=path.parent,
-        prefix=f".{path.name}.",
-        delete=False,
-        encoding=encoding,
-        newline=None if "b" in mode else "",
-    ) as file:
-        try:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    encoding, newline = (None, None) if "b" in mode else ("utf-8", "")
+    with (
+        new_file(path, overwrite=True) as temporary,
+        temporary.open(mode, encoding=encoding, newline=newline) as file,
+    ):
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
