@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import multiprocessing
+import itertools
 import os
 import shlex
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +18,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
 
 from common.command_line import UsageError, plain_message
 from common.comparison.rows import StudyProgress, StudyRow, append_row, pack, read_rows
@@ -38,7 +36,7 @@ from common.reporting.runs import (
     make_demo_data,
     output_to,
 )
-from common.reporting.workers import begin_worker
+from common.reporting.workers import pool
 from common.training import cli, lightning_cli
 
 Told = Callable[[str], None]
@@ -107,13 +105,12 @@ def _here(study: Study, place: Place) -> Iterator[StudyRow]:
 def _in_processes(study: Study, place: Place, jobs: int) -> Iterator[StudyRow]:
     """Train in several processes, each with its share of the cores; rows in the order in which they end."""
     running: dict[Future[StudyRow], StudyRow] = {}
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), begin_worker, (threads,)) as pool:
+    with pool(jobs, (os.cpu_count() or 1) // jobs) as workers:
         while True:
             progress = StudyProgress(study, read_rows(place.rows))
             waiting = [item for item in progress.pending() if item not in running.values()]
             for item in waiting[: jobs - len(running)]:
-                running[pool.submit(train, study, place, item, _start_folder(study, place, progress, item))] = item
+                running[workers.submit(train, study, place, item, _start_folder(study, place, progress, item))] = item
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -181,9 +178,7 @@ def _scores(study: Study, item: StudyRow, arguments: Sequence[str], folder: Path
         if split == "test":
             outcomes = read_outcomes(tested.run_dir)
             found |= {"correct": pack(outcomes), "test_files": len(outcomes)} if outcomes else {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        complexity = count(tested.model.network, tested.datamodule.spec.input_shape)
+    complexity = count(tested.model.network, tested.datamodule.spec.input_shape)
     return found | {"params": complexity.params, "macs": round(complexity.macs_full)}
 
 
@@ -261,26 +256,17 @@ def _fit_without_files(
 
 def _costs(networks: dict[str, Any], shapes: Sequence[tuple[int, ...]]) -> dict[str, dict[str, Any]]:
     """Milliseconds and megabytes by network; those with the same input take turns, on a CPU with one thread."""
-    with one_thread():
-        return _measure(networks, shapes)
-
-
-def _measure(networks: dict[str, Any], shapes: Sequence[tuple[int, ...]]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {name: {} for name in networks}
-    for shape in dict.fromkeys(shapes):
+    for shape, training in itertools.product(dict.fromkeys(shapes), (False, True)):
         group = {name: network for (name, network), own in zip(networks.items(), shapes, strict=True) if own == shape}
-        one: Tensor = torch.randn(shape)
-        two: Tensor = torch.randn(2, *shape[1:])
+        stage, x = ("train", torch.randn(2, *shape[1:])) if training else ("infer", torch.randn(shape))
         for network in group.values():
-            network.eval()
-        for name, latency in measure_latency(group, one).items():
-            found[name]["infer_ms"] = round(1e3 * latency.seconds, 3)
-            found[name]["infer_mb"] = round(peak_allocated(group[name], one) / 1e6, 2)
-        for network in group.values():
-            network.train()
-        for name, latency in measure_latency(group, two, backward=True).items():
-            found[name]["train_ms"] = round(1e3 * latency.seconds, 3)
-            found[name]["train_mb"] = round(peak_allocated(group[name], two, backward=True) / 1e6, 2)
+            network.train(training)
+        with one_thread():
+            times = measure_latency(group, x, backward=training)
+            for name, network in group.items():
+                found[name][f"{stage}_ms"] = round(1e3 * times[name].seconds, 3)
+                found[name][f"{stage}_mb"] = round(peak_allocated(network, x, backward=training) / 1e6, 2)
     return found
 
 

@@ -57,8 +57,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.spectral import reference_implementation
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", FutureWarning)  # it scripts a function when it is imported
+with warnings.catch_warnings(action="ignore", category=FutureWarning):  # it scripts a function when it is imported
     from fvcore.nn.jit_analysis import JitModelAnalysis
 
 
@@ -162,7 +161,8 @@ def count(
         analysis.set_op_handle(name, _for_fvcore(name, handle))
     try:
         shapes_only = _ShapesOnly() if device == "meta" else nullcontext()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), reference_implementation(), shapes_only:
+        quiet = warnings.catch_warnings(action="ignore")  # of the tracer
+        with quiet, torch.no_grad(), torch.random.fork_rng(devices=[]), reference_implementation(), shapes_only:
             totals = analysis.by_operator()
     except UnknownOperatorError:
         raise

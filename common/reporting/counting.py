@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from common.evaluation.complexity import Complexity
 from common.reporting.ledger import Ledger, RowNetwork
 from common.reporting.results import written_whole
-from common.reporting.workers import begin_worker
+from common.reporting.workers import pool
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -74,13 +73,13 @@ class Counter:
             for name, part in missing.items():
                 yield name, _counted(self.ledger, part)
             return
-        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), begin_worker, (1,)) as pool:
-            futures = {pool.submit(_counted, self.ledger, part): name for name, part in missing.items()}
+        with pool(jobs) as workers:
+            futures = {workers.submit(_counted, self.ledger, part): name for name, part in missing.items()}
             try:
                 for future in as_completed(futures):
                     yield futures[future], future.result()
             except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
+                workers.shutdown(wait=False, cancel_futures=True)
                 raise
 
     def count(self, spec: RowNetwork) -> Complexity:

@@ -11,7 +11,6 @@ import csv
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
 import shlex
 import signal
@@ -19,9 +18,8 @@ import subprocess
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +37,7 @@ from common.output_files import cell, locked
 from common.reporting.counting import ROOT, source_hash
 from common.reporting.ledger import Demo, DemoRow, Ledger, Recipe, Row
 from common.reporting.results import Result, from_json, written_whole
-from common.reporting.workers import begin_worker
+from common.reporting.workers import pool
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
@@ -122,10 +120,7 @@ def run_recipe(arguments: Sequence[str], folder: Path, seed: int, bar: tuple[Pro
             traceback.print_exc(file=log)
             raise
     assert tested.run_dir is not None
-    spec = tested.datamodule.spec
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        complexity = count(tested.model.network, spec.input_shape)
+    complexity = count(tested.model.network, tested.datamodule.spec.input_shape)
     extra = {
         "complexity.json": complexity.to_dict() | {"by_module": {}},
         "curves.json": fitted["curves"],
@@ -356,16 +351,14 @@ def train_all(
         while (before := job.before()) is not None:
             job = waiting.setdefault(before.row.id, before)
     running: dict[Future[Trained], str] = {}
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(waiting)), context, begin_worker, (threads,)) as pool:
+    with pool(min(processes, len(waiting)), (os.cpu_count() or 1) // processes) as workers:
         while waiting or running:
             # No more than run at once, so that an interruption finds none in a queue.
             unfinished = {*waiting, *running.values()}
             ready = [key for key, job in waiting.items() if job.row.starts_from not in unfinished]
             ready.sort(key=lambda key: waiting[key].row.starts_from is not None)
             for key in ready[: processes - len(running)]:
-                running[pool.submit(_train_in_worker, ledger, waiting.pop(key), out, seed, epochs)] = key
+                running[workers.submit(_train_in_worker, ledger, waiting.pop(key), out, seed, epochs)] = key
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 key = running.pop(future)
                 if key in positions:
@@ -442,6 +435,10 @@ class Job:
     def data(self, demo: str = "demo") -> Path | None:
         """The folder of a demo's data; None if it was not made."""
         return next((d.data for d in self.demos if d.demo.id == demo and d.data.is_dir()), None)
+
+    def find(self, entry: str) -> tuple[Trained, Path] | None:
+        """The training of a demo row, with the folder of its data."""
+        return next(((run, runs.data) for runs in self.demos for run in runs.rows if run.entry == entry), None)
 
     def trained(self) -> list[Trained]:
         """Every demo training."""
