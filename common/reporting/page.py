@@ -337,8 +337,6 @@ def _report_demo(report: Report, ledger: Ledger, runs: DemoRuns, epochs: int | N
     report.text(demo.text)
     if epochs is not None:
         report.text(f"**Trained for {epochs} epochs instead of the recipe's, to try things out.**")
-    if not runs.rows:
-        return
     report.table(demo_table(demo, runs.rows))
     curves = {run.name: run.curve("train_loss") for run in runs.rows}
     if any(len(points) > 1 for points in curves.values()):

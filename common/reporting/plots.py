@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import matplotlib
@@ -34,11 +34,8 @@ STYLE: Any = {
 }
 
 
-@contextmanager
-def style() -> Iterator[None]:
-    """Inside this context figures have the reports' style."""
-    with matplotlib.rc_context(STYLE):
-        yield
+#: a context inside which figures have the reports' style
+style = partial(matplotlib.rc_context, STYLE)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ import shlex
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +31,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from common.command_line import debugging
 from common.evaluation.complexity import Complexity
 from common.reporting import tables
 from common.reporting.counting import complexity_records, count_rows
@@ -69,7 +69,6 @@ def main(folder: Path, figures: Mapping[str, FigureFunction], argv: Sequence[str
     module = ".".join([*folder.resolve().relative_to(package_root(folder)).parts, "reproduce"])
     args = _parser(module, folder.name).parse_args(argv)
     errors = Console(file=sys.stderr, highlight=False, soft_wrap=True)
-    warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated.*")
     began = time.monotonic()
     try:
         ledger = load(folder / "ledger.yaml")
@@ -122,14 +121,6 @@ class _ProgressLines(Progress):
     def update(self, task_id: TaskID, *args: Any, **kwargs: Any) -> None:
         was_finished = self._tasks[task_id].finished
         super().update(task_id, *args, **kwargs)
-        self._tell_end(task_id, was_finished)
-
-    def advance(self, task_id: TaskID, advance: float = 1) -> None:
-        was_finished = self._tasks[task_id].finished
-        super().advance(task_id, advance)
-        self._tell_end(task_id, was_finished)
-
-    def _tell_end(self, task_id: TaskID, was_finished: bool) -> None:
         task = self._tasks[task_id]
         if task.finished and not was_finished:
             print(f"{task.description}: done in {task.elapsed or 0:.0f} s", file=sys.stderr, flush=True)
@@ -309,7 +300,7 @@ def _work(
         for runs in job.demos:
             with _noting_failure(job, f"{runs.demo.id}, frequencies"):
                 runs.frequencies = frequency_uses(runs)
-            progress.advance(task)
+            progress.update(task, advance=1)
     if data:
         _train_recipes(job, ids, args, data, progress)
     _draw_figures(job, ids, figures, progress)
@@ -328,7 +319,7 @@ def _draw_figures(job: Job, ids: Sequence[str], figures: Mapping[str, FigureFunc
             if function is None:
                 raise LedgerError(f"{job.ledger.path}:{figure.line}: no figure function {figure.function}")
             job.figures[figure.id] = png(function(job))
-        progress.advance(task)
+        progress.update(task, advance=1)
 
 
 def _train_demos(job: Job, ids: Sequence[str], args: argparse.Namespace, progress: Progress) -> None:
@@ -340,7 +331,7 @@ def _train_demos(job: Job, ids: Sequence[str], args: argparse.Namespace, progres
     task = progress.add_task("Making the demo data", total=len(demos))
     with ThreadPoolExecutor(args.jobs) as pool:  # each waits for a process that draws
         for _ in pool.map(make_demo_data, [demo.data for demo in demos.values()], demos):
-            progress.advance(task)
+            progress.update(task, advance=1)
     task = progress.add_task("Training the demo networks", total=len(jobs))
     results: dict[int, Trained] = {}
     where = (args.out, args.seed, args.epochs, progress)
@@ -349,7 +340,7 @@ def _train_demos(job: Job, ids: Sequence[str], args: argparse.Namespace, progres
             if isinstance(result, BaseException):
                 raise result
             results[position] = result
-        progress.advance(task)
+        progress.update(task, advance=1)
     for runs in job.demos:
         runs.rows = [results[position] for position in sorted(results) if jobs[position].demo is runs.demo]
 
@@ -374,7 +365,7 @@ def _noting_failure(job: Job, what: str) -> Iterator[None]:
     except LedgerError:
         raise
     except Exception as error:
-        if os.environ.get("SPECTRAL_DEBUG"):
+        if debugging():
             raise
         job.failures.append(f"{what}: {type(error).__name__}: {error}")
 

@@ -259,7 +259,7 @@ def test_progress_without_a_terminal_is_told_in_lines(capsys: pytest.CaptureFixt
     printed, deadline = "", time.monotonic() + 10
     with reproduce._ProgressLines(seconds=0.05) as progress:
         task = progress.add_task("Training", total=2)
-        progress.advance(task)
+        progress.update(task, advance=1)
         while "Training: 1 of 2" not in printed and time.monotonic() < deadline:
             time.sleep(0.02)
             printed += capsys.readouterr().err
