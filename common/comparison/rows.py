@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.comparison.study import Study, StudyError
 
@@ -167,6 +168,10 @@ class StudyProgress:
         rate = self.rate(data, method)
         found = {r.seed: r for r in self.rows if (r.data, r.method, r.stage, r.rate) == (data, method, "score", rate)}
         return {seed: found[seed] for seed in self.study.seeds if seed in found}
+
+    def tests(self, data: str, method: str) -> NDArray[np.float64]:
+        """The test scores of `scores`, (S,)."""
+        return np.array([r.test for r in self.scores(data, method).values() if r.test is not None], dtype=float)
 
     def pending(self) -> list[StudyRow]:
         """Trainings that can begin now, one data after the other: all rates, then the seeds of what has a rate."""

@@ -47,7 +47,7 @@ class StudyData:
     """Data of a study.
 
     Attributes:
-        title: for tables.
+        title: for tables; the key by default.
         demo: arguments of `python -m data.demo`, without `--out`; the data is generated.
         options: of `spectral`, such as `--data.root DIR`.
         rates_of: other data of the study whose chosen learning rates are used here; None: they are chosen here.
@@ -70,7 +70,7 @@ class StudyMethod:
 
     Attributes:
         recipe: path, relative to the study.
-        title: for tables; the id by default.
+        title: for tables; the key by default.
         options: of `spectral`; `{start}` stands for the run folder of `starts_from`.
         starts_from: method whose training with the same seed this one continues.
         bound: the best score that the method can reach on training data, by data or for all: 0.5 for a network that
@@ -227,6 +227,9 @@ def load(path: str | Path, size: str = "quick") -> Study:
     except strict_yaml.EntryError as error:
         raise StudyError(str(error)) from error
     study.path = path
+    entries: list[tuple[str, Any]] = [*study.data.items(), *study.methods.items()]
+    for name, entry in entries:
+        entry.title = entry.title or name
     _check(study)
     return study
 

@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +32,8 @@ def source_hash(paper: Path) -> str:
     return digest.hexdigest()
 
 
-def _parts(spec: RowNetwork) -> list[RowNetwork]:
-    """The network itself, and the one that it is compared with, if any."""
-    own = replace(spec, baseline=None)
-    return [own] if spec.baseline is None else [own, replace(own, network=spec.baseline)]
-
-
 def _counted(ledger: Ledger, spec: RowNetwork) -> dict[str, Any]:
-    return ledger.complexity(spec).to_dict() | {"by_module": {}}
+    return ledger.count(spec).to_dict() | {"by_module": {}}
 
 
 class Counter:
@@ -61,7 +54,7 @@ class Counter:
 
     def count_all(self, specs: Sequence[RowNetwork], jobs: int, counted: Callable[[int, int], None]) -> None:
         """Count what is not known of these networks and of those that they are compared with, in `jobs` processes."""
-        parts = [part for spec in specs for part in _parts(spec)]
+        parts = [part for spec in specs for part in spec.parts()]
         missing = {name: part for part in parts if (name := self.name(part)) not in self.known}
         jobs = min(jobs, len(missing) // 8)  # starting a process takes as long as counting some networks
         for done, (name, found) in enumerate(self._counts(missing, jobs), 1):
@@ -84,8 +77,7 @@ class Counter:
 
     def count(self, spec: RowNetwork) -> Complexity:
         """The counts of a network, over those of its baseline if it has one. `count_all` has counted both."""
-        own, *base = (Complexity(**self.known[self.name(part)]) for part in _parts(spec))
-        return own.over(*base) if base else own
+        return self.ledger.complexity(spec, lambda part: Complexity(**self.known[self.name(part)]))
 
     def save(self) -> None:
         if self.cache:

@@ -53,7 +53,8 @@ from torch import nn
 from common.evaluation.complexity import Complexity, count
 from common.reporting import strict_yaml
 
-STATUSES = ("computed", "demo", "recipe", "literature", "diagram")
+#: status -> its mark in the tables
+STATUSES = {"computed": "C", "demo": "D", "recipe": "R", "literature": "L", "diagram": "G"}
 DASH = "\N{EN DASH}"
 
 
@@ -123,6 +124,11 @@ class RowNetwork:
     arguments: dict[str, Any] = field(default_factory=dict)
     counter: str | None = None
     baseline: str | None = None
+
+    def parts(self) -> list[RowNetwork]:
+        """The network itself, and the one that it is compared with, if any."""
+        own = dataclasses.replace(self, baseline=None)
+        return [own] if self.baseline is None else [own, dataclasses.replace(own, network=self.baseline)]
 
 
 @dataclass
@@ -314,16 +320,18 @@ class Ledger:
         base = self.networks[spec.network]
         return Network(base.function, base.arguments | spec.arguments, base.classes)
 
-    def complexity(self, spec: RowNetwork) -> Complexity:
-        """Count a row's network; nothing is computed, so any size takes about a second."""
+    def complexity(self, spec: RowNetwork, count: Callable[[RowNetwork], Complexity] | None = None) -> Complexity:
+        """The counts of a row's network, over those of its baseline if it has one; `count` knows those of each."""
+        own, *base = map(count or self.count, spec.parts())
+        return own.over(*base) if base else own
+
+    def count(self, spec: RowNetwork) -> Complexity:
+        """Count a network; nothing is computed, so any size takes about a second."""
         counter = _find(spec.counter) if spec.counter else count
         with torch.device("meta"):
             network = self.network(spec).build()
         found: Complexity = counter(network, spec.input)
-        if spec.baseline is None:
-            return found
-        base = self.complexity(dataclasses.replace(spec, network=spec.baseline, baseline=None))
-        return found.over(base)
+        return found
 
 
 @cache
