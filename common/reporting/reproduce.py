@@ -324,7 +324,12 @@ def _draw_figures(job: Job, ids: Sequence[str], figures: Mapping[str, FigureFunc
 
 def _train_demos(job: Job, ids: Sequence[str], args: argparse.Namespace, progress: Progress) -> None:
     """Train and test the chosen rows of all demos."""
-    jobs = [DemoJob(runs.demo, row, runs.data) for runs in job.demos for row in runs.demo.rows if row.id in ids]
+    jobs = [
+        DemoJob(job.ledger, runs.demo, row, runs.data, args.out, args.seed, args.epochs)
+        for runs in job.demos
+        for row in runs.demo.rows
+        if row.id in ids
+    ]
     if not jobs:
         return
     demos = {own.data: own.demo for own in jobs}
@@ -334,8 +339,7 @@ def _train_demos(job: Job, ids: Sequence[str], args: argparse.Namespace, progres
             progress.update(task, advance=1)
     task = progress.add_task("Training the demo networks", total=len(jobs))
     results: dict[int, Trained] = {}
-    where = (args.out, args.seed, args.epochs, progress)
-    for position, result in train_all(job.ledger, jobs, *where, min(args.jobs, len(jobs))):
+    for position, result in train_all(jobs, progress, min(args.jobs, len(jobs))):
         with _noting_failure(job, jobs[position].row.id):
             if isinstance(result, BaseException):
                 raise result

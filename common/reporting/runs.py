@@ -20,7 +20,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -252,81 +252,80 @@ def data_arguments(data: Path) -> list[str]:
     return ["--data.root", str(data), *(["--data.manifest", str(manifest)] if manifest.is_file() else [])]
 
 
-def demo_key(
-    ledger: Ledger, demo: Demo, row: DemoRow, data: Path, seed: int, epochs: int | None, after: str | None = None
-) -> str:
-    """Hash of everything that a demo result depends on; `after` is the key of the training that it continues."""
-    digest = hashlib.sha256()
-    digest.update((ledger.folder / "recipes" / demo.recipe).read_bytes())
-    digest.update(json.dumps([row.overrides, seed, epochs, after, torch.__version__]).encode())
-    for file in sorted(path for path in data.iterdir() if path.is_file()):
-        digest.update(file.name.encode() + file.read_bytes())
-    digest.update(source_hash(ledger.folder).encode())
-    return digest.hexdigest()[:12]
-
-
-def demo_folder(ledger: Ledger, demo: Demo, row: DemoRow, data: Path, out: Path, seed: int, epochs: int | None) -> Path:
-    """Where a training goes; it is finished if `result.json` is there."""
-    before = None
-    if row.starts_from is not None:
-        before = demo_folder(ledger, demo, demo.row(row.starts_from), data, out, seed, epochs).name
-    return out / row.id / demo_key(ledger, demo, row, data, seed, epochs, before)
-
-
-def train_demo(
-    ledger: Ledger,
-    demo: Demo,
-    row: DemoRow,
-    data: Path,
-    out: Path,
-    seed: int,
-    epochs: int | None,
-    progress: Progress,
-) -> Trained:
-    """Train and test a demo network, and first the one that it continues; finished ones are reused."""
-    folder = demo_folder(ledger, demo, row, data, out, seed, epochs)
-    reused = (folder / "result.json").is_file()
-    before = None
-    if row.starts_from is not None and not reused:
-        before = train_demo(ledger, demo, demo.row(row.starts_from), data, out, seed, epochs, progress)
-    if not reused:
-        start = str(before.checkpoint().parent) if before else ""
-        overrides = [word.replace("{starts_from}", start) for word in row.overrides]
-        arguments = Recipe(demo.recipe, overrides).arguments(ledger.folder)
-        arguments += data_arguments(data)
-        if epochs is not None:
-            arguments += ["--trainer.max_epochs", str(epochs)]
-        task = progress.add_task(f"  {row.name}", total=None)
-        run_recipe(arguments, folder, seed, (progress, task))
-        progress.update(task, total=1, completed=1)
-    result = from_json(folder / "result.json", row.id)
-    return Trained(row.id, row.name, result, folder, reused)
-
-
-@dataclass
+@dataclass(frozen=True)
 class DemoJob:
-    """A network of a demo that is to be trained on the demo's data."""
+    """A network of a demo that is trained and tested on the demo's data.
 
+    Attributes:
+        ledger, demo, row: what is trained.
+        data: folder of the demo's data.
+        out: the training goes to a folder below it.
+        seed: of the training.
+        epochs: in place of the recipe's.
+    """
+
+    ledger: Ledger
     demo: Demo
     row: DemoRow
     data: Path
+    out: Path
+    seed: int
+    epochs: int | None = None
 
     def before(self) -> DemoJob | None:
         """The training that this one continues."""
         start = self.row.starts_from
-        return None if start is None else DemoJob(self.demo, self.demo.row(start), self.data)
+        return None if start is None else replace(self, row=self.demo.row(start))
+
+    def key(self) -> str:
+        """Hash of everything that the result depends on."""
+        before = self.before()
+        after = None if before is None else before.key()
+        digest = hashlib.sha256()
+        digest.update((self.ledger.folder / "recipes" / self.demo.recipe).read_bytes())
+        digest.update(json.dumps([self.row.overrides, self.seed, self.epochs, after, torch.__version__]).encode())
+        for file in sorted(path for path in self.data.iterdir() if path.is_file()):
+            digest.update(file.name.encode() + file.read_bytes())
+        digest.update(source_hash(self.ledger.folder).encode())
+        return digest.hexdigest()[:12]
+
+    def folder(self) -> Path:
+        """Where the training goes; it is finished if `result.json` is there."""
+        return self.out / self.row.id / self.key()
+
+    def train(self, progress: Progress) -> Trained:
+        """Train and test the network, and first the one that it continues; finished ones are reused."""
+        folder = self.folder()
+        reused = (folder / "result.json").is_file()
+        if not reused:
+            before = self.before()
+            start = "" if before is None else str(last_checkpoint(before.train(progress).folder).parent)
+            overrides = [word.replace("{starts_from}", start) for word in self.row.overrides]
+            arguments = [*Recipe(self.demo.recipe, overrides).arguments(self.ledger.folder), *data_arguments(self.data)]
+            if self.epochs is not None:
+                arguments += ["--trainer.max_epochs", str(self.epochs)]
+            _run(arguments, folder, self.seed, progress, self.row.name)
+        return Trained(self.row.id, self.row.name, from_json(folder / "result.json", self.row.id), folder, reused)
+
+
+def train_demo(
+    ledger: Ledger, demo: Demo, row: DemoRow, data: Path, out: Path, seed: int, epochs: int | None, progress: Progress
+) -> Trained:
+    """Train one demo network, for notebooks."""
+    return DemoJob(ledger, demo, row, data, out, seed, epochs).train(progress)
+
+
+def _run(arguments: Sequence[str], folder: Path, seed: int, progress: Progress, name: str) -> None:
+    """`run_recipe` with a bar of its own."""
+    task = progress.add_task(f"  {name}", total=None)
+    run_recipe(arguments, folder, seed, (progress, task))
+    progress.update(task, total=1, completed=1)
 
 
 def train_all(
-    ledger: Ledger,
-    jobs: Sequence[DemoJob],
-    out: Path,
-    seed: int,
-    epochs: int | None,
-    progress: Progress,
-    processes: int = 1,
+    jobs: Sequence[DemoJob], progress: Progress, processes: int = 1
 ) -> Iterator[tuple[int, Trained | BaseException]]:
-    """Train and test network after network, as `train_demo` does, in several processes.
+    """Train and test network after network in several processes.
 
     With several processes each has its share of the machine's cores: small networks gain little from more threads.
     Networks that others continue come first.
@@ -337,12 +336,11 @@ def train_all(
     waiting: dict[str, DemoJob] = {}
     positions = {job.row.id: position for position, job in enumerate(jobs)}
     for position, job in enumerate(jobs):
-        finished = demo_folder(ledger, job.demo, job.row, job.data, out, seed, epochs) / "result.json"
-        if processes > 1 and not finished.is_file():
+        if processes > 1 and not (job.folder() / "result.json").is_file():
             waiting[job.row.id] = job
             continue
         try:
-            yield position, train_demo(ledger, job.demo, job.row, job.data, out, seed, epochs, progress)
+            yield position, job.train(progress)
         except Exception as error:
             yield position, error
     if not waiting:
@@ -358,17 +356,17 @@ def train_all(
             ready = [key for key, job in waiting.items() if job.row.starts_from not in unfinished]
             ready.sort(key=lambda key: waiting[key].row.starts_from is not None)
             for key in ready[: processes - len(running)]:
-                running[workers.submit(_train_in_worker, ledger, waiting.pop(key), out, seed, epochs)] = key
+                running[workers.submit(_train_in_worker, waiting.pop(key))] = key
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 key = running.pop(future)
                 if key in positions:
                     yield positions[key], future.exception() or future.result()
 
 
-def _train_in_worker(ledger: Ledger, job: DemoJob, out: Path, seed: int, epochs: int | None) -> Trained:
+def _train_in_worker(job: DemoJob) -> Trained:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return train_demo(ledger, job.demo, job.row, job.data, out, seed, epochs, Progress(disable=True))
+        return job.train(Progress(disable=True))
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -389,9 +387,7 @@ def train_row(
         folder = out / "recipes" / row.id / dataset / f"{i + 1}-{key}"
         reused = (folder / "result.json").is_file()
         if not reused:
-            task = progress.add_task(f"  {row.id} {dataset}", total=None)
-            run_recipe(arguments, folder, seed, (progress, task))
-            progress.update(task, total=1, completed=1)
+            _run(arguments, folder, seed, progress, f"{row.id} {dataset}")
         result = from_json(folder / "result.json", row.id, dataset)
         finished.append(Trained(row.id, row.name, result, folder, reused))
     return finished

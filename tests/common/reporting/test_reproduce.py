@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ def test_the_whole_job_and_a_second_run(
     assert [row.entry for row in read(paper / "results.csv")] == ["demo/one", "demo/two"]
 
     monkeypatch.setattr(runs, "run_recipe", forbid)
-    monkeypatch.setattr(reproduce.Ledger, "complexity", forbid)
+    monkeypatch.setattr(reproduce.Ledger, "count", forbid)
     took: list[float] = []
     facts = reproduce.run_facts
     monkeypatch.setattr(reproduce, "run_facts", lambda job, seconds: took.append(seconds) or facts(job, seconds))
@@ -71,20 +72,15 @@ def test_the_whole_job_and_a_second_run(
     assert len(read(out / "results.csv")) == 2
     assert "2 trainings, 0 of them in this run" in (out / "report" / "index.html").read_text()
 
-    key = runs.demo_key
     ledger = load(paper / "ledger.yaml")
     own = ledger.demos[0]
-    one, two = own.rows
     data = out.parent / "demo" / "motion"
-    keys = [
-        key(ledger, own, one, data, 0, None),
-        key(ledger, own, two, data, 0, None),
-        key(ledger, own, one, data, 1, None),
-    ]
+    one, two = (runs.DemoJob(ledger, own, row, data, out, 0) for row in own.rows)
+    keys = [one.key(), two.key(), replace(one, seed=1).key()]
     (paper / "recipes" / "demo.yaml").write_text((paper / "recipes" / "demo.yaml").read_text() + "# changed\n")
-    keys.append(key(ledger, own, one, data, 0, None))
+    keys.append(one.key())
     (data / "manifest.csv").write_text((data / "manifest.csv").read_text() + "\n")
-    keys.append(key(ledger, own, one, data, 0, None))
+    keys.append(one.key())
     assert len(set(keys)) == 5
 
 
