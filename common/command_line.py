@@ -41,9 +41,9 @@ def did_you_mean(word: str, known: Iterable[str], otherwise: str = "", before: s
     return f"{before}Did you mean {near[0]}?" if near else otherwise
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def first_line(error: BaseException, message: str | None = None) -> str:
+    """The first line of an error's message, or of the `message` that stands for it; the error's type if it is empty."""
+    return ((str(error) if message is None else message).strip() or type(error).__name__).splitlines()[0]
 
 
 def without_dump(message: str) -> str:

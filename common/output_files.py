@@ -38,15 +38,15 @@ def row_writer(path: Path, columns: Sequence[str], overwrite: bool = False) -> I
         yield lambda row: writer.writerow({key: cell(value) for key, value in row.items()})
 
 
-def write_json(path: Path, rows: Sequence[dict[str, Any]], overwrite: bool = False) -> None:
-    """Write rows as a JSON list of objects, one a line.
+def write_json(path: Path, content: Any, overwrite: bool = False) -> None:
+    """Write values as JSON; what JSON does not know becomes text.
 
     Raises:
         FileExistsError: the file exists and ``overwrite`` is False.
     """
-    lines = ",\n".join(json.dumps(row) for row in rows)
     with path.open("w" if overwrite else "x", encoding="utf-8") as file:
-        file.write(f"[\n{lines}\n]\n")
+        json.dump(content, file, indent=2, default=str)
+        file.write("\n")
 
 
 @contextmanager

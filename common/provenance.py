@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -40,10 +39,3 @@ def package_versions() -> dict[str, str]:
     if torch.cuda.is_available():
         versions["gpu"] = torch.cuda.get_device_name()
     return versions
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a new JSON file; an existing one is never replaced (FileExistsError)."""
-    with path.open("x", encoding="utf-8") as file:
-        json.dump(content, file, indent=2, default=str)
-        file.write("\n")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,7 +68,6 @@ def main(argv: list[str]) -> int:
         options.jobs = 1 if torch.cuda.is_available() else os.cpu_count() or 1
     if options.jobs < 1:
         raise StudyError(f"--jobs is {options.jobs}; it must be at least 1")
-    warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated.*")
     study = load(options.study, options.size)
     place = _place(study, options.out, options.rows)
     if options.dry_run:

@@ -44,7 +44,7 @@ def write_papers_page(papers: Path, out: Path, jobs: int = 1, readme: Path | Non
     page.picture(plots.differences(report.differences(findings), report.XLABEL), "claims", caption)
     page.table(report.methods_table(study_of_operators()))
     counts = {
-        ledger.paper: (ledger, count_rows(ledger, _ids(ledger), out / ledger.paper / "complexity.json", jobs=jobs))
+        ledger.paper: (ledger, count_rows(ledger, ledger.select([]), out / ledger.paper / "complexity.json", jobs=jobs))
         for ledger in ledgers
     }
     page.section("Counts")
@@ -56,10 +56,6 @@ def write_papers_page(papers: Path, out: Path, jobs: int = 1, readme: Path | Non
         tested = report.all_tables(studies[ledger.paper])[1:] if ledger.paper in studies else []
         _add_paper(page, ledger, tested, counts[ledger.paper][1], out)
     return page.write(out / "report")
-
-
-def _ids(ledger: Ledger) -> list[str]:
-    return [row.id for _, row in ledger.rows()]
 
 
 def _add_paper(

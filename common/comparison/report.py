@@ -44,7 +44,7 @@ class Outcome:
 
     def label(self, progress: StudyProgress) -> str:
         """What is compared with what."""
-        names = {name: method.title or name for name, method in progress.study.methods.items()}
+        names = {name: method.title for name, method in progress.study.methods.items()}
         where = f" on {self.data}" if len(progress.study.data) > 1 else ""
         what = f"{names[self.better]} − {names[self.than]}{where}"
         if self.measure != "score":
@@ -64,10 +64,10 @@ class Outcome:
         return f"{text} ({'; '.join(filter(None, said))})" if any(said) else text
 
 
-def signed(found: Interval, scale: float = 100) -> str:
+def signed(found: Interval) -> str:
     """`+3.1 [1.2, 5.0]`, in points."""
-    text = f"{scale * found.mean:+.1f}"
-    return text if found.low != found.low else f"{text} [{scale * found.low:.1f}, {scale * found.high:.1f}]"
+    text = f"{100 * found.mean:+.1f}"
+    return text if found.low != found.low else f"{text} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _outcome(progress: StudyProgress, comparison: Comparison, data: str, better:
     else:
         found = paired_difference(*scores)
     if untrained := [m for m in (better, than) if not progress.is_trained(data, m)]:
-        names = ", ".join(progress.study.methods[m].title or m for m in untrained)
+        names = ", ".join(progress.study.methods[m].title for m in untrained)
         return replace(undecided(f"{names} not trained", found), trained=False)
     if len(seeds) < len(progress.study.seeds):
         return undecided(f"{len(seeds)} of {len(progress.study.seeds)} seeds", found)
@@ -167,17 +167,16 @@ def score_table(progress: StudyProgress, data: str) -> RenderedTable:
     for name in study.methods_on(data):
         rows = {s: r for s, r in progress.scores(data, name).items() if not r.error}
         failed = [r.error for r in progress.rows if (r.data, r.method) == (data, name) and r.error]
-        title = study.methods[name].title or name
+        title = study.methods[name].title
         if failed:
             notes.append(f"{title}: {len(failed)} trainings failed: {failed[-1]}")
-        test = np.array([r.test for r in rows.values()], dtype=float)
         train = np.array([r.train for r in rows.values()], dtype=float)
         rate, rates = progress.rate(data, name), study.rates_on(data, name)
         edge = len(rates) > 1 and rate in (min(rates), max(rates))
         cells.append(
             [
                 title,
-                _score(progress, data, name, test),
+                _score(progress, data, name),
                 f"{100 * train.mean():.1f}" if len(train) else DASH,
                 f"{len(rows)}{_fitted(train, study.fitted_on(data, name))}",
                 DASH if rate is None or rate != rate else f"{rate:g}{' (edge)' if edge else ''}",
@@ -197,15 +196,18 @@ def score_table(progress: StudyProgress, data: str) -> RenderedTable:
         notes.append(
             "Time and memory of one input in inference and of two in a training step; on a CPU with one thread."
         )
-    if any("not trained" in line[1] for line in cells):
+    if _has_untrained(progress, data):
         notes.append(_not_trained(progress, data))
-    title = study.data[data].title or data
-    return RenderedTable(title, heads, cells, [*notes, *provenance(progress, data)], f"scores-{data}")
+    return RenderedTable(study.data[data].title, heads, cells, [*notes, *provenance(progress, data)], f"scores-{data}")
 
 
 def _fitted(train: NDArray[np.float64], needed: float) -> str:
     """How many seeds fitted their training data; nothing where it is not asked for."""
     return f" ({sum(value >= needed for value in train)} fitted)" if len(train) and needed > 0 else ""
+
+
+def _has_untrained(progress: StudyProgress, data: str) -> bool:
+    return any(progress.is_trained(data, name) is False for name in progress.study.methods_on(data))
 
 
 def _not_trained(progress: StudyProgress, data: str) -> str:
@@ -214,16 +216,17 @@ def _not_trained(progress: StudyProgress, data: str) -> str:
     return f"not trained: below {share:g} % of what the method can reach on its training data."
 
 
-def _score(progress: StudyProgress, data: str, method: str, test: NDArray[np.float64]) -> str:
+def _score(progress: StudyProgress, data: str, method: str) -> str:
     """`71.2 [68.0, 74.4]`, with what is to be said of its training; a dash without scores."""
+    test = progress.tests(data, method)
     state = "" if progress.is_trained(data, method) is not False else " not trained"
     return f"{plain(mean_interval(test))}{state}" if len(test) else DASH
 
 
-def plain(found: Interval, scale: float = 100) -> str:
+def plain(found: Interval) -> str:
     """`71.2 [68.0, 74.4]`, in per cent."""
-    text = f"{scale * found.mean:.1f}"
-    low, high = scale * max(found.low, 0), scale * min(found.high, 1)
+    text = f"{100 * found.mean:.1f}"
+    low, high = 100 * max(found.low, 0), 100 * min(found.high, 1)
     return text if found.low != found.low else f"{text} [{low:.1f}, {high:.1f}]"
 
 
@@ -292,17 +295,13 @@ def methods_table(progress: StudyProgress) -> RenderedTable:
     study = progress.study
     heads = [
         ColumnHeader("Method"),
-        *(ColumnHeader(own.title or name, kind="ours") for name, own in study.data.items()),
+        *(ColumnHeader(own.title, kind="ours") for own in study.data.values()),
     ]
-    cells = []
-    for method, own in study.methods.items():
-        line = [own.title or method]
-        for data in study.data:
-            scores = [row.test for row in progress.scores(data, method).values() if row.test is not None]
-            line.append(_score(progress, data, method, np.array(scores, dtype=float)))
-        cells.append(line)
+    cells = [
+        [own.title, *(_score(progress, data, method) for data in study.data)] for method, own in study.methods.items()
+    ]
     notes = [f"Test accuracy in per cent: mean of {len(study.seeds)} seeds with its 95 % interval."]
-    if any("not trained" in cell for line in cells for cell in line):
+    if any(_has_untrained(progress, data) for data in study.data):
         notes += dict.fromkeys(_not_trained(progress, data) for data in study.data)
     return RenderedTable(study.title, heads, cells, notes, "methods")
 
@@ -325,8 +324,6 @@ def write_page(progress: StudyProgress, place: Place) -> Path:
     for table in all_tables(progress):
         report.table(table)
     report.section("Plots")
-    if study.xlabel:
-        _plot_curves(report, progress)
     for data in study.data:
         _plot_cost(report, progress, data)
         _plot_learning(report, progress, place, data)
@@ -335,28 +332,14 @@ def write_page(progress: StudyProgress, place: Place) -> Path:
     return report.write(place.out / "report")
 
 
-def _plot_curves(report: Report, progress: StudyProgress) -> None:
-    """Test score of every method over the data that have a place on the axis."""
-    study = progress.study
-    lines: dict[str, dict[float, Sequence[float]]] = {}
-    for data, own in study.data.items():
-        for name in study.methods_on(data) if own.x is not None else ():
-            values = [r.test for r in progress.scores(data, name).values() if r.test is not None]
-            if values:
-                lines.setdefault(study.methods[name].title or name, {})[float(own.x or 0)] = values
-    if lines:
-        figure = plots.mean_curves(lines, study.title, study.xlabel, "test score (%)")
-        report.picture(figure, "curves", "Test score, mean and deviation over seeds.")
-
-
 def _plot_cost(report: Report, progress: StudyProgress, data: str) -> None:
     points = []
     for name in progress.study.methods_on(data):
-        values = [r.test for r in progress.scores(data, name).values() if r.test is not None]
+        scores = progress.tests(data, name)
         macs = progress.cost(data, name, "macs")
-        if values and macs and progress.is_trained(data, name):
-            title = progress.study.methods[name].title or name
-            points.append(plots.Point(title, macs, float(np.mean(values)), size=progress.cost(data, name, "params")))
+        if len(scores) and macs and progress.is_trained(data, name):
+            title = progress.study.methods[name].title
+            points.append(plots.Point(title, macs, float(scores.mean()), size=progress.cost(data, name, "params")))
     if points:
         figure = plots.accuracy_against_cost(points, f"{data}: test score against cost", "test score (%)")
         report.picture(figure, f"{data}-cost", "Methods that are trained; areas are parameters.")
@@ -366,10 +349,10 @@ def _plot_learning(report: Report, progress: StudyProgress, place: Place, data: 
     curves = {}
     for name in progress.study.methods_on(data):
         for row in list(progress.scores(data, name).values())[:1]:
-            file = place.training(progress.study, row) / "fit.json"
+            file = place.training(row) / "fit.json"
             if file.is_file():
                 points = json.loads(file.read_text(encoding="utf-8"))["curves"].get("train_loss", [])
-                curves[progress.study.methods[name].title or name] = [(epoch, value) for epoch, value in points]
+                curves[progress.study.methods[name].title] = [(epoch, value) for epoch, value in points]
     curves = {name: points for name, points in curves.items() if points}
     if curves and len(curves) <= len(plots.COLOURS):
         figure = plots.learning_curves(curves, f"{data}: training loss", "loss")

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.comparison.study import Study, StudyError
 
 
 @dataclass(frozen=True)
 class StudyRow:
-    """A finished training.
+    """A finished training, or one that is to be done, whose results are empty.
 
     Attributes:
         data, method: of the study.
@@ -118,26 +119,16 @@ def append_row(path: Path, row: StudyRow) -> None:
     with path.open("a+", newline="", encoding="utf-8") as file:
         file.seek(0)
         text = file.read()
-        if text and not text.endswith("\n"):
-            file.truncate(len(text[: text.rfind("\n") + 1].encode()))
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            file.truncate(len(whole.encode()))
         writer = csv.writer(file, lineterminator="\n")
-        if not text:
+        if not whole:
             writer.writerow(_NAMES)
         values = asdict(row)
         writer.writerow(["" if values[name] is None else str(values[name]).replace("\n", " ") for name in _NAMES])
         file.flush()
         os.fsync(file.fileno())
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A training that is still to be done."""
-
-    data: str
-    method: str
-    stage: str
-    seed: int
-    rate: float
 
 
 class StudyProgress:
@@ -178,9 +169,13 @@ class StudyProgress:
         found = {r.seed: r for r in self.rows if (r.data, r.method, r.stage, r.rate) == (data, method, "score", rate)}
         return {seed: found[seed] for seed in self.study.seeds if seed in found}
 
-    def pending(self) -> list[Pending]:
+    def tests(self, data: str, method: str) -> NDArray[np.float64]:
+        """The test scores of `scores`, (S,)."""
+        return np.array([r.test for r in self.scores(data, method).values() if r.test is not None], dtype=float)
+
+    def pending(self) -> list[StudyRow]:
         """Trainings that can begin now, one data after the other: all rates, then the seeds of what has a rate."""
-        found: list[Pending] = []
+        found: list[StudyRow] = []
         for data in self.study.data:
             first, then = [], []
             for method in self.study.methods_on(data):
@@ -192,16 +187,19 @@ class StudyProgress:
                     if self.study.data[data].rates_of is None and self.study.seeds[0] in parents:
                         tried = self.tried(data, method)
                         missing = [r for r in self.study.rates_on(data, method) if r not in tried]
-                        first += [Pending(data, method, "rate", self.study.seeds[0], r) for r in missing]
+                        first += [self._item(data, method, "rate", self.study.seeds[0], r) for r in missing]
                 elif rate == rate:
                     done = self.scores(data, method)
                     then += [
-                        Pending(data, method, "score", seed, rate)
+                        self._item(data, method, "score", seed, rate)
                         for seed in self.study.seeds
                         if seed not in done and seed in parents
                     ]
             found += first + then
         return found
+
+    def _item(self, data: str, method: str, stage: str, seed: int, rate: float) -> StudyRow:
+        return StudyRow(data, method, stage, seed, rate, self.study.key(data, method, rate))
 
     def trainings_left(self) -> int:
         """Upper bound of the trainings still to do."""

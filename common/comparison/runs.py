@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import multiprocessing
+import itertools
 import os
 import shlex
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,13 +18,12 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
 
-from common.command_line import UsageError, plain_message
-from common.comparison.rows import Pending, StudyProgress, StudyRow, append_row, pack, read_rows
+from common.command_line import UsageError, first_line, plain_message
+from common.comparison.rows import StudyProgress, StudyRow, append_row, pack, read_rows
 from common.comparison.study import Study, StudyError
 from common.evaluation.complexity import count
-from common.evaluation.latency import measure_latency, peak_allocated
+from common.evaluation.latency import measure_latency, one_thread, peak_allocated
 from common.output_files import locked
 from common.provenance import git_state
 from common.reporting.runs import (
@@ -37,7 +35,7 @@ from common.reporting.runs import (
     make_demo_data,
     output_to,
 )
-from common.reporting.workers import begin_worker
+from common.reporting.workers import pool
 from common.training import cli, lightning_cli
 
 Told = Callable[[str], None]
@@ -55,10 +53,9 @@ class Place:
         """Options of `spectral` for generated data; none for data that the study names by its own options."""
         return data_arguments(self.demo / study.demo_folder(data)) if study.data[data].demo else []
 
-    def training(self, study: Study, item: Pending | StudyRow) -> Path:
+    def training(self, row: StudyRow) -> Path:
         """The folder of a training. Its fit is shared by the stages `rate` and `score`."""
-        key = study.key(item.data, item.method, item.rate)
-        return self.out / "trainings" / f"{item.data}_{item.method}_rate-{item.rate:g}_seed-{item.seed}_{key}"
+        return self.out / "trainings" / f"{row.data}_{row.method}_rate-{row.rate:g}_seed-{row.seed}_{row.key}"
 
 
 def make_data(study: Study, place: Place, tell: Told) -> None:
@@ -106,14 +103,13 @@ def _here(study: Study, place: Place) -> Iterator[StudyRow]:
 
 def _in_processes(study: Study, place: Place, jobs: int) -> Iterator[StudyRow]:
     """Train in several processes, each with its share of the cores; rows in the order in which they end."""
-    running: dict[Future[StudyRow], Pending] = {}
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), begin_worker, (threads,)) as pool:
+    running: dict[Future[StudyRow], StudyRow] = {}
+    with pool(jobs, (os.cpu_count() or 1) // jobs) as workers:
         while True:
             progress = StudyProgress(study, read_rows(place.rows))
             waiting = [item for item in progress.pending() if item not in running.values()]
             for item in waiting[: jobs - len(running)]:
-                running[pool.submit(train, study, place, item, _start_folder(study, place, progress, item))] = item
+                running[workers.submit(train, study, place, item, _start_folder(study, place, progress, item))] = item
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -121,27 +117,24 @@ def _in_processes(study: Study, place: Place, jobs: int) -> Iterator[StudyRow]:
                 yield future.result()
 
 
-def _start_folder(study: Study, place: Place, progress: StudyProgress, item: Pending) -> str:
+def _start_folder(study: Study, place: Place, progress: StudyProgress, item: StudyRow) -> str:
     """The run folder that a method continues from."""
     before = study.methods[item.method].starts_from
     if before is None:
         return ""
     row = progress.scores(item.data, before)[item.seed]
-    return str(last_checkpoint(place.training(study, row)).parent)
+    return str(last_checkpoint(place.training(row)).parent)
 
 
-def train(study: Study, place: Place, item: Pending, start: str = "") -> StudyRow:
+def train(study: Study, place: Place, item: StudyRow, start: str = "") -> StudyRow:
     """Train and test once, in this process; what is printed goes to `log.txt` of the training's folder."""
-    folder = place.training(study, item)
+    folder = place.training(item)
     folder.mkdir(parents=True, exist_ok=True)
     arguments = study.arguments(item.data, item.method, item.rate, start)
     arguments += [*place.data_options(study, item.data), "--seed_everything", str(item.seed)]
     arguments += ["--trainer.default_root_dir", str(folder), "--trainer.enable_progress_bar", "false"]
     began = time.monotonic()
-    row = StudyRow(
-        item.data, item.method, item.stage, item.seed, item.rate, study.key(item.data, item.method, item.rate)
-    )
-    row = replace(row, **_state())
+    row = replace(item, **_state())
     try:
         with (folder / "log.txt").open("a", encoding="utf-8") as log, output_to(log):
             facts = fit(arguments, folder)
@@ -149,7 +142,7 @@ def train(study: Study, place: Place, item: Pending, start: str = "") -> StudyRo
     except Exception as error:
         if isinstance(error, UsageError | StudyError | ReproduceError | AssertionError):
             raise
-        message = plain_message(error).splitlines()[0] if str(error) else type(error).__name__
+        message = first_line(error, plain_message(error))
         return replace(row, error=message, seconds=round(time.monotonic() - began, 1))
     seconds = facts["seconds"] if item.stage == "score" else time.monotonic() - began
     return replace(row, **found, seconds=round(seconds, 1))
@@ -166,7 +159,7 @@ def _state() -> dict[str, Any]:
     }
 
 
-def _scores(study: Study, item: Pending, arguments: Sequence[str], folder: Path) -> dict[str, Any]:
+def _scores(study: Study, item: StudyRow, arguments: Sequence[str], folder: Path) -> dict[str, Any]:
     """The columns of a row that come from testing."""
     found: dict[str, Any] = {}
     checkpoint = str(last_checkpoint(folder))
@@ -184,9 +177,7 @@ def _scores(study: Study, item: Pending, arguments: Sequence[str], folder: Path)
         if split == "test":
             outcomes = read_outcomes(tested.run_dir)
             found |= {"correct": pack(outcomes), "test_files": len(outcomes)} if outcomes else {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        complexity = count(tested.model.network, tested.datamodule.spec.input_shape)
+    complexity = count(tested.model.network, tested.datamodule.spec.input_shape)
     return found | {"params": complexity.params, "macs": round(complexity.macs_full)}
 
 
@@ -208,18 +199,19 @@ def measure_costs(study: Study, place: Place, tell: Told) -> None:
     progress = StudyProgress(study, rows)
     for data in study.data:
         first = {m: next(iter(progress.scores(data, m).values()), None) for m in study.methods_on(data)}
-        trained = {m: row for m, row in first.items() if row is not None and not row.error}
         known = {row.method for row in progress.rows if (row.data, row.stage) == (data, "cost")}
+        trained = {}
+        for method, row in first.items():
+            if row is not None and not row.error and _can_be_built(study, place, row):
+                trained[method] = row
+            elif row is not None and not row.error and method not in known:
+                tell(f"{data}: no times of {method}: the checkpoint of its training was deleted")
         if set(trained) <= known:
             continue
         tell(f"{data}: measuring time and memory of {len(trained)} networks")
         networks, inputs = {}, []
         for method, row in trained.items():
-            try:
-                module = _module(study, place, row)
-            except ReproduceError as error:
-                tell(f"{data}: no times of {method}: {error}")
-                continue
+            module = _module(study, place, row)
             networks[method] = module.network
             inputs.append(module.input_shape)
         for method, cost in _costs(networks, inputs).items():
@@ -228,12 +220,21 @@ def measure_costs(study: Study, place: Place, tell: Told) -> None:
             append_row(place.rows, replace(kept, **_state()))
 
 
+def _has_checkpoint(folder: Path) -> bool:
+    return any(folder.glob("fit/*/last.ckpt"))
+
+
+def _can_be_built(study: Study, place: Place, row: StudyRow) -> bool:
+    """Whether the network of a row is there or can be made anew: not where it depends on the training it continued."""
+    return not study.methods[row.method].starts_from or _has_checkpoint(place.training(row))
+
+
 def _module(study: Study, place: Place, row: StudyRow) -> Any:
     """The trained module of a row. One whose checkpoint was deleted is built anew, which takes the same time and
-    memory; where that depends on the training it continued, ReproduceError.
+    memory.
     """
-    folder = place.training(study, row)
-    if study.methods[row.method].starts_from or list(folder.glob("fit/*/last.ckpt")):
+    folder = place.training(row)
+    if _has_checkpoint(folder):
         return load_trained(folder)
     return _fit_without_files(study, place, row.data, row.method, ["--trainer.max_steps", "0"]).model
 
@@ -254,30 +255,17 @@ def _fit_without_files(
 
 def _costs(networks: dict[str, Any], shapes: Sequence[tuple[int, ...]]) -> dict[str, dict[str, Any]]:
     """Milliseconds and megabytes by network; those with the same input take turns, on a CPU with one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # small networks wait for the other threads for longer than they compute
-    try:
-        return _measure(networks, shapes)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _measure(networks: dict[str, Any], shapes: Sequence[tuple[int, ...]]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {name: {} for name in networks}
-    for shape in dict.fromkeys(shapes):
+    for shape, training in itertools.product(dict.fromkeys(shapes), (False, True)):
         group = {name: network for (name, network), own in zip(networks.items(), shapes, strict=True) if own == shape}
-        one: Tensor = torch.randn(shape)
-        two: Tensor = torch.randn(2, *shape[1:])
+        stage, x = ("train", torch.randn(2, *shape[1:])) if training else ("infer", torch.randn(shape))
         for network in group.values():
-            network.eval()
-        for name, latency in measure_latency(group, one).items():
-            found[name]["infer_ms"] = round(1e3 * latency.seconds, 3)
-            found[name]["infer_mb"] = round(peak_allocated(group[name], one) / 1e6, 2)
-        for network in group.values():
-            network.train()
-        for name, latency in measure_latency(group, two, backward=True).items():
-            found[name]["train_ms"] = round(1e3 * latency.seconds, 3)
-            found[name]["train_mb"] = round(peak_allocated(group[name], two, backward=True) / 1e6, 2)
+            network.train(training)
+        with one_thread():
+            times = measure_latency(group, x, backward=training)
+            for name, network in group.items():
+                found[name][f"{stage}_ms"] = round(1e3 * times[name].seconds, 3)
+                found[name][f"{stage}_mb"] = round(peak_allocated(network, x, backward=training) / 1e6, 2)
     return found
 
 

@@ -47,13 +47,12 @@ class StudyData:
     """Data of a study.
 
     Attributes:
-        title: for tables.
+        title: for tables; the key by default.
         demo: arguments of `python -m data.demo`, without `--out`; the data is generated.
         options: of `spectral`, such as `--data.root DIR`.
         rates_of: other data of the study whose chosen learning rates are used here; None: they are chosen here.
         score: the metric that is compared on it, in place of the study's.
         fitted: the share of the best training score that counts as trained on it, in place of the study's.
-        x: where it stands on the axis `xlabel` of the study, such as the number of training clips.
     """
 
     title: str = ""
@@ -62,7 +61,6 @@ class StudyData:
     rates_of: str | None = None
     score: str = ""
     fitted: float | None = None
-    x: float | None = None
     line: int = 0
 
 
@@ -72,7 +70,7 @@ class StudyMethod:
 
     Attributes:
         recipe: path, relative to the study.
-        title: for tables; the id by default.
+        title: for tables; the key by default.
         options: of `spectral`; `{start}` stands for the run folder of `starts_from`.
         starts_from: method whose training with the same seed this one continues.
         bound: the best score that the method can reach on training data, by data or for all: 0.5 for a network that
@@ -138,7 +136,6 @@ class Study:
         fitted: share of the best training score that a method must reach to count as trained.
         options: of `spectral`, for all methods and data.
         text: what a reader should know of the protocol.
-        xlabel: what `x` of the data is.
         full: keys that `--size full` replaces.
         path: the file.
     """
@@ -154,7 +151,6 @@ class Study:
     fitted: float = 0.9
     options: str = ""
     text: str = ""
-    xlabel: str = ""
     claims: list[Claim] = field(default_factory=list)
     full: dict[str, Any] = field(default_factory=dict)
     path: Path = Path()
@@ -231,6 +227,9 @@ def load(path: str | Path, size: str = "quick") -> Study:
     except strict_yaml.EntryError as error:
         raise StudyError(str(error)) from error
     study.path = path
+    entries: list[tuple[str, Any]] = [*study.data.items(), *study.methods.items()]
+    for name, entry in entries:
+        entry.title = entry.title or name
     _check(study)
     return study
 

@@ -11,7 +11,7 @@ executed. An operator that is not known raises `UnknownOperatorError`; nothing i
 counts one too. Two columns:
 
 - `macs_paper`, the convention of the papers: convolutions, linear layers and matrix products (einsum and attention
-  included), a bias for free. A complex multiply-add weighs `complex_weight`, which is 1 in most published counts.
+  included), a bias for free. A complex multiply-add counts one, as in most published counts.
 - `macs_full`: the same with complex multiply-adds at their true 4 real ones (2 when one factor is real), plus all else:
 
   ==========================  =========================================================================
@@ -57,18 +57,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.spectral import reference_implementation
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", FutureWarning)  # it scripts a function when it is imported
+with warnings.catch_warnings(action="ignore", category=FutureWarning):  # it scripts a function when it is imported
     from fvcore.nn.jit_analysis import JitModelAnalysis
 
 
 class Cost(NamedTuple):
-    """Multiply-adds of one operator: `full` in real ones; `products`, those that the papers count, and the number of
-    real ones in each (4 for a product of complex numbers, 2 for complex by real, 1 for real)."""
+    """Multiply-adds of one operator: `full` in real ones, `products` those that the papers count."""
 
     full: int
     products: int = 0
-    real_per_product: int = 1
 
 
 #: takes the inputs and outputs of a traced operator (`torch._C.Value`), gives its cost
@@ -90,7 +87,6 @@ class Complexity:
         by_operator: operator name to `(macs_paper, macs_full)`, most expensive first; free operators are left out.
         by_module: the same by module path, parents include their children; "" is the network.
         input_shapes: shapes of the inputs.
-        complex_weight: weight of a complex multiply-add in `macs_paper`.
     """
 
     params: int
@@ -100,7 +96,6 @@ class Complexity:
     by_operator: dict[str, tuple[int, int]]
     by_module: dict[str, tuple[int, int]]
     input_shapes: tuple[tuple[int, ...], ...]
-    complex_weight: int
 
     def over(self, base: Complexity) -> Complexity:
         """What this network has and costs more than `base`; without the lists by operator and module."""
@@ -138,7 +133,6 @@ class Complexity:
 def count(
     network: nn.Module,
     *inputs: Tensor | Sequence[int],
-    complex_weight: int = 1,
     handles: Mapping[str, Handle] | None = None,
     device: str = "meta",
 ) -> Complexity:
@@ -149,17 +143,13 @@ def count(
     Args:
         network: any module whose forward takes tensors.
         inputs: tensors, or shapes of float32 ones, e.g. `(1, 3, 16, 112, 112)`.
-        complex_weight: what a complex multiply-add counts in `macs_paper`, 1 to 4 (`macs_full` always has 4).
         handles: costs of further operators, or other costs of known ones, by name such as `"aten::stft"`.
         device: where to trace. "meta" needs neither time nor memory; a network whose control flow depends on values
             needs "cpu". One that calls `torch.autocast` is always traced on the CPU.
 
     Raises:
         UnknownOperatorError: for an operator without a handle; names it and the module that runs it.
-        ValueError: for a `complex_weight` outside 1 to 4.
     """
-    if complex_weight not in (1, 2, 3, 4):
-        raise ValueError(f"complex_weight must be 1, 2, 3 or 4, but is {complex_weight}")
     tensors = tuple(
         _moved(x, device) if isinstance(x, Tensor) else torch.zeros(tuple(x), device=device) for x in inputs
     )
@@ -168,17 +158,18 @@ def count(
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     analysis.clear_op_handles()
     for name, handle in {**HANDLES, **(handles or {})}.items():
-        analysis.set_op_handle(name, _for_fvcore(name, handle, complex_weight))
+        analysis.set_op_handle(name, _for_fvcore(name, handle))
     try:
         shapes_only = _ShapesOnly() if device == "meta" else nullcontext()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), reference_implementation(), shapes_only:
+        quiet = warnings.catch_warnings(action="ignore")  # of the tracer
+        with quiet, torch.no_grad(), torch.random.fork_rng(devices=[]), reference_implementation(), shapes_only:
             totals = analysis.by_operator()
     except UnknownOperatorError:
         raise
     except Exception as error:
         # Autocasting, which a network may switch off around a spectrum, does not exist for that device.
         if device == "meta" and extract_tb(error.__traceback__)[-1].filename == autocast_mode.__file__:
-            return count(network, *inputs, complex_weight=complex_weight, handles=handles, device="cpu")
+            return count(network, *inputs, handles=handles, device="cpu")
         shapes = ", ".join("x".join(map(str, x.shape)) for x in tensors)
         error.add_note(
             f"Raised while counting the multiply-adds of {type(network).__name__} for an input of {shapes}."
@@ -201,7 +192,6 @@ def count(
         by_operator=dict(sorted(((k, v) for k, v in by_operator.items() if any(v)), key=lambda kv: -kv[1][1])),
         by_module=by_module,
         input_shapes=tuple(tuple(x.shape) for x in tensors),
-        complex_weight=complex_weight,
     )
 
 
@@ -258,7 +248,7 @@ class _ShapesOnly(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _for_fvcore(name: str, handle: Handle, complex_weight: int) -> Callable[[Any, Any], Counter[Any]]:
+def _for_fvcore(name: str, handle: Handle) -> Callable[[Any, Any], Counter[Any]]:
     short = name.rpartition("::")[2].strip("_")
 
     def counted(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[Any]:
@@ -266,8 +256,7 @@ def _for_fvcore(name: str, handle: Handle, complex_weight: int) -> Callable[[Any
             cost = handle(inputs, outputs)
         except _UnsupportedError as error:
             raise UnknownOperatorError(f"The cost of {name} is not known {error}; see `handles` of count().") from None
-        paper = cost.products * min(cost.real_per_product, complex_weight)
-        return Counter({(short, "paper"): int(paper), (short, "full"): int(cost.full)})
+        return Counter({(short, "paper"): int(cost.products), (short, "full"): int(cost.full)})
 
     return counted
 
@@ -311,8 +300,7 @@ def _constant(value: Any) -> Any:
 
 def _products(n: int, *factors: Any) -> Cost:
     """`n` multiply-adds of two tensors, real or complex."""
-    real = 2 ** sum(map(_is_complex, factors))
-    return Cost(full=n * real, products=n, real_per_product=real)
+    return Cost(full=n * 2 ** sum(map(_is_complex, factors)), products=n)
 
 
 def _convolution(inputs: Sequence[Any], outputs: Sequence[Any]) -> Cost:
@@ -351,12 +339,12 @@ def _einsum(inputs: Sequence[Any], outputs: Sequence[Any]) -> Cost:
         right = right.replace("...", "".join(sorted((n for n in sizes if ord(n) >= 0x100), reverse=True)))
     if len(operands) == 1:
         return Cost(full=(math.prod(sizes.values()) if set(names[0]) - set(right) else 0))
-    total = Cost(0, 0, 1)
+    total = Cost(0)
     current, value = names[0], operands[0]
     for i in range(1, len(operands)):
         merged = set(current) | set(names[i])
         step = _products(math.prod(sizes[n] for n in merged), value, operands[i])
-        total = Cost(total.full + step.full, total.products + step.products, step.real_per_product)
+        total = Cost(total.full + step.full, total.products + step.products)
         later = set(right).union(*names[i + 1 :])
         current = "".join(n for n in merged if n in later)
         value = value if _is_complex(value) else operands[i]

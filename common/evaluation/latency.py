@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -106,6 +106,18 @@ def measure_latency(
         )
         for name, measured in times.items()
     }
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside this context PyTorch computes with one thread: where the machine is not idle, and for small networks,
+    threads wait for one another for longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def peak_allocated(network: nn.Module, x: Tensor, backward: bool = False) -> int:

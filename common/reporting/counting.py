@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import replace
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +15,25 @@ import torch
 from common.evaluation.complexity import Complexity
 from common.output_files import written_whole
 from common.reporting.ledger import Ledger, RowNetwork
-from common.reporting.workers import begin_worker
+from common.reporting.workers import pool
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def source_hash(*folders: Path, exclude: Path | None = None) -> str:
-    """Hash of all Python sources below the folders, except those below `exclude`."""
+def source_hash(paper: Path) -> str:
+    """Hash of the Python sources that networks and trainings depend on: those of a paper, and of `common` but for what
+    reports and compares."""
     digest = hashlib.sha256()
-    for folder in folders:
+    for folder in (ROOT / "common", paper):
         for path in sorted(folder.rglob("*.py")):
-            if exclude is None or exclude not in path.parents:
+            if not {ROOT / "common" / "reporting", ROOT / "common" / "comparison"} & set(path.parents):
                 digest.update(str(path.relative_to(ROOT) if ROOT in path.parents else path).encode())
                 digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def _parts(spec: RowNetwork) -> list[RowNetwork]:
-    """The network itself, and the one that it is compared with, if any."""
-    own = replace(spec, baseline=None)
-    return [own] if spec.baseline is None else [own, replace(own, network=spec.baseline)]
-
-
 def _counted(ledger: Ledger, spec: RowNetwork) -> dict[str, Any]:
-    return ledger.complexity(spec).to_dict() | {"by_module": {}}
+    return ledger.count(spec).to_dict() | {"by_module": {}}
 
 
 class Counter:
@@ -48,9 +41,7 @@ class Counter:
 
     def __init__(self, ledger: Ledger, cache: Path | None = None) -> None:
         self.ledger, self.cache = ledger, cache
-        self.key = (
-            source_hash(ROOT / "common", ledger.folder, exclude=ROOT / "common" / "reporting") + torch.__version__
-        )
+        self.key = source_hash(ledger.folder) + torch.__version__
         self.known: dict[str, dict[str, Any]] = {}
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             stored = json.loads(cache.read_text(encoding="utf-8")) if cache else {}
@@ -59,11 +50,11 @@ class Counter:
     def name(self, spec: RowNetwork) -> str:
         network = self.ledger.network(spec)
         about = [network.function, network.arguments, network.classes]
-        return json.dumps([*about, spec.input, spec.complex_weight, spec.counter])
+        return json.dumps([*about, spec.input, spec.counter])
 
     def count_all(self, specs: Sequence[RowNetwork], jobs: int, counted: Callable[[int, int], None]) -> None:
         """Count what is not known of these networks and of those that they are compared with, in `jobs` processes."""
-        parts = [part for spec in specs for part in _parts(spec)]
+        parts = [part for spec in specs for part in spec.parts()]
         missing = {name: part for part in parts if (name := self.name(part)) not in self.known}
         jobs = min(jobs, len(missing) // 8)  # starting a process takes as long as counting some networks
         for done, (name, found) in enumerate(self._counts(missing, jobs), 1):
@@ -75,19 +66,18 @@ class Counter:
             for name, part in missing.items():
                 yield name, _counted(self.ledger, part)
             return
-        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), begin_worker, (1,)) as pool:
-            futures = {pool.submit(_counted, self.ledger, part): name for name, part in missing.items()}
+        with pool(jobs) as workers:
+            futures = {workers.submit(_counted, self.ledger, part): name for name, part in missing.items()}
             try:
                 for future in as_completed(futures):
                     yield futures[future], future.result()
             except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
+                workers.shutdown(wait=False, cancel_futures=True)
                 raise
 
     def count(self, spec: RowNetwork) -> Complexity:
         """The counts of a network, over those of its baseline if it has one. `count_all` has counted both."""
-        own, *base = (Complexity(**self.known[self.name(part)]) for part in _parts(spec))
-        return own.over(*base) if base else own
+        return self.ledger.complexity(spec, lambda part: Complexity(**self.known[self.name(part)]))
 
     def save(self) -> None:
         if self.cache:

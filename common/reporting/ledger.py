@@ -14,7 +14,7 @@
   A row that quotes another group is a list: its id and name, and the printed numbers in the order of the columns.
   Every other row is `{id, name, values, statuses, input, arguments, networks, overrides, recipes, note}`, of which all
   but the first three add to or replace what is shared. `values` are the printed numbers; `networks` maps labels to the
-  name of a network or to `{network, arguments, input, complex_weight, counter, baseline}`, the first being the one that
+  name of a network or to `{network, arguments, input, counter, baseline}`, the first being the one that
   the row is compared by: `baseline` names a network whose counts are subtracted, for tables of what a block adds, and
   `counter` is the dotted path of a function that counts as the paper does, called like `complexity.count` (default);
   `arguments` are of all networks of the row, `input` is the shape of their input. `recipes` maps datasets to
@@ -53,7 +53,8 @@ from common.command_line import did_you_mean
 from common.evaluation.complexity import Complexity, count
 from common.reporting import strict_yaml
 
-STATUSES = ("computed", "demo", "recipe", "literature", "diagram")
+#: status -> its mark in the tables
+STATUSES = {"computed": "C", "demo": "D", "recipe": "R", "literature": "L", "diagram": "G"}
 DASH = "\N{EN DASH}"
 
 
@@ -116,14 +117,18 @@ def _find(dotted: str) -> Any:
 
 @dataclass
 class RowNetwork:
-    """A network of a row with the shape of its input; `complex_weight` as in `complexity.count`."""
+    """A network of a row with the shape of its input."""
 
     network: str
     input: list[int]
     arguments: dict[str, Any] = field(default_factory=dict)
-    complex_weight: int = 1
     counter: str | None = None
     baseline: str | None = None
+
+    def parts(self) -> list[RowNetwork]:
+        """The network itself, and the one that it is compared with, if any."""
+        own = dataclasses.replace(self, baseline=None)
+        return [own] if self.baseline is None else [own, dataclasses.replace(own, network=self.baseline)]
 
 
 @dataclass
@@ -314,16 +319,18 @@ class Ledger:
         base = self.networks[spec.network]
         return Network(base.function, base.arguments | spec.arguments, base.classes)
 
-    def complexity(self, spec: RowNetwork) -> Complexity:
-        """Count a row's network; nothing is computed, so any size takes about a second."""
+    def complexity(self, spec: RowNetwork, count: Callable[[RowNetwork], Complexity] | None = None) -> Complexity:
+        """The counts of a row's network, over those of its baseline if it has one; `count` knows those of each."""
+        own, *base = map(count or self.count, spec.parts())
+        return own.over(*base) if base else own
+
+    def count(self, spec: RowNetwork) -> Complexity:
+        """Count a network; nothing is computed, so any size takes about a second."""
         counter = _find(spec.counter) if spec.counter else count
         with torch.device("meta"):
             network = self.network(spec).build()
-        found: Complexity = counter(network, spec.input, complex_weight=spec.complex_weight)
-        if spec.baseline is None:
-            return found
-        base = self.complexity(dataclasses.replace(spec, network=spec.baseline, baseline=None))
-        return found.over(base)
+        found: Complexity = counter(network, spec.input)
+        return found
 
 
 @cache

@@ -16,6 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import chain, count
 from pathlib import Path
 
 import torch
@@ -68,6 +69,9 @@ class Report:
     def section(self, title: str) -> None:
         """Begin a section; what follows belongs to it."""
         anchor = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+        taken = {section.anchor for section in self.sections}
+        anchors = chain([anchor], (f"{anchor}-{number}" for number in count(2)))
+        anchor = next(each for each in anchors if each not in taken)
         self.sections.append(_Section(title, anchor))
 
     def _add(self, html: str, markdown: str) -> None:
@@ -333,8 +337,6 @@ def _report_demo(report: Report, ledger: Ledger, runs: DemoRuns, epochs: int | N
     report.text(demo.text)
     if epochs is not None:
         report.text(f"**Trained for {epochs} epochs instead of the recipe's, to try things out.**")
-    if not runs.rows:
-        return
     report.table(demo_table(demo, runs.rows))
     curves = {run.name: run.curve("train_loss") for run in runs.rows}
     if any(len(points) > 1 for points in curves.values()):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import matplotlib
@@ -34,11 +34,8 @@ STYLE: Any = {
 }
 
 
-@contextmanager
-def style() -> Iterator[None]:
-    """Inside this context figures have the reports' style."""
-    with matplotlib.rc_context(STYLE):
-        yield
+#: a context inside which figures have the reports' style
+style = partial(matplotlib.rc_context, STYLE)
 
 
 @dataclass(frozen=True)
@@ -66,11 +63,11 @@ def accuracy_against_cost(
 ) -> Figure:
     """Accuracy against multiply-adds; areas are parameters, a dotted line is the Pareto front.
 
-    Every series has its colour and marker. Where there are more than eight, those in `highlight` have, and the others
-    are grey with their names next to them.
+    Every series has its colour and marker. Where there are more than eight, the first eight of those in `highlight`
+    have, and the others are grey with their names next to them.
     """
     names = list(dict.fromkeys(p.series for p in points))
-    coloured = names if len(names) <= len(COLOURS) else [name for name in names if name in highlight]
+    coloured = names if len(names) <= len(COLOURS) else [name for name in names if name in highlight][: len(COLOURS)]
     unit, letter = (1e9, "G") if max(p.cost for p in points) >= 1e9 else (1e6, "M")
     largest = max((p.size for p in points if p.size), default=1.0)
     with style():
@@ -148,27 +145,6 @@ def confusion_matrices(matrices: Mapping[str, ArrayLike], names: Sequence[str], 
     return figure
 
 
-def mean_curves(curves: Mapping[str, Mapping[float, Sequence[float]]], title: str, xlabel: str, ylabel: str) -> Figure:
-    """One line for every network through the means of several fractions at each x, in per cent, with their deviation
-    as bars; x is logarithmic."""
-    with style():
-        figure = Figure(figsize=(7.2, 3.8), layout="constrained")
-        axes = figure.subplots()
-        for i, (name, points) in enumerate(curves.items()):
-            x = sorted(points)
-            mean = [100 * float(np.mean(points[k])) for k in x]
-            bars = [100 * deviation(points[k]) for k in x]
-            marker, colour = MARKERS[i % len(MARKERS)], COLOURS[i % len(COLOURS)]
-            axes.errorbar(x, mean, bars, color=colour, marker=marker, markersize=5, capsize=3, label=name)
-        ticks = sorted({k for points in curves.values() for k in points})
-        axes.set_xscale("log")
-        axes.set_xticks(ticks, [f"{k:g}" for k in ticks])
-        axes.minorticks_off()
-        axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
-    return figure
-
-
 @dataclass(frozen=True)
 class Difference:
     """A difference in points with its interval, and whether it is larger than `needed`."""
@@ -218,11 +194,6 @@ def differences(found: Sequence[Difference], xlabel: str) -> Figure:
         ]
         figure.legend(handles, list(VERDICTS), loc="outside upper center", ncols=4)
     return figure
-
-
-def deviation(values: Sequence[float]) -> float:
-    """Standard deviation of a sample (n - 1); 0 for one value."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
 def learning_curves(curves: Mapping[str, Sequence[tuple[float, float]]], title: str, ylabel: str) -> Figure:

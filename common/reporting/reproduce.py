@@ -20,7 +20,6 @@ import shlex
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +31,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from common.command_line import debugging
 from common.evaluation.complexity import Complexity
 from common.output_files import written_whole
 from common.reporting import tables
@@ -70,11 +70,11 @@ def main(folder: Path, figures: Mapping[str, FigureFunction], argv: Sequence[str
     module = ".".join([*folder.resolve().relative_to(package_root(folder)).parts, "reproduce"])
     args = _parser(module, folder.name).parse_args(argv)
     errors = Console(file=sys.stderr, highlight=False, soft_wrap=True)
-    warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated.*")
+    began = time.monotonic()
     try:
         ledger = load(folder / "ledger.yaml")
         ids = ledger.select(args.rows)
-        data = _data(args.data)
+        data = _data(args.data, ledger, ids)
         if args.list:
             print(
                 json.dumps(list_records(ledger, ids, module), indent=2) if args.json else _listing(ledger, ids, module),
@@ -87,7 +87,7 @@ def main(folder: Path, figures: Mapping[str, FigureFunction], argv: Sequence[str
                 finish: Callable[[], int] = lambda: _print_complexity(ledger, counts, args.json)  # noqa: E731
             else:
                 job = _work(ledger, ids, figures, args, data, progress)
-                finish = lambda: _finish(job, ids, args, module)  # noqa: E731
+                finish = lambda: _finish(job, ids, args, module, began)  # noqa: E731
         return finish()
     except BrokenPipeError:  # `--list | head`: the reader has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -122,14 +122,6 @@ class _ProgressLines(Progress):
     def update(self, task_id: TaskID, *args: Any, **kwargs: Any) -> None:
         was_finished = self._tasks[task_id].finished
         super().update(task_id, *args, **kwargs)
-        self._tell_end(task_id, was_finished)
-
-    def advance(self, task_id: TaskID, advance: float = 1) -> None:
-        was_finished = self._tasks[task_id].finished
-        super().advance(task_id, advance)
-        self._tell_end(task_id, was_finished)
-
-    def _tell_end(self, task_id: TaskID, was_finished: bool) -> None:
         task = self._tasks[task_id]
         if task.finished and not was_finished:
             print(f"{task.description}: done in {task.elapsed or 0:.0f} s", file=sys.stderr, flush=True)
@@ -163,7 +155,6 @@ def _parser(module: str, paper: str) -> argparse.ArgumentParser:
     parser.add_argument("--complexity", action="store_true", help="only count parameters and multiply-adds")
     parser.add_argument("--json", action="store_true", help="with --list or --complexity: print only JSON")
     parser.add_argument("--tables", action="store_true", help="print the paper's tables too, which the report holds")
-    parser.add_argument("--demo", action="store_true", help="also train the demo networks of the named rows")
     parser.add_argument(
         "--data",
         action="append",
@@ -192,15 +183,26 @@ def _parser(module: str, paper: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _data(given: Sequence[str]) -> dict[str, Path]:
-    """Data set -> folder; "" for a folder without a data set."""
+def _data(given: Sequence[str], ledger: Ledger, ids: Sequence[str]) -> dict[str, Path]:
+    """Data set -> folder. Raises ReproduceError for one that is not there or that no chosen recipe is trained on."""
+    known = sorted({dataset for _, row in ledger.rows() if row.id in ids for dataset in row.recipes})
     folders = {}
     for text in given:
-        dataset, _, folder = text.rpartition("=")
+        dataset, equals, folder = text.partition("=")
+        if not equals or (dataset not in known and Path(text).is_dir()):
+            if len(known) != 1:
+                raise ReproduceError(f"--data {text}: say DATASET={text}; the chosen rows have {_listed(known)}")
+            dataset, folder = known[0], text
+        if dataset not in known:
+            raise ReproduceError(f"--data {text}: no chosen row has {dataset}; they have {_listed(known)}")
         if not Path(folder).is_dir():
             raise ReproduceError(f"--data {text}: there is no folder {folder}")
         folders[dataset] = Path(folder)
     return folders
+
+
+def _listed(datasets: Sequence[str]) -> str:
+    return ", ".join(datasets) or "no data set"
 
 
 def list_records(ledger: Ledger, ids: Sequence[str], module: str) -> list[dict[str, Any]]:
@@ -213,19 +215,18 @@ def list_records(ledger: Ledger, ids: Sequence[str], module: str) -> list[dict[s
             name = getattr(entry, "name", None) or entry.title
             records.append({"id": entry.id, "name": name, "statuses": statuses, "commands": commands, "remark": remark})
 
-    shown_by = {row.table_row: row.id for demo in ledger.demos for row in demo.rows}
+    demo_rows = [row for demo in ledger.demos for row in demo.rows]
     for _, row in ledger.rows():
         commands = [f"python -m {module} {row.id} --complexity"] if row.networks else []
-        commands += [f"python -m {module} {shown_by[row.id]}"] if row.id in shown_by else []
+        commands += [f"python -m {module} {own.id}" for own in demo_rows if own.table_row == row.id]
         for recipe in row.recipes.values():
             commands += [f"spectral fit {shlex.join(_relative(word) for word in c)}" for c in ledger.trainings(recipe)]
         commands = list(dict.fromkeys(commands))
         add(row, commands, None if commands else "quoted; nothing to run")
     for figure in ledger.figures:
         add(figure, [f"python -m {module} {figure.id}"] if figure.function else [], figure.location)
-    for demo in ledger.demos:
-        for own in demo.rows:
-            add(own, [f"python -m {module} {own.id}"])
+    for own in demo_rows:
+        add(own, [f"python -m {module} {own.id}"])
     return records
 
 
@@ -300,7 +301,7 @@ def _work(
         for runs in job.demos:
             with _noting_failure(job, f"{runs.demo.id}, frequencies"):
                 runs.frequencies = frequency_uses(runs)
-            progress.advance(task)
+            progress.update(task, advance=1)
     if data:
         _train_recipes(job, ids, args, data, progress)
     _draw_figures(job, ids, figures, progress)
@@ -319,16 +320,16 @@ def _draw_figures(job: Job, ids: Sequence[str], figures: Mapping[str, FigureFunc
             if function is None:
                 raise LedgerError(f"{job.ledger.path}:{figure.line}: no figure function {figure.function}")
             job.figures[figure.id] = png(function(job))
-        progress.advance(task)
+        progress.update(task, advance=1)
 
 
 def _train_demos(job: Job, ids: Sequence[str], args: argparse.Namespace, progress: Progress) -> None:
     """Train and test the chosen rows of all demos."""
     jobs = [
-        DemoJob(runs.demo, row, runs.data)
+        DemoJob(job.ledger, runs.demo, row, runs.data, args.out, args.seed, args.epochs)
         for runs in job.demos
         for row in runs.demo.rows
-        if row.id in ids or (args.demo and row.table_row in ids)
+        if row.id in ids
     ]
     if not jobs:
         return
@@ -336,16 +337,15 @@ def _train_demos(job: Job, ids: Sequence[str], args: argparse.Namespace, progres
     task = progress.add_task("Making the demo data", total=len(demos))
     with ThreadPoolExecutor(args.jobs) as pool:  # each waits for a process that draws
         for _ in pool.map(make_demo_data, [demo.data for demo in demos.values()], demos):
-            progress.advance(task)
+            progress.update(task, advance=1)
     task = progress.add_task("Training the demo networks", total=len(jobs))
     results: dict[int, Trained] = {}
-    where = (args.out, args.seed, args.epochs, progress)
-    for position, result in train_all(job.ledger, jobs, *where, min(args.jobs, len(jobs))):
+    for position, result in train_all(jobs, progress, min(args.jobs, len(jobs))):
         with _noting_failure(job, jobs[position].row.id):
             if isinstance(result, BaseException):
                 raise result
             results[position] = result
-        progress.advance(task)
+        progress.update(task, advance=1)
     for runs in job.demos:
         runs.rows = [results[position] for position in sorted(results) if jobs[position].demo is runs.demo]
 
@@ -356,8 +356,8 @@ def _train_recipes(
     """Train and test the recipes of the chosen rows on the data that is there."""
     for _, row in job.ledger.rows():
         for dataset in row.recipes if row.id in ids else ():
-            root = data.get(dataset, data.get("") if len(row.recipes) == 1 or not args.rows else None)
-            if root is not None:
+            if dataset in data:
+                root = data[dataset]
                 with _noting_failure(job, f"{row.id} on {dataset}"):
                     real = train_row(job.ledger, row, dataset, root, args.out, args.seed, args.epochs, progress)
                     append(job.ledger.folder / "results.csv", [run.result for run in real])
@@ -370,12 +370,12 @@ def _noting_failure(job: Job, what: str) -> Iterator[None]:
     except LedgerError:
         raise
     except Exception as error:
-        if os.environ.get("SPECTRAL_DEBUG"):
+        if debugging():
             raise
         job.failures.append(f"{what}: {type(error).__name__}: {error}")
 
 
-def _finish(job: Job, ids: Sequence[str], args: argparse.Namespace, module: str) -> int:
+def _finish(job: Job, ids: Sequence[str], args: argparse.Namespace, module: str, began: float) -> int:
     """Print the results; write the report of a whole run, or the figures of a partial one."""
     console = _wide_console()
     ledger = job.ledger
@@ -397,7 +397,9 @@ def _finish(job: Job, ids: Sequence[str], args: argparse.Namespace, module: str)
         for record in list_records(ledger, ids, module):
             recipes = [c for c in record["commands"] if c.startswith("spectral")]
             if recipes and not args.data:
-                console.print(f"{record['id']} on the real data (or: python -m {module} {record['id']} --data DIR):")
+                console.print(
+                    f"{record['id']} on the real data (or: python -m {module} {record['id']} --data [DATASET=]DIR):"
+                )
                 console.print("\n".join(f"  {c}" for c in recipes), soft_wrap=True)
         for figure, content in job.figures.items():
             path = args.out / "figures" / f"{figure}.png"
@@ -405,7 +407,7 @@ def _finish(job: Job, ids: Sequence[str], args: argparse.Namespace, module: str)
                 file.write(content)
             console.print(f"Written: {path}", soft_wrap=True)
     else:
-        facts = run_facts(job, time.monotonic() - _STARTED)
+        facts = run_facts(job, time.monotonic() - began)
         page = write_report(job, args.out / "report", facts, f"python -m {module}", args.epochs, claims)
         console.print(f"All tables: --tables. Report: {page.resolve()}", soft_wrap=True)
     if args.readme:
@@ -422,9 +424,6 @@ def _claims(folder: Path) -> list[tables.RenderedTable]:
 
     study = finished_studies(folder.parent).get(folder.name)
     return [] if study is None else all_tables(study)
-
-
-_STARTED = time.monotonic()
 
 
 def write_readme(job: Job) -> None:

@@ -1,7 +1,7 @@
 """Trainings of a ledger: recipes on real data, and the demos on generated data.
 
 A demo network is trained anew when its recipe file, its overrides, the seed, the data (manifest and parameters), the
-training that it starts from, or the sources of the paper or of `common` (but for this package) have changed.
+training that it starts from, or the sources of the paper or of `common` (see `source_hash`) have changed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import csv
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
 import shlex
 import signal
@@ -19,10 +18,9 @@ import subprocess
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass, field
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +37,7 @@ from common.output_files import cell, locked, written_whole
 from common.reporting.counting import ROOT, source_hash
 from common.reporting.ledger import Demo, DemoRow, Ledger, Recipe, Row
 from common.reporting.results import Result, from_json
-from common.reporting.workers import begin_worker
+from common.reporting.workers import pool
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
@@ -64,7 +62,9 @@ class Trained:
         return float(json.loads((self.folder / "seconds.json").read_text(encoding="utf-8")))
 
     def complexity(self) -> Complexity:
-        return Complexity(**json.loads((self.folder / "complexity.json").read_text(encoding="utf-8")))
+        stored = json.loads((self.folder / "complexity.json").read_text(encoding="utf-8"))
+        stored.pop("complex_weight", None)  # older runs have it
+        return Complexity(**stored)
 
     def curve(self, tag: str) -> list[tuple[float, float]]:
         """`(epoch, value)` of a logged value."""
@@ -80,13 +80,17 @@ class Trained:
         """The last checkpoint."""
         return last_checkpoint(self.folder)
 
+    def predictions(self) -> list[dict[str, str]]:
+        """What the network answered for each test file."""
+        with (self.folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
     def confusion(self) -> np.ndarray:
         """Counts (true class, predicted class) in the order of `class_names`; none without classes."""
         place = {cell(name): i for i, name in enumerate(self.class_names() or [])}
         matrix = np.zeros((len(place), len(place)), dtype=int)
-        with (self.folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                matrix[place[row["label"]], place[row["top1"]]] += 1
+        for row in self.predictions():
+            matrix[place[row["label"]], place[row["top1"]]] += 1
         return matrix
 
 
@@ -116,10 +120,7 @@ def run_recipe(arguments: Sequence[str], folder: Path, seed: int, bar: tuple[Pro
             traceback.print_exc(file=log)
             raise
     assert tested.run_dir is not None
-    spec = tested.datamodule.spec
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        complexity = count(tested.model.network, spec.input_shape)
+    complexity = count(tested.model.network, tested.datamodule.spec.input_shape)
     extra = {
         "complexity.json": complexity.to_dict() | {"by_module": {}},
         "curves.json": fitted["curves"],
@@ -251,81 +252,80 @@ def data_arguments(data: Path) -> list[str]:
     return ["--data.root", str(data), *(["--data.manifest", str(manifest)] if manifest.is_file() else [])]
 
 
-def demo_key(
-    ledger: Ledger, demo: Demo, row: DemoRow, data: Path, seed: int, epochs: int | None, after: str | None = None
-) -> str:
-    """Hash of everything that a demo result depends on; `after` is the key of the training that it continues."""
-    digest = hashlib.sha256()
-    digest.update((ledger.folder / "recipes" / demo.recipe).read_bytes())
-    digest.update(json.dumps([row.overrides, seed, epochs, after, torch.__version__]).encode())
-    for file in sorted(path for path in data.iterdir() if path.is_file()):
-        digest.update(file.name.encode() + file.read_bytes())
-    digest.update(source_hash(ROOT / "common", ledger.folder, exclude=ROOT / "common" / "reporting").encode())
-    return digest.hexdigest()[:12]
-
-
-def demo_folder(ledger: Ledger, demo: Demo, row: DemoRow, data: Path, out: Path, seed: int, epochs: int | None) -> Path:
-    """Where a training goes; it is finished if `result.json` is there."""
-    before = None
-    if row.starts_from is not None:
-        before = demo_folder(ledger, demo, demo.row(row.starts_from), data, out, seed, epochs).name
-    return out / row.id / demo_key(ledger, demo, row, data, seed, epochs, before)
-
-
-def train_demo(
-    ledger: Ledger,
-    demo: Demo,
-    row: DemoRow,
-    data: Path,
-    out: Path,
-    seed: int,
-    epochs: int | None,
-    progress: Progress,
-) -> Trained:
-    """Train and test a demo network, and first the one that it continues; finished ones are reused."""
-    folder = demo_folder(ledger, demo, row, data, out, seed, epochs)
-    reused = (folder / "result.json").is_file()
-    before = None
-    if row.starts_from is not None and not reused:
-        before = train_demo(ledger, demo, demo.row(row.starts_from), data, out, seed, epochs, progress)
-    if not reused:
-        start = str(before.checkpoint().parent) if before else ""
-        overrides = [word.replace("{starts_from}", start) for word in row.overrides]
-        arguments = Recipe(demo.recipe, overrides).arguments(ledger.folder)
-        arguments += data_arguments(data)
-        if epochs is not None:
-            arguments += ["--trainer.max_epochs", str(epochs)]
-        task = progress.add_task(f"  {row.name}", total=None)
-        run_recipe(arguments, folder, seed, (progress, task))
-        progress.update(task, total=1, completed=1)
-    result = from_json(folder / "result.json", row.id)
-    return Trained(row.id, row.name, result, folder, reused)
-
-
-@dataclass
+@dataclass(frozen=True)
 class DemoJob:
-    """A network of a demo that is to be trained on the demo's data."""
+    """A network of a demo that is trained and tested on the demo's data.
 
+    Attributes:
+        ledger, demo, row: what is trained.
+        data: folder of the demo's data.
+        out: the training goes to a folder below it.
+        seed: of the training.
+        epochs: in place of the recipe's.
+    """
+
+    ledger: Ledger
     demo: Demo
     row: DemoRow
     data: Path
+    out: Path
+    seed: int
+    epochs: int | None = None
 
     def before(self) -> DemoJob | None:
         """The training that this one continues."""
         start = self.row.starts_from
-        return None if start is None else DemoJob(self.demo, self.demo.row(start), self.data)
+        return None if start is None else replace(self, row=self.demo.row(start))
+
+    def key(self) -> str:
+        """Hash of everything that the result depends on."""
+        before = self.before()
+        after = None if before is None else before.key()
+        digest = hashlib.sha256()
+        digest.update((self.ledger.folder / "recipes" / self.demo.recipe).read_bytes())
+        digest.update(json.dumps([self.row.overrides, self.seed, self.epochs, after, torch.__version__]).encode())
+        for file in sorted(path for path in self.data.iterdir() if path.is_file()):
+            digest.update(file.name.encode() + file.read_bytes())
+        digest.update(source_hash(self.ledger.folder).encode())
+        return digest.hexdigest()[:12]
+
+    def folder(self) -> Path:
+        """Where the training goes; it is finished if `result.json` is there."""
+        return self.out / self.row.id / self.key()
+
+    def train(self, progress: Progress) -> Trained:
+        """Train and test the network, and first the one that it continues; finished ones are reused."""
+        folder = self.folder()
+        reused = (folder / "result.json").is_file()
+        if not reused:
+            before = self.before()
+            start = "" if before is None else str(last_checkpoint(before.train(progress).folder).parent)
+            overrides = [word.replace("{starts_from}", start) for word in self.row.overrides]
+            arguments = [*Recipe(self.demo.recipe, overrides).arguments(self.ledger.folder), *data_arguments(self.data)]
+            if self.epochs is not None:
+                arguments += ["--trainer.max_epochs", str(self.epochs)]
+            _run(arguments, folder, self.seed, progress, self.row.name)
+        return Trained(self.row.id, self.row.name, from_json(folder / "result.json", self.row.id), folder, reused)
+
+
+def train_demo(
+    ledger: Ledger, demo: Demo, row: DemoRow, data: Path, out: Path, seed: int, epochs: int | None, progress: Progress
+) -> Trained:
+    """Train one demo network, for notebooks."""
+    return DemoJob(ledger, demo, row, data, out, seed, epochs).train(progress)
+
+
+def _run(arguments: Sequence[str], folder: Path, seed: int, progress: Progress, name: str) -> None:
+    """`run_recipe` with a bar of its own."""
+    task = progress.add_task(f"  {name}", total=None)
+    run_recipe(arguments, folder, seed, (progress, task))
+    progress.update(task, total=1, completed=1)
 
 
 def train_all(
-    ledger: Ledger,
-    jobs: Sequence[DemoJob],
-    out: Path,
-    seed: int,
-    epochs: int | None,
-    progress: Progress,
-    processes: int = 1,
+    jobs: Sequence[DemoJob], progress: Progress, processes: int = 1
 ) -> Iterator[tuple[int, Trained | BaseException]]:
-    """Train and test network after network, as `train_demo` does, in several processes.
+    """Train and test network after network in several processes.
 
     With several processes each has its share of the machine's cores: small networks gain little from more threads.
     Networks that others continue come first.
@@ -336,12 +336,11 @@ def train_all(
     waiting: dict[str, DemoJob] = {}
     positions = {job.row.id: position for position, job in enumerate(jobs)}
     for position, job in enumerate(jobs):
-        finished = demo_folder(ledger, job.demo, job.row, job.data, out, seed, epochs) / "result.json"
-        if processes > 1 and not finished.is_file():
+        if processes > 1 and not (job.folder() / "result.json").is_file():
             waiting[job.row.id] = job
             continue
         try:
-            yield position, train_demo(ledger, job.demo, job.row, job.data, out, seed, epochs, progress)
+            yield position, job.train(progress)
         except Exception as error:
             yield position, error
     if not waiting:
@@ -350,26 +349,24 @@ def train_all(
         while (before := job.before()) is not None:
             job = waiting.setdefault(before.row.id, before)
     running: dict[Future[Trained], str] = {}
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(waiting)), context, begin_worker, (threads,)) as pool:
+    with pool(min(processes, len(waiting)), (os.cpu_count() or 1) // processes) as workers:
         while waiting or running:
             # No more than run at once, so that an interruption finds none in a queue.
             unfinished = {*waiting, *running.values()}
             ready = [key for key, job in waiting.items() if job.row.starts_from not in unfinished]
             ready.sort(key=lambda key: waiting[key].row.starts_from is not None)
             for key in ready[: processes - len(running)]:
-                running[pool.submit(_train_in_worker, ledger, waiting.pop(key), out, seed, epochs)] = key
+                running[workers.submit(_train_in_worker, waiting.pop(key))] = key
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 key = running.pop(future)
                 if key in positions:
                     yield positions[key], future.exception() or future.result()
 
 
-def _train_in_worker(ledger: Ledger, job: DemoJob, out: Path, seed: int, epochs: int | None) -> Trained:
+def _train_in_worker(job: DemoJob) -> Trained:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return train_demo(ledger, job.demo, job.row, job.data, out, seed, epochs, Progress(disable=True))
+        return job.train(Progress(disable=True))
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -390,9 +387,7 @@ def train_row(
         folder = out / "recipes" / row.id / dataset / f"{i + 1}-{key}"
         reused = (folder / "result.json").is_file()
         if not reused:
-            task = progress.add_task(f"  {row.id} {dataset}", total=None)
-            run_recipe(arguments, folder, seed, (progress, task))
-            progress.update(task, total=1, completed=1)
+            _run(arguments, folder, seed, progress, f"{row.id} {dataset}")
         result = from_json(folder / "result.json", row.id, dataset)
         finished.append(Trained(row.id, row.name, result, folder, reused))
     return finished
@@ -436,6 +431,10 @@ class Job:
     def data(self, demo: str = "demo") -> Path | None:
         """The folder of a demo's data; None if it was not made."""
         return next((d.data for d in self.demos if d.demo.id == demo and d.data.is_dir()), None)
+
+    def find(self, entry: str) -> tuple[Trained, Path] | None:
+        """The training of a demo row, with the folder of its data."""
+        return next(((run, runs.data) for runs in self.demos for run in runs.rows if run.entry == entry), None)
 
     def trained(self) -> list[Trained]:
         """Every demo training."""

@@ -16,12 +16,11 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from common.evaluation.complexity import Complexity
-from common.reporting.ledger import DASH, Column, Demo, Ledger, Row, Table
+from common.reporting.ledger import DASH, STATUSES, Column, Demo, Ledger, Row, Table
 from common.reporting.results import Result
 from common.reporting.runs import Trained
 
 LONG = 50
-STATUS_MARKS = {"computed": "C", "demo": "D", "recipe": "R", "literature": "L", "diagram": "G"}
 
 
 @dataclass
@@ -80,7 +79,7 @@ def paper_table(
     primary_labels = [names[0] if names else DASH for names in labels]
     if any(label not in ("ours", DASH) for label in primary_labels):
         add(ColumnHeader("Network"), primary_labels)
-    add(ColumnHeader("Status"), [" ".join(STATUS_MARKS[s] for s in row.statuses) for row in rows])
+    add(ColumnHeader("Status"), [" ".join(STATUSES[s] for s in row.statuses) for row in rows])
     notes = [table.note] if table.note else []
     for note in dict.fromkeys(row.note for row in rows if row.note):
         about = ", ".join(row.id.partition("/")[2] for row in rows if row.note == note)
@@ -230,14 +229,14 @@ def _difference(column: Column, ours: float | None, paper: float | None) -> str:
 # Rendering
 
 
-def to_markdown(table: RenderedTable, heading: str = "###") -> str:
+def to_markdown(table: RenderedTable) -> str:
     """A GitHub table with its title and notes."""
     names = [(f"{h.group} " if h.group else "") + h.name for h in table.heads]
     align = [":--" if h.kind == "text" else "--:" for h in table.heads]
     lines = [names, align, *([_escape(c) for c in row] for row in table.cells)]
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     notes = "\n".join(f"- {note}" for note in table.notes)
-    return "\n\n".join(part for part in (f"{heading} {table.title}", text, notes) if part)
+    return "\n\n".join(part for part in (f"### {table.title}", text, notes) if part)
 
 
 def _escape(text: str) -> str:
@@ -317,13 +316,12 @@ def score_name(demo: Demo) -> str:
 
 def status_table(ledger: Ledger) -> RenderedTable:
     """How many rows and figures have which status."""
-    statuses = ["computed", "demo", "recipe", "literature", "diagram"]
-    heads = [ColumnHeader("Table or figure"), ColumnHeader("entries", "", "text"), *(ColumnHeader(s) for s in statuses)]
+    heads = [ColumnHeader("Table or figure"), ColumnHeader("entries", "", "text"), *(ColumnHeader(s) for s in STATUSES)]
     groups: list[tuple[str, list[Any]]] = [(f"{t.number}. {t.title}", t.rows) for t in ledger.tables]
     groups.append(("Figures", ledger.figures))
     cells = []
     for name, entries in groups:
-        numbers = [sum(s in e.statuses for e in entries) for s in statuses]
+        numbers = [sum(s in e.statuses for e in entries) for s in STATUSES]
         cells.append([name, str(len(entries)), *(str(n) if n else DASH for n in numbers)])
     return RenderedTable(
         "Every row and figure of the paper", heads, cells, ["An entry can have several statuses."], "status"

@@ -28,8 +28,9 @@ from rich.table import Table
 
 from common.command_line import UsageError, without_dump
 from common.datamodules.datasets import read_datasets
+from common.output_files import write_json
 from common.plain_yaml import YamlError, check_yaml
-from common.provenance import git_state, package_versions, write_json
+from common.provenance import git_state, package_versions
 from common.training import callbacks, processes, run_folders
 from common.training.arguments import ALLOW_CLASS_HELP
 from common.training.checkpoints import AtomicCheckpointIO, find_checkpoint, find_last

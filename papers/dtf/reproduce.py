@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from common.datamodules.manifest import Manifest
 from common.reporting.plots import COLOURS, MARKERS, style
 from common.reporting.reproduce import main
-from common.reporting.runs import Job, Trained
-from common.training.task import load_module
+from common.reporting.runs import Job, Trained, load_trained
 from papers.dtf import visualise
 from papers.dtf.networks import dtf_blocks, dtf_net
 
@@ -110,16 +109,15 @@ def figure6(job: Job | None = None) -> Figure:
 def figure7(job: Job | None = None) -> Figure:
     """Grad-CAM, positions, filters and kernels of the DTF-Net that the demo trained on four of its test clips; without
     a trained one, of a network with random filters on an image that moves."""
-    run = next((run for run in job.trained() if run.entry == "demo/dtf"), None) if job else None
-    if run is None:
+    found = job.find("demo/dtf") if job else None
+    if found is None:
         clip = moving_picture()
         return visualise.figure7({"random weights": visualise.inspect_clip(random_network(clip), clip)})
-    return visualise.figure7(_demo_views(run, job.data() if job else None))
+    return visualise.figure7(_demo_views(*found))
 
 
-def _demo_views(run: Trained, data: Path | None) -> dict[str, visualise.View]:
-    module = load_module(run.checkpoint())
-    assert data is not None
+def _demo_views(run: Trained, data: Path) -> dict[str, visualise.View]:
+    module = load_trained(run.folder)
     assert module.spec is not None
     names = module.output_names or []
     views = {}

@@ -28,9 +28,8 @@ from common.evaluation.figures import draw_slice
 from common.evaluation.volume_scores import dice_per_case
 from common.reporting.plots import COLOURS, MARKERS, style
 from common.reporting.reproduce import main
-from common.reporting.runs import Job, ReproduceError, Trained, load_clips
+from common.reporting.runs import Job, ReproduceError, Trained, load_clips, load_trained
 from common.spectral.transforms import dct_matrix
-from common.training.task import load_module
 from papers.fdc3d.compression import compress
 from papers.fdc3d.layers import MaskedConv3d
 from papers.fdc3d.learning import learn_transform, row_norms, temporal_products
@@ -45,17 +44,17 @@ LADDER: tuple[tuple[str, str, int], ...] = (
 )
 
 
-def _run(job: Job | None, row: str) -> Trained:
-    """The training of a demo row. Raises ReproduceError where there is none."""
-    found = [run for runs in job.demos for run in runs.rows if run.entry == row] if job else []
-    if not found:
+def _run(job: Job | None, row: str) -> tuple[Trained, Path]:
+    """The training of a demo row, and the folder of its data. Raises ReproduceError where there is none."""
+    found = job.find(row) if job else None
+    if found is None:
         raise ReproduceError(f"it is drawn from the demo: name {row}, too, or run the whole job")
-    return found[0]
+    return found
 
 
 def _volumes(data: Path, module: Any, run: Trained, held_out: bool) -> list[tuple[Tensor, Tensor]]:
     """Volumes (4,D,H,W) with labels (D,H,W): those that the run was tested on, or the others."""
-    tested = set(_tested(run))
+    tested = {row["path"] for row in run.predictions()}
     modalities = VolumeSpec.from_dict(module.spec).modalities
     cases = [find_case(folder, modalities, labelled=True) for folder in find_case_folders([data])]
     return [
@@ -63,12 +62,6 @@ def _volumes(data: Path, module: Any, run: Trained, held_out: bool) -> list[tupl
         for case in cases
         if (case.name in tested) == held_out and case.label is not None
     ]
-
-
-def _tested(run: Trained) -> list[str]:
-    lines = (run.folder / "predictions.csv").read_text(encoding="utf-8").splitlines()
-    column = lines[0].split(",").index("path")
-    return [line.split(",")[column] for line in lines[1:]]
 
 
 @torch.inference_mode()
@@ -101,10 +94,8 @@ def mask_rows(conv: nn.Conv3d, transform: Tensor, kept: int) -> MaskedConv3d:
 
 def figure2(job: Job | None = None) -> Figure:
     """Error on the test clips when only the temporal rows of the first convolution are pruned, without fine-tuning."""
-    run = _run(job, "motion/dense")
-    data = job.data("motion") if job else None
-    assert data is not None
-    module: Any = load_module(run.checkpoint())
+    run, data = _run(job, "motion/dense")
+    module = load_trained(run.folder)
     clips, labels = load_clips(data, module, "test", 120)
     network = module.network
     conv: Any = network.conv1
@@ -135,8 +126,8 @@ def figure2(job: Job | None = None) -> Figure:
 def figure3(job: Job | None = None) -> Figure:
     """The strongest filter of the first layer: its slices in time, its rows in the frequency domain, and what the kept
     rows give back."""
-    run = _run(job, "motion/dense")
-    conv: Any = load_module(run.checkpoint()).network.conv1
+    run, _ = _run(job, "motion/dense")
+    conv = load_trained(run.folder).network.conv1
     return filter_figure(conv, first_layer_transforms(conv)["OT (learned)"], KEPT)
 
 
@@ -175,13 +166,9 @@ def filter_figure(conv: nn.Conv3d, transform: Tensor, kept: int) -> Figure:
 
 def figure4(job: Job | None = None) -> Figure:
     """Slices of two held-out volumes with the labels, the dense network's and the compressed network's segmentation."""
-    dense, compact = _run(job, "brain/dense"), _run(job, "brain/fdc3d-2x")
-    data = job.data("brain") if job else None
-    assert data is not None
-    modules: dict[str, Any] = {
-        "(b) U-Net": load_module(dense.checkpoint()),
-        "(c) compressed, 2×": load_module(compact.checkpoint()),
-    }
+    dense, data = _run(job, "brain/dense")
+    compact, _ = _run(job, "brain/fdc3d-2x")
+    modules = {"(b) U-Net": load_trained(dense.folder), "(c) compressed, 2×": load_trained(compact.folder)}
     volumes = _volumes(data, modules["(b) U-Net"], dense, held_out=True)
     # Those with most of the enhancing tumour show most.
     volumes = sorted(volumes, key=lambda pair: -int((pair[1] == 4).sum()))[:2]
@@ -212,10 +199,7 @@ def ladder(job: Job | None = None) -> Figure:
     with style():
         figure = Figure(figsize=(10.4, 4.4), layout="constrained")
         for axes, name in zip(figure.subplots(1, 2), ("motion", "brain"), strict=True):
-            dense = _run(job, f"{name}/dense")
-            data = job.data(name) if job else None
-            assert data is not None
-            network, batches, score, shape = _subject(name, dense, data)
+            network, batches, score, shape = _subject(name, *_run(job, f"{name}/dense"))
             whole = count(network, shape).macs_paper
             for title, method, i in LADDER:
                 points = [(whole, score(network))]
@@ -259,7 +243,7 @@ def _subject(
     name: str, dense: Trained, data: Path
 ) -> tuple[nn.Module, Sequence[Any], Callable[[nn.Module], float], tuple[int, ...]]:
     """The dense network of a demo, batches of its training data, its score on the test data, and the input's shape."""
-    module: Any = load_module(dense.checkpoint())
+    module = load_trained(dense.folder)
     if name == "motion":
         clips, labels = load_clips(data, module, "test", 120)
         train, _ = load_clips(data, module, "train")

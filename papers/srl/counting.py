@@ -33,15 +33,14 @@ _COUNTED = (
 )
 
 
-def published(network: nn.Module, *inputs: Sequence[int], complex_weight: int = 1) -> Complexity:
+def published(network: nn.Module, *inputs: Sequence[int]) -> Complexity:
     """Count `network` for one clip or image as the paper does; `macs_full` stays the true number of operations.
 
     Args:
         network: one of `papers.srl.networks`.
         inputs: shape of its input, as for `common.evaluation.complexity.count`.
-        complex_weight: see there.
     """
-    true = count(network, *inputs, complex_weight=complex_weight)
+    true = count(network, *inputs)
     more = 0.0
     for name, module in network.named_modules():
         if isinstance(module, nn.ConvTranspose2d):

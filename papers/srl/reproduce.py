@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from torch import nn
 
 from common.datamodules.manifest import Manifest
 from common.datamodules.video_reader import open_video
-from common.evaluation.latency import measure_latency, peak_allocated
+from common.evaluation.latency import measure_latency, one_thread, peak_allocated
 from common.reporting.plots import COLOURS, MARKERS, style
 from common.reporting.reproduce import main
 from common.reporting.runs import Job, make_demo_data
@@ -53,13 +52,11 @@ def complexities(job: Job | None = None, sizes: Sequence[int] = SIZES, repeats: 
     """Table 1 measured: forward and backward time, and the tensors held at once, of each block over H x W."""
     times: dict[str, list[float]] = {}
     memory: dict[str, list[float]] = {}
-    threads = torch.get_num_threads()
     for size in sizes:
         x = torch.randn(1, CHANNELS, size, size, requires_grad=True)
         networks = blocks(size)
-        torch.set_num_threads(1)  # a machine that is not idle lets threads wait for one another
-        measured = measure_latency(networks, x, repeats=repeats, warmup=1, backward=True)
-        torch.set_num_threads(threads)
+        with one_thread():
+            measured = measure_latency(networks, x, repeats=repeats, warmup=1, backward=True)
         for name, network in networks.items():
             times.setdefault(name, []).append(1000 * measured[name].fastest)
             memory.setdefault(name, []).append(peak_allocated(network, x, backward=True) / 2**20)
@@ -82,17 +79,11 @@ def complexities(job: Job | None = None, sizes: Sequence[int] = SIZES, repeats: 
     return figure
 
 
-def _predictions(path: Path) -> dict[str, list[tuple[str, float]]]:
-    """Path of a clip -> the likeliest classes with their probabilities."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return {row["path"]: [(row[f"top{k}"], float(row[f"p{k}"])) for k in (1, 2, 3)] for row in csv.DictReader(file)}
-
-
 def figure5(job: Job | None = None) -> Figure:
     """Test clips of the demo, one frame of each beat, with the likeliest classes that C2D and SRL-FFT name."""
     data = job.data("demo-video") if job else None
     runs = [run for run in job.trained() if run.entry in ("demo-video/c2d", "demo-video/srl-fft")] if job else []
-    answers = {run.name: _predictions(run.folder / "predictions.csv") for run in runs}
+    answers = {run.name: {row["path"]: row for row in run.predictions()} for run in runs}
     with tempfile.TemporaryDirectory() as folder:
         if data is None:  # the demo was not asked for: the same first scene, made for this figure alone
             data = Path(folder) / "lamps"
@@ -115,10 +106,11 @@ def figure5(job: Job | None = None) -> Figure:
             text.text(0.02, 0.92, truth.replace("_", ", "), color=COLOURS[2], weight="bold", va="top")
             for i, (name, answer) in enumerate(answers.items()):
                 text.text(0.02 + 0.5 * i, 0.7, name, weight="bold", va="top", fontsize=9)
-                for k, (guess, probability) in enumerate(answer[path]):
+                for k in (1, 2, 3):
+                    guess, probability = answer[path][f"top{k}"], float(answer[path][f"p{k}"])
                     colour = COLOURS[2] if guess == truth else "#777777"
                     label = f"{guess.replace('_', ', ')}  {100 * probability:.0f} %"
-                    text.text(0.02 + 0.5 * i, 0.5 - 0.17 * k, label, color=colour, va="top", fontsize=8)
+                    text.text(0.02 + 0.5 * i, 0.67 - 0.17 * k, label, color=colour, va="top", fontsize=8)
             if not answers:
                 text.text(0.02, 0.6, "the demo shows what networks answer", va="top", fontsize=8)
     return figure

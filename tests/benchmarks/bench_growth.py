@@ -21,7 +21,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from common.evaluation.latency import measure_latency, peak_allocated
+from common.evaluation.latency import measure_latency, one_thread, peak_allocated
 from common.reporting.plots import COLOURS, MARKERS, style
 from papers.dtf import DTFBlock
 from papers.srl import SRLBlock
@@ -102,13 +102,9 @@ def _step(shape: Shape, repeats: int) -> dict[str, tuple[float, float]]:
         for parameter in blocks[name].parameters():  # a branch that a zero switches off would cost less
             nn.init.normal_(parameter, std=0.05)
     x = torch.randn(size, requires_grad=True)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         times = measure_latency(blocks, x, repeats, warmup=1, backward=True)
         memory = {name: peak_allocated(block, x, backward=True) for name, block in blocks.items()}
-    finally:
-        torch.set_num_threads(threads)
     return {name: (1000 * times[name].seconds, memory[name] / 1e6) for name in blocks}
 
 

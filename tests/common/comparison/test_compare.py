@@ -11,17 +11,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
-from common.comparison import command, report
-from common.comparison.rows import StudyProgress, read_rows
+from common.comparison import command, report, runs
+from common.comparison.rows import StudyProgress, append_row, read_rows
 from common.comparison.study import StudyError, load
 from common.output_files import locked
 from common.reporting.runs import ReproduceError
 from common.training import cli
+from tests.common.comparison.test_rows import Trainings
+from tests.common.comparison.test_study import write
 
 ROOT = Path(__file__).resolve().parents[3]
 RECIPE = str(ROOT / "papers/stft2d/recipes/demo.yaml")
@@ -133,6 +136,36 @@ def test_a_training_that_fails_is_a_row_and_the_rest_goes_on(tmp_path: Path) -> 
         "fixed",
         "trainable",
     ]
+
+
+def test_an_error_that_begins_with_an_empty_line_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("\nCUDA error: out of memory\nmore")
+
+    monkeypatch.setattr(runs, "fit", fail)
+    study = load(study_file(tmp_path))
+    place = runs.Place(tmp_path, tmp_path, tmp_path / "rows.csv")
+    row = runs.train(study, place, StudyProgress(study, []).pending()[0])
+    assert row.error == "CUDA error: out of memory"
+
+
+def test_a_method_whose_start_is_gone_is_not_measured_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainings = Trainings(load(write(tmp_path)), {})
+    trainings.finish()
+    place = runs.Place(tmp_path, tmp_path, tmp_path / "rows.csv")
+    for row in trainings.rows:
+        append_row(place.rows, row)
+    built = SimpleNamespace(model=SimpleNamespace(network=None, input_shape=(1,)))
+    monkeypatch.setattr(runs, "_fit_without_files", lambda *_: built)
+    monkeypatch.setattr(runs, "_costs", lambda networks, _: {name: {"infer_ms": 1.0} for name in networks})
+    told: list[str] = []
+    for _ in range(2):
+        runs.measure_costs(trainings.study, place, told.append)
+    measured = [(row.data, row.method) for row in read_rows(place.rows) if row.stage == "cost"]
+    assert measured == [("a", "one"), ("a", "two"), ("b", "two")]
+    assert "a: no times of three: the checkpoint of its training was deleted" in told
 
 
 def children(pid: int) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.comparison.rows import Pending, StudyProgress, StudyRow, append_row, pack, read_rows
+from common.comparison.rows import StudyProgress, StudyRow, append_row, pack, read_rows
 from common.comparison.study import Study, StudyError, load
 from tests.common.comparison.test_study import write
 
@@ -36,6 +36,9 @@ def test_a_line_that_a_kill_cut_off_is_left_out_and_removed(tmp_path: Path) -> N
     assert read_rows(path) == [row]
     append_row(path, row)
     assert read_rows(path) == [row, row]
+    path.write_text("data,me")
+    append_row(path, row)
+    assert read_rows(path) == [row]
 
 
 def test_a_damaged_row_is_named(tmp_path: Path) -> None:
@@ -59,9 +62,11 @@ class Trainings:
         self.study, self.validation = study, validation
         self.rows: list[StudyRow] = []
 
-    def do(self, item: Pending, **changes: Any) -> None:
-        key = self.study.key(item.data, item.method, item.rate)
-        row = StudyRow(item.data, item.method, item.stage, item.seed, item.rate, key, train=1.0)
+    def item(self, data: str, method: str, stage: str, seed: int, rate: float) -> StudyRow:
+        return StudyRow(data, method, stage, seed, rate, self.study.key(data, method, rate))
+
+    def do(self, item: StudyRow, **changes: Any) -> None:
+        row = replace(item, train=1.0)
         if item.stage == "rate":
             row = replace(row, val=self.validation.get((item.method, item.rate), 0.5))
         else:
@@ -85,7 +90,7 @@ def test_rates_are_tried_once_then_every_seed_is_scored(tmp_path: Path) -> None:
     trainings = Trainings(study, {("one", 0.1): 0.6, ("one", 0.01): 0.7})
     before = trainings.progress.trainings_left()
     first = trainings.progress.pending()
-    assert first[:2] == [Pending("a", "one", "rate", 0, 0.1), Pending("a", "one", "rate", 0, 0.01)]
+    assert first[:2] == [trainings.item("a", "one", "rate", 0, 0.1), trainings.item("a", "one", "rate", 0, 0.01)]
     assert not any(item.method == "three" for item in first), "what it continues from is not trained"
     assert trainings.finish() == before
     progress = trainings.progress
@@ -98,11 +103,11 @@ def test_rates_are_tried_once_then_every_seed_is_scored(tmp_path: Path) -> None:
 def test_a_rate_that_failed_is_not_chosen_and_a_method_without_a_rate_ends(tmp_path: Path) -> None:
     study = load(write(tmp_path))
     trainings = Trainings(study, {})
-    trainings.do(Pending("a", "one", "rate", 0, 0.01), error="the loss is NaN", val=None)
-    trainings.do(Pending("a", "one", "rate", 0, 0.1))
+    trainings.do(trainings.item("a", "one", "rate", 0, 0.01), error="the loss is NaN", val=None)
+    trainings.do(trainings.item("a", "one", "rate", 0, 0.1))
     assert trainings.progress.rate("a", "one") == 0.1
     for rate in study.rates:
-        trainings.do(Pending("a", "two", "rate", 0, rate), error="the loss is NaN", val=None)
+        trainings.do(trainings.item("a", "two", "rate", 0, rate), error="the loss is NaN", val=None)
     trainings.finish()
     progress = trainings.progress
     assert list(progress.scores("a", "one")) == [0, 1]
@@ -130,12 +135,12 @@ def test_rates_of_other_data_are_taken_over(tmp_path: Path) -> None:
 
 def test_a_method_below_what_it_can_reach_is_not_trained(tmp_path: Path) -> None:
     trainings = Trainings(load(write(tmp_path)), {})
-    trainings.do(Pending("a", "two", "rate", 0, 0.1))
-    trainings.do(Pending("a", "two", "rate", 0, 0.01))
+    trainings.do(trainings.item("a", "two", "rate", 0, 0.1))
+    trainings.do(trainings.item("a", "two", "rate", 0, 0.01))
     assert trainings.progress.is_trained("a", "two") is None
-    trainings.do(Pending("a", "two", "score", 0, 0.01), train=0.46)  # of 0.5
-    trainings.do(Pending("b", "two", "rate", 0, 0.1))
-    trainings.do(Pending("b", "two", "rate", 0, 0.01))
-    trainings.do(Pending("b", "two", "score", 0, 0.01), train=0.46)  # of 1
+    trainings.do(trainings.item("a", "two", "score", 0, 0.01), train=0.46)  # of 0.5
+    trainings.do(trainings.item("b", "two", "rate", 0, 0.1))
+    trainings.do(trainings.item("b", "two", "rate", 0, 0.01))
+    trainings.do(trainings.item("b", "two", "score", 0, 0.01), train=0.46)  # of 1
     assert trainings.progress.is_trained("a", "two") is True
     assert trainings.progress.is_trained("b", "two") is False

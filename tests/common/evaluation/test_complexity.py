@@ -86,16 +86,12 @@ def test_products() -> None:
     assert attention.macs_full == attention.macs_paper + 5 * (2 * 3 * 5 * 5)
 
 
-def test_complex_products_weigh_what_is_asked_for() -> None:
+def test_a_complex_product_is_one_for_the_papers() -> None:
     a = torch.zeros(3, 4, dtype=torch.complex64)
     network = Run(lambda a, b: a @ b.T)
     products = 3 * 3 * 4
-    for weight in (1, 2, 4):
-        found = count(network, a, a, complex_weight=weight)
-        assert (found.macs_paper, found.macs_full) == (weight * products, 4 * products)
-
-    with pytest.raises(ValueError, match="complex_weight must be 1, 2, 3 or 4, but is 5"):
-        count(network, a, a, complex_weight=5)
+    found = count(network, a, a)
+    assert (found.macs_paper, found.macs_full) == (products, 4 * products)
 
 
 def test_elementwise_complex_arithmetic() -> None:

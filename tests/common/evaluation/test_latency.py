@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.evaluation.latency import measure_latency
+from common.evaluation.latency import measure_latency, one_thread
 
 
 class Spy(nn.Module):
@@ -55,3 +55,16 @@ def test_peak_memory_sees_a_large_intermediate() -> None:
 def test_nothing_to_measure() -> None:
     with pytest.raises(ValueError, match="0 networks"):
         measure_latency({}, torch.ones(1))
+
+
+def test_one_thread_is_left_also_after_an_error() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with one_thread():
+            assert torch.get_num_threads() == 1
+        with pytest.raises(ZeroDivisionError), one_thread():
+            1 / 0  # noqa: B018
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

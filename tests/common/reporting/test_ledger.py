@@ -49,9 +49,9 @@ def test_ours_are_printed_like_the_papers() -> None:
     assert TOP1.print(None, "46.74") == "–"
 
 
-def doubled(network: nn.Module, *inputs: Sequence[int], complex_weight: int = 1) -> Complexity:
+def doubled(network: nn.Module, *inputs: Sequence[int]) -> Complexity:
     """A counter of a paper that counts everything twice."""
-    found = count(network, *inputs, complex_weight=complex_weight)
+    found = count(network, *inputs)
     return replace(found, params=2 * found.params, macs_paper=2 * found.macs_paper)
 
 

@@ -33,6 +33,8 @@ def test_many_series_are_named_at_their_points() -> None:
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == ["N3", "Pareto front"]
     assert "N4 8" in [text.get_text() for text in axes.texts]
+    axes = accuracy_against_cost(points, "title", highlight=[point.series for point in points]).axes[0]
+    assert "N9 8" in [text.get_text() for text in axes.texts], "there is no ninth colour"
 
 
 def test_confusion_matrices_show_shares_of_the_true_class() -> None:

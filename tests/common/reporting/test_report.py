@@ -48,6 +48,14 @@ def test_contents_and_escapes(tmp_path: Path) -> None:
     assert "A &quot;curve&quot;." in page
 
 
+def test_sections_of_one_title_have_anchors_of_their_own(tmp_path: Path) -> None:
+    report = Report("A title")
+    for title in ("Plots", "Plots", "Plots 2", "Plots"):
+        report.section(title)
+    anchors = re.findall(r'<section id="([^"]+)"', report.write(tmp_path).read_text())
+    assert anchors == ["plots", "plots-2", "plots-2-2", "plots-3"]
+
+
 def test_the_markdown_has_its_pictures(tmp_path: Path) -> None:
     make().write(tmp_path)
     text = (tmp_path / "report.md").read_text()

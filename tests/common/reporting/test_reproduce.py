@@ -7,15 +7,18 @@ import logging
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
+from torch import nn
 
-from common.reporting import reproduce, runs
+from common.evaluation.complexity import count
+from common.reporting import counting, reproduce, runs
 from common.reporting.ledger import load
 from common.reporting.reproduce import main
-from common.reporting.results import read
+from common.reporting.results import Result, read
 
 
 def curve(job: reproduce.Job | None) -> Figure:
@@ -59,25 +62,25 @@ def test_the_whole_job_and_a_second_run(
     assert [row.entry for row in read(paper / "results.csv")] == ["demo/one", "demo/two"]
 
     monkeypatch.setattr(runs, "run_recipe", forbid)
-    monkeypatch.setattr(reproduce.Ledger, "complexity", forbid)
+    monkeypatch.setattr(reproduce.Ledger, "count", forbid)
+    took: list[float] = []
+    facts = reproduce.run_facts
+    monkeypatch.setattr(reproduce, "run_facts", lambda job, seconds: took.append(seconds) or facts(job, seconds))
+    began = time.monotonic()
     assert main(paper, FIGURES, ["--out", str(out)]) == 0
+    assert 0 < took[0] < time.monotonic() - began
     assert len(read(out / "results.csv")) == 2
     assert "2 trainings, 0 of them in this run" in (out / "report" / "index.html").read_text()
 
-    key = runs.demo_key
     ledger = load(paper / "ledger.yaml")
     own = ledger.demos[0]
-    one, two = own.rows
     data = out.parent / "demo" / "motion"
-    keys = [
-        key(ledger, own, one, data, 0, None),
-        key(ledger, own, two, data, 0, None),
-        key(ledger, own, one, data, 1, None),
-    ]
+    one, two = (runs.DemoJob(ledger, own, row, data, out, 0) for row in own.rows)
+    keys = [one.key(), two.key(), replace(one, seed=1).key()]
     (paper / "recipes" / "demo.yaml").write_text((paper / "recipes" / "demo.yaml").read_text() + "# changed\n")
-    keys.append(key(ledger, own, one, data, 0, None))
+    keys.append(one.key())
     (data / "manifest.csv").write_text((data / "manifest.csv").read_text() + "\n")
-    keys.append(key(ledger, own, one, data, 0, None))
+    keys.append(one.key())
     assert len(set(keys)) == 5
 
 
@@ -121,6 +124,37 @@ def test_an_interrupted_demo_is_resumed_in_its_folder(
     assert trained == [half.parent]
     assert (half.parent / "result.json").is_file()
     assert f"--trainer.default_root_dir {half.parent} " in next(half.parent.glob("fit/*/README.txt")).read_text()
+
+
+def test_predictions_of_files_whose_names_have_commas(tmp_path: Path) -> None:
+    (tmp_path / "predictions.csv").write_text('path,dice\n"a, b",0.5\n')
+    run = runs.Trained("demo/one", "One", Result("", "demo/one", "", {}, {}), tmp_path)
+    assert run.predictions() == [{"path": "a, b", "dice": "0.5"}]
+
+
+def test_counts_of_older_runs_are_read(tmp_path: Path) -> None:
+    found = count(nn.Linear(8, 4), (1, 8))
+    (tmp_path / "complexity.json").write_text(json.dumps(found.to_dict() | {"complex_weight": 1}))
+    run = runs.Trained("demo/one", "One", Result("", "demo/one", "", {}, {}), tmp_path)
+    assert run.complexity().macs_paper == found.macs_paper == 32
+
+
+def test_a_training_depends_on_no_source_that_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counting, "ROOT", tmp_path)
+    hashes = [counting.source_hash(tmp_path / "papers" / "one")]
+    for name in (
+        "common/a.py",
+        "common/reporting/b.py",
+        "common/comparison/c.py",
+        "papers/one/d.py",
+        "papers/two/e.py",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+        hashes.append(counting.source_hash(tmp_path / "papers" / "one"))
+    none, first, second = hashes[0], hashes[1], hashes[4]
+    assert hashes == [none, first, first, first, second, second]
+    assert len({none, first, second}) == 3
 
 
 def test_lightnings_way_of_stopping_is_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +209,9 @@ def test_list_and_complexity(paper: Path, out: Path, capsys: pytest.CaptureFixtu
     assert ".tiny.reproduce demo/one" in listing
     assert "quoted; nothing to run" in listing
     assert main(paper, FIGURES, ["--list", "--json", "table1"]) == 0
-    assert [r["id"] for r in json.loads(capsys.readouterr().out)] == ["table1/a", "table1/b"]
+    records = json.loads(capsys.readouterr().out)
+    assert [record["id"] for record in records] == ["table1/a", "table1/b"]
+    assert [command[-8:] for command in records[0]["commands"][1:3]] == ["demo/one", "demo/two"]
     assert main(paper, FIGURES, ["--complexity", "--json", "--out", str(out)]) == 0
     (record,) = json.loads(capsys.readouterr().out)
     assert record["row"] == "table1/a"
@@ -191,6 +227,8 @@ def test_list_and_complexity(paper: Path, out: Path, capsys: pytest.CaptureFixtu
     [
         (["tabel1"], "Did you mean table1?"),
         (["table1", "--data", "nowhere"], "there is no folder nowhere"),
+        (["table1", "--data", "rael=."], "no chosen row has rael; they have real"),
+        (["table1/b", "--data", "."], "the chosen rows have no data set"),
     ],
 )
 def test_wrong_arguments(
@@ -200,11 +238,24 @@ def test_wrong_arguments(
     assert message in capsys.readouterr().err
 
 
+def test_data_of_several_data_sets_are_named(paper: Path, tmp_path: Path) -> None:
+    path = paper / "ledger.yaml"
+    column = "      - {key: top1b, name: Top 1, measure: top1, scale: 0.01, dataset: other}\n    shared:"
+    text = path.read_text().replace("    shared:", column).replace('"-"]', '"-", "-"]').replace('"50.0"', '"50.0", "-"')
+    path.write_text(text.replace("{real: {file: demo.yaml}}", "{real: {file: demo.yaml}, other: {file: demo.yaml}}"))
+    ledger = load(path)
+    with pytest.raises(reproduce.ReproduceError, match=r"say DATASET=\.; the chosen rows have other, real"):
+        reproduce._data(["."], ledger, ["table1/a"])
+    folder = tmp_path / "a=b"
+    folder.mkdir()
+    assert reproduce._data([f"real={folder}", "other=."], ledger, ["table1/a"]) == {"real": folder, "other": Path()}
+
+
 def test_progress_without_a_terminal_is_told_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
     printed, deadline = "", time.monotonic() + 10
     with reproduce._ProgressLines(seconds=0.05) as progress:
         task = progress.add_task("Training", total=2)
-        progress.advance(task)
+        progress.update(task, advance=1)
         while "Training: 1 of 2" not in printed and time.monotonic() < deadline:
             time.sleep(0.02)
             printed += capsys.readouterr().err
