@@ -88,7 +88,18 @@ class _Residual(nn.Module):
     expansion: int
     conv1: nn.Module
 
-    def __init__(self, in_channels: int, channels: int, stride: int, stage: int, index: int) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int,
+        dilation: int,
+        stage: int,
+        index: int,
+        first_conv: ReplaceConv | None = None,
+        mid_block: Insert | None = None,
+        after_block: Insert | None = None,
+    ) -> None:
         super().__init__()
         self.stage, self.index = stage, index
         out = channels * self.expansion
@@ -99,17 +110,16 @@ class _Residual(nn.Module):
                 nn.Conv2d(in_channels, out, 1, stride, bias=False),
                 nn.BatchNorm2d(out),
             )
-
-    def _put_in(
-        self, channels: int, first_conv: ReplaceConv | None, mid_block: Insert | None, after_block: Insert | None
-    ) -> None:
-        place, out = (self.stage, self.index), channels * self.expansion
-        replaced = first_conv(self.conv1, *place) if first_conv else None  # type: ignore[arg-type]
+        self._add_convolutions(in_channels, channels, stride, dilation)
+        replaced = first_conv(self.conv1, stage, index) if first_conv else None  # type: ignore[arg-type]
         self._replaced = replaced is not None
         if replaced is not None:
             self.conv1 = replaced
-        self.mid = mid_block(channels, *place) if mid_block else None
-        self.after = after_block(out, *place) if after_block else None
+        self.mid = mid_block(channels, stage, index) if mid_block else None
+        self.after = after_block(out, stage, index) if after_block else None
+
+    def _add_convolutions(self, in_channels: int, channels: int, stride: int, dilation: int) -> None:
+        raise NotImplementedError
 
     def inserted_modules(self) -> list[nn.Module]:
         """The modules of others in this block, and those inside them."""
@@ -137,24 +147,11 @@ class BasicBlock(_Residual):
 
     expansion = 1
 
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        stride: int,
-        dilation: int,
-        stage: int,
-        index: int,
-        first_conv: ReplaceConv | None = None,
-        mid_block: Insert | None = None,
-        after_block: Insert | None = None,
-    ) -> None:
-        super().__init__(in_channels, channels, stride, stage, index)
+    def _add_convolutions(self, in_channels: int, channels: int, stride: int, dilation: int) -> None:
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, dilation, dilation, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, dilation, dilation, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self._put_in(channels, first_conv, mid_block, after_block)
 
     def _branch(self, x: Tensor, frames: Tensor) -> Tensor:
         y = self.relu(self.bn1(self._middle(self._first(x, frames), x.shape[2])))
@@ -166,26 +163,13 @@ class Bottleneck(_Residual):
 
     expansion = 4
 
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        stride: int,
-        dilation: int,
-        stage: int,
-        index: int,
-        first_conv: ReplaceConv | None = None,
-        mid_block: Insert | None = None,
-        after_block: Insert | None = None,
-    ) -> None:
-        super().__init__(in_channels, channels, stride, stage, index)
+    def _add_convolutions(self, in_channels: int, channels: int, stride: int, dilation: int) -> None:
         self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, stride, dilation, dilation, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.conv3 = nn.Conv2d(channels, channels * 4, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(channels * 4)
-        self._put_in(channels, first_conv, mid_block, after_block)
 
     def _branch(self, x: Tensor, frames: Tensor) -> Tensor:
         y = self.relu(self.bn1(self._first(x, frames)))
