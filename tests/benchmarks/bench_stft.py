@@ -86,7 +86,6 @@ def folded_convolution(layer: DepthwiseSTFT) -> Callable[[Tensor], Tensor]:
 
 def layer_variants(kernel: str, shape: Shape, device: str, compiled: bool) -> Variants:
     layer = DepthwiseSTFT(shape[1], KERNELS[kernel]).to(device)
-    separable = DepthwiseSTFT(shape[1], KERNELS[kernel], implementation="separable").to(device)
     stock = grouped(layer)
     last = grouped(layer).to(memory_format=torch.channels_last_3d)
     variants: Variants = {
@@ -98,7 +97,6 @@ def layer_variants(kernel: str, shape: Shape, device: str, compiled: bool) -> Va
     if compiled:
         variants["grouped convolution, torch.compile"] = (torch.compile(stock), False)
         variants["unfold + product, torch.compile"] = (torch.compile(unfold_product(layer)), False)
-    variants["ours, separable"] = (separable, False)
     variants["ours"] = (layer, False)
     return variants
 
