@@ -122,3 +122,13 @@ def channels_last(network: nn.Module) -> nn.Module:
         if parameter.ndim in formats:
             parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
     return network
+
+
+def assert_orthogonal(network: nn.Module) -> None:
+    """The weights of all convolutions and linear layers have orthonormal rows, or columns where these are fewer."""
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d | nn.Linear):
+            matrix = module.weight.flatten(1)
+            matrix = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+            error = (matrix @ matrix.T - torch.eye(len(matrix))).abs().max()
+            assert error < 1e-4, f"{name}: {error}"
