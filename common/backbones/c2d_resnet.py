@@ -42,6 +42,20 @@ def unfold_frames(x: Tensor, frames: int) -> Tensor:
     return x.unflatten(0, (-1, frames)).transpose(1, 2)
 
 
+def as_video(x: Tensor, network: nn.Module) -> Tensor:
+    """A video (B,3,T,H,W) as it is, images (B,3,H,W) as videos of one frame.
+
+    Raises:
+        ValueError: it is neither; the message names the network.
+    """
+    if x.dim() not in (4, 5) or x.shape[1] != 3:
+        raise ValueError(
+            f"{type(network).__name__} takes a video (batch, 3, frames, height, width) or images "
+            f"(batch, 3, height, width), not {tuple(x.shape)}"
+        )
+    return x if x.dim() == 5 else x.unsqueeze(2)
+
+
 def _frames_of(x: Tensor) -> Tensor:
     """`fold_frames`; where a CPU evaluates with channels last in memory, for which torch's 2D kernels are faster."""
     frames = fold_frames(x)
@@ -256,12 +270,7 @@ class C2DBody(nn.Module):
         Raises:
             ValueError: the input is no video or image with 3 channels, or has fewer frames than the stem takes in.
         """
-        if x.dim() not in (4, 5) or x.shape[1] != 3:
-            raise ValueError(
-                f"{type(self).__name__} takes a video (batch, 3, frames, height, width) or images "
-                f"(batch, 3, height, width), not {tuple(x.shape)}"
-            )
-        video = x if x.dim() == 5 else x.unsqueeze(2)
+        video = as_video(x, self)
         y = _frames_of(self.conv1(video)) if self.stem_stride > 1 else self.conv1(_frames_of(video))
         y = unfold_frames(self.maxpool(self.relu(self.bn1(y))), video.shape[2] // self.stem_stride)
         found = []
