@@ -52,7 +52,8 @@ def test_export(build):
 @pytest.mark.slow
 @every_layer
 def test_compiled(build):
-    robustness.compiles(build, SHAPE, SIZES)
+    # All but `depthwise` prepare something for a number of frames: another number is compiled anew.
+    robustness.compiles(build, SHAPE, [(3, 6, 5, 8, 6), (5, 6, 5, 11, 12)])
 
 
 @pytest.fixture(scope="module")
