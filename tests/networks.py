@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import json
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from common.reporting.ledger import Ledger, Network, RowNetwork
+from common.spectral.folding import CHANNELS_LAST
 
 LIBRARIES = ("torch", "torchvision", "pytorchvideo", "monai")
 #: options that change a network's size or an element-wise function, but not the kinds of its layers
@@ -117,8 +119,28 @@ def small(network: Network, shape: list[int], narrow: bool = False) -> tuple[nn.
 
 def channels_last(network: nn.Module) -> nn.Module:
     """The network with the weights of its 2D and 3D convolutions in channels-last memory."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     for parameter in network.parameters():
-        if parameter.ndim in formats:
-            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
+        if parameter.ndim in CHANNELS_LAST:
+            parameter.data = parameter.data.contiguous(memory_format=CHANNELS_LAST[parameter.ndim])
     return network
+
+
+class ChannelsLast(nn.Module):
+    """A copy of a network in channels-last memory, on its input in that order."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = channels_last(copy.deepcopy(network))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x.contiguous(memory_format=CHANNELS_LAST[x.dim()]))
+
+
+def assert_orthogonal(network: nn.Module) -> None:
+    """The weights of all convolutions and linear layers have orthonormal rows, or columns where these are fewer."""
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d | nn.Linear):
+            matrix = module.weight.flatten(1)
+            matrix = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+            error = (matrix @ matrix.T - torch.eye(len(matrix))).abs().max()
+            assert error < 1e-4, f"{name}: {error}"

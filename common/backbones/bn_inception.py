@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -222,7 +222,8 @@ class BNInception3d(nn.Module):
         whose maps are large.
         """
         x = x.contiguous(memory_format=torch.channels_last_3d)
-        first, pool1, block2, pool2, *rest = cast("list[Any]", list(self.features))
+        layers: list[Any] = list(self.features)
+        first, pool1, block2, pool2, *rest = layers
         step = _MAP_BYTES // (self._first_channels * math.prod(x.shape[3:]) * x.element_size())
         clips, _, frames = x.shape[:3]
         pairs = ((first, pool1), (block2, pool2))

@@ -42,6 +42,20 @@ def unfold_frames(x: Tensor, frames: int) -> Tensor:
     return x.unflatten(0, (-1, frames)).transpose(1, 2)
 
 
+def as_video(x: Tensor, network: nn.Module) -> Tensor:
+    """A video (B,3,T,H,W) as it is, images (B,3,H,W) as videos of one frame.
+
+    Raises:
+        ValueError: it is neither; the message names the network.
+    """
+    if x.dim() not in (4, 5) or x.shape[1] != 3:
+        raise ValueError(
+            f"{type(network).__name__} takes a video (batch, 3, frames, height, width) or images "
+            f"(batch, 3, height, width), not {tuple(x.shape)}"
+        )
+    return x if x.dim() == 5 else x.unsqueeze(2)
+
+
 def _frames_of(x: Tensor) -> Tensor:
     """`fold_frames`; where a CPU evaluates with channels last in memory, for which torch's 2D kernels are faster."""
     frames = fold_frames(x)
@@ -88,7 +102,18 @@ class _Residual(nn.Module):
     expansion: int
     conv1: nn.Module
 
-    def __init__(self, in_channels: int, channels: int, stride: int, stage: int, index: int) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int,
+        dilation: int,
+        stage: int,
+        index: int,
+        first_conv: ReplaceConv | None = None,
+        mid_block: Insert | None = None,
+        after_block: Insert | None = None,
+    ) -> None:
         super().__init__()
         self.stage, self.index = stage, index
         out = channels * self.expansion
@@ -99,17 +124,16 @@ class _Residual(nn.Module):
                 nn.Conv2d(in_channels, out, 1, stride, bias=False),
                 nn.BatchNorm2d(out),
             )
-
-    def _put_in(
-        self, channels: int, first_conv: ReplaceConv | None, mid_block: Insert | None, after_block: Insert | None
-    ) -> None:
-        place, out = (self.stage, self.index), channels * self.expansion
-        replaced = first_conv(self.conv1, *place) if first_conv else None  # type: ignore[arg-type]
+        self._add_convolutions(in_channels, channels, stride, dilation)
+        replaced = first_conv(self.conv1, stage, index) if first_conv else None  # type: ignore[arg-type]
         self._replaced = replaced is not None
         if replaced is not None:
             self.conv1 = replaced
-        self.mid = mid_block(channels, *place) if mid_block else None
-        self.after = after_block(out, *place) if after_block else None
+        self.mid = mid_block(channels, stage, index) if mid_block else None
+        self.after = after_block(out, stage, index) if after_block else None
+
+    def _add_convolutions(self, in_channels: int, channels: int, stride: int, dilation: int) -> None:
+        raise NotImplementedError
 
     def inserted_modules(self) -> list[nn.Module]:
         """The modules of others in this block, and those inside them."""
@@ -137,24 +161,11 @@ class BasicBlock(_Residual):
 
     expansion = 1
 
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        stride: int,
-        dilation: int,
-        stage: int,
-        index: int,
-        first_conv: ReplaceConv | None = None,
-        mid_block: Insert | None = None,
-        after_block: Insert | None = None,
-    ) -> None:
-        super().__init__(in_channels, channels, stride, stage, index)
+    def _add_convolutions(self, in_channels: int, channels: int, stride: int, dilation: int) -> None:
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, dilation, dilation, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, dilation, dilation, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self._put_in(channels, first_conv, mid_block, after_block)
 
     def _branch(self, x: Tensor, frames: Tensor) -> Tensor:
         y = self.relu(self.bn1(self._middle(self._first(x, frames), x.shape[2])))
@@ -166,26 +177,13 @@ class Bottleneck(_Residual):
 
     expansion = 4
 
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        stride: int,
-        dilation: int,
-        stage: int,
-        index: int,
-        first_conv: ReplaceConv | None = None,
-        mid_block: Insert | None = None,
-        after_block: Insert | None = None,
-    ) -> None:
-        super().__init__(in_channels, channels, stride, stage, index)
+    def _add_convolutions(self, in_channels: int, channels: int, stride: int, dilation: int) -> None:
         self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, stride, dilation, dilation, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.conv3 = nn.Conv2d(channels, channels * 4, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(channels * 4)
-        self._put_in(channels, first_conv, mid_block, after_block)
 
     def _branch(self, x: Tensor, frames: Tensor) -> Tensor:
         y = self.relu(self.bn1(self._first(x, frames)))
@@ -272,12 +270,7 @@ class C2DBody(nn.Module):
         Raises:
             ValueError: the input is no video or image with 3 channels, or has fewer frames than the stem takes in.
         """
-        if x.dim() not in (4, 5) or x.shape[1] != 3:
-            raise ValueError(
-                f"{type(self).__name__} takes a video (batch, 3, frames, height, width) or images "
-                f"(batch, 3, height, width), not {tuple(x.shape)}"
-            )
-        video = x if x.dim() == 5 else x.unsqueeze(2)
+        video = as_video(x, self)
         y = _frames_of(self.conv1(video)) if self.stem_stride > 1 else self.conv1(_frames_of(video))
         y = unfold_frames(self.maxpool(self.relu(self.bn1(y))), video.shape[2] // self.stem_stride)
         found = []

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torchvision.ops.misc import Permute
 
-from common.backbones.c2d_resnet import TemporalStem, fold_frames, unfold_frames
+from common.backbones.c2d_resnet import TemporalStem, as_video, fold_frames, unfold_frames
 
 #: size: channels of the first stage, blocks and heads of the four stages, probability of dropping the last residual
 SIZES: dict[str, tuple[int, tuple[int, ...], tuple[int, ...], float]] = {
@@ -116,12 +116,7 @@ class C2DSwin(SwinTransformer):
         del self.avgpool, self.flatten
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() not in (4, 5) or x.shape[1] != 3:
-            raise ValueError(
-                f"{type(self).__name__} takes a video (batch, 3, frames, height, width) or images "
-                f"(batch, 3, height, width), not {tuple(x.shape)}"
-            )
-        x = self.features(x if x.dim() == 5 else x.unsqueeze(2))
+        x = self.features(as_video(x, self))
         return self.head(self.dropout(self.permute(self.norm(x)).mean(dim=(2, 3, 4))))
 
     def rename_image_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

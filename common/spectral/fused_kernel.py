@@ -25,12 +25,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.spectral.stft import without_autocast
+from common.spectral.folding import CHANNELS_LAST
+from common.spectral.stft import _CONV, without_autocast
 
 _log = logging.getLogger(__name__)
 _enabled: ContextVar[bool] = ContextVar("spectral_triton", default=os.environ.get("SPECTRAL_TRITON") == "1")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_CONV: dict[int, Any] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 #: `tl.dot` multiplies matrices of at least so many rows and columns.
 _SMALLEST = 16
 # With these, no register is spilled to memory on sm_80 and sm_90, as a test checks.
@@ -117,7 +117,7 @@ def stft_pointwise(
     Returns:
         (B, out_channels, *S'), in the memory format of `x`.
     """
-    conv = _CONV[x.dim()]
+    conv = _CONV[x.dim() - 2]
     ones = [1] * (x.dim() - 2)
     filters = kernels.repeat(x.shape[1], 1, *ones)
     with without_autocast(x.device.type):
@@ -160,9 +160,8 @@ if _enabled.get():
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
-    keeps = last is not None and x.is_contiguous(memory_format=last) and not x.is_contiguous()
-    return last if keeps and last is not None else torch.contiguous_format
+    last = CHANNELS_LAST.get(x.dim(), torch.contiguous_format)
+    return last if x.is_contiguous(memory_format=last) and not x.is_contiguous() else torch.contiguous_format
 
 
 def _empty_output(
@@ -183,19 +182,9 @@ def _padded(size: int) -> int:
     return max(_SMALLEST, 1 << (size - 1).bit_length())
 
 
-def launch(
-    kernel: Any,
-    x: Tensor,
-    kernels: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    slope: float,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-) -> Tensor:
-    """Run `stft_pointwise_kernel`, or the same in Triton's interpreter; see `stft_pointwise` for the arguments."""
+def launch(kernel: Any, x: Tensor, *arguments: Any) -> Tensor:
+    """Run `stft_pointwise_kernel`, or the same in Triton's interpreter; the arguments are those of `stft_pointwise`."""
+    kernels, scale, shift, slope, weight, bias, stride, padding = arguments
     out = _empty_output(x, kernels.shape[2:], weight, stride, padding)
     missing = 5 - x.dim()  # a window of one or two axes is one of three with sizes of 1 in front
     window, strides, pads = (

@@ -16,15 +16,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from itertools import groupby, product
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from common.spectral.constants import ConstantBuffers
-
-Implementation = Literal["auto", "separable", "convolution"]
 
 # Frequency sets of the paper for the axes (frames, height, width), in units of 1/n per axis.
 ST_FREQUENCIES: tuple[tuple[int, int, int], ...] = (  # Figure 3, K = 13
@@ -51,7 +49,7 @@ _reference: ContextVar[bool] = ContextVar("spectral_reference_implementation", d
 @contextmanager
 def reference_implementation() -> Iterator[None]:
     """Inside this context every `DepthwiseSTFT` runs as one plain grouped convolution and every `STFTPointwise` as the
-    plain composition of its parts, whatever they were asked for.
+    plain composition of its parts.
 
     Counting operations, `torch.jit.trace` and ONNX export see only stock operators then.
     """
@@ -146,7 +144,6 @@ def _check_frequencies(
 def stft_kernels(
     kernel_size: Sequence[int],
     frequencies: Sequence[Sequence[float]] | None = None,
-    dtype: torch.dtype = torch.float64,
 ) -> Tensor:
     """The transform matrix W of Eq. 8 as a convolution weight.
 
@@ -156,10 +153,9 @@ def stft_kernels(
     Args:
         kernel_size: odd window size per axis, 1 to 3 axes.
         frequencies: K frequencies in units of 1/n per axis (they need not be whole), or None for `lowest_frequencies`.
-        dtype: of the result; computed in float64.
 
     Returns:
-        Tensor `(2K, *kernel_size)`: for each frequency the real row, then the imaginary row (Eq. 7).
+        Tensor `(2K, *kernel_size)` in float64: for each frequency the real row, then the imaginary row (Eq. 7).
 
     Raises:
         ValueError: for an even size, an empty set, a frequency that does not fit the axes, or one given twice.
@@ -172,13 +168,13 @@ def stft_kernels(
         turns = [sum(m * d / n for m, d, n in zip(v, delta, sizes, strict=True)) for delta in product(*offsets)]
         rows += [math.cos(2 * math.pi * turn) for turn in turns]
         rows += [math.sin(2 * math.pi * turn) for turn in turns]
-    return torch.tensor(rows, dtype=torch.float64).reshape(2 * len(chosen), *sizes).to(dtype)
+    return torch.tensor(rows, dtype=torch.float64).reshape(2 * len(chosen), *sizes)
 
 
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
-# Matrix products gather (or scatter) the taps of a window in a buffer. A window of more taps than this is transformed
-# in several stages, one per group of axes, which takes fewer operations.
+# Matrix products gather (or scatter) the taps of a window in a buffer. The transpose of a window of more taps than this
+# is computed in several stages, one per group of axes, which takes fewer operations.
 _TAPS_PER_STAGE = 9
 # Up to this many shifted additions, a window along one axis is computed by them, without any buffer.
 _ADDITIONS_BY_SHIFT = 16
@@ -210,13 +206,13 @@ class _Stage(NamedTuple):
     parts: list[_StagePart]
 
 
-def _axis_groups(kernel_size: tuple[int, ...], taps: int) -> list[tuple[int, ...]]:
-    """The axes larger than 1, in order, grouped so that a group has at most `taps` taps (or is a single axis)."""
+def _axis_groups(kernel_size: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The axes larger than 1, in order, grouped so that a group has few taps (or is a single axis)."""
     groups: list[tuple[int, ...]] = []
     for axis, n in enumerate(kernel_size):
         if n == 1:
             continue
-        if groups and math.prod(kernel_size[a] for a in groups[-1]) * n <= taps:
+        if groups and math.prod(kernel_size[a] for a in groups[-1]) * n <= _TAPS_PER_STAGE:
             groups[-1] += (axis,)
         else:
             groups.append((axis,))
@@ -224,13 +220,14 @@ def _axis_groups(kernel_size: tuple[int, ...], taps: int) -> list[tuple[int, ...
 
 
 def _factorized(
-    kernel_size: tuple[int, ...], frequencies: tuple[tuple[float, ...], ...], groups: list[tuple[int, ...]]
+    kernel_size: tuple[int, ...], frequencies: tuple[tuple[float, ...], ...]
 ) -> tuple[list[_Stage], Tensor]:
     """Factors of the filter matrix, one per group of axes, and the entries of all their matrices in float64.
 
     The basis functions separate: exp(j 2 pi v^T d) is the product over the axes. Between two stages there is one
     complex field per distinct frequency of the axes done so far (a real one where that frequency is zero).
     """
+    groups = _axis_groups(kernel_size)
     stages = []
     matrices: list[Tensor] = []
     done: tuple[int, ...] = ()
@@ -375,6 +372,10 @@ class DepthwiseSTFT(ConstantBuffers):
     `F(m/n, x) = conj(S[m]) exp(-j 2 pi m r / n)` where `S` is `torch.stft` with a rectangular window of `n = 2r + 1`
     samples centred at `x`.
 
+    Computed in the fastest way known: by shifted additions for a window along one axis, otherwise by a matrix product
+    or a convolution with channels folded into the batch, and by matrix products in the backward pass; by one grouped
+    convolution for other strides and paddings. All have the same derivatives, to any order.
+
     Precision: under autocast the layer computes in the dtype of its filters (float32 unless converted) and returns
     that dtype. A layer converted to float64 has filters exact to float64.
 
@@ -384,11 +385,6 @@ class DepthwiseSTFT(ConstantBuffers):
         frequencies: K frequencies in units of 1/n per axis, or None for `lowest_frequencies(kernel_size)`.
         stride: of the output positions, one number or one per axis.
         padding: zeros added on both sides, one number or one per axis; None keeps the size ("same") at stride 1.
-        implementation: "convolution" is one grouped convolution. "separable" transforms one axis after the other
-            (Section 3.1) and takes stride 1 and "same" padding only. "auto" is the fastest known: shifted additions
-            for a window along one axis, otherwise a matrix product or a convolution with channels folded into the
-            batch, and matrix products in the backward pass; the grouped convolution for other strides and paddings.
-            All have the same derivatives, to any order.
         dims: number of spatial axes, where `kernel_size` is a single number.
 
     Raises:
@@ -406,7 +402,6 @@ class DepthwiseSTFT(ConstantBuffers):
         frequencies: Sequence[Sequence[float]] | None = None,
         stride: int | Sequence[int] = 1,
         padding: int | Sequence[int] | None = None,
-        implementation: Implementation = "auto",
         dims: int | None = None,
     ) -> None:
         super().__init__()
@@ -418,8 +413,6 @@ class DepthwiseSTFT(ConstantBuffers):
             raise ValueError(f"kernel_size {tuple(kernel_size)} has {len(kernel_size)} axes, but dims={dims}")
         if in_channels < 1:
             raise ValueError(f"in_channels must be at least 1, but is {in_channels}")
-        if implementation not in get_args(Implementation):
-            raise ValueError(f"implementation must be one of {get_args(Implementation)}, but is {implementation!r}")
         self.kernel_size = _check_kernel_size(kernel_size)
         chosen = lowest_frequencies(self.kernel_size) if frequencies is None else frequencies
         self.frequencies = _check_frequencies(self.kernel_size, chosen)
@@ -428,15 +421,8 @@ class DepthwiseSTFT(ConstantBuffers):
         same = tuple(n // 2 for n in self.kernel_size)
         self.stride = self._per_axis("stride", stride, smallest=1)
         self.padding = same if padding is None else self._per_axis("padding", padding, smallest=0)
-        self.implementation = implementation
         self._keeps_size = self.padding == same and set(self.stride) == {1}
-        if implementation == "separable" and not self._keeps_size:
-            raise ValueError(
-                f"implementation='separable' takes stride 1 and padding {same} for kernel_size {self.kernel_size}, "
-                f"but got stride {self.stride} and padding {self.padding}; use 'auto' or 'convolution'"
-            )
-        self._groups = _axis_groups(self.kernel_size, 1 if implementation == "separable" else _TAPS_PER_STAGE)
-        self._stages, _ = _factorized(self.kernel_size, self.frequencies, self._groups)
+        self._stages, _ = _factorized(self.kernel_size, self.frequencies)
         self._buffer_rows = max(s.rows * math.prod(self.kernel_size[a] for a in s.axes) for s in self._stages)
         self.register_constants()
 
@@ -450,13 +436,13 @@ class DepthwiseSTFT(ConstantBuffers):
 
     def constants(self) -> dict[str, Tensor]:
         """The filters, and the matrices of the stages behind one another."""
-        _, factors = _factorized(self.kernel_size, self.frequencies, self._groups)
+        _, factors = _factorized(self.kernel_size, self.frequencies)
         return {"kernels": stft_kernels(self.kernel_size, self.frequencies).unsqueeze(1), "factors": factors}
 
     def extra_repr(self) -> str:
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, K={len(self.frequencies)}, "
-            f"stride={self.stride}, padding={self.padding}, implementation={self.implementation!r}"
+            f"stride={self.stride}, padding={self.padding}"
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -476,8 +462,7 @@ class DepthwiseSTFT(ConstantBuffers):
 
     def _forward(self, x: Tensor) -> Tensor:
         """The transform of any number of channels."""
-        plain = self.implementation == "convolution" or uses_reference_implementation()
-        if plain or not self._keeps_size or x.numel() == 0:
+        if uses_reference_implementation() or not self._keeps_size or x.numel() == 0:
             weight = self.constant("kernels", x).repeat(x.shape[1], *[1] * (len(self.kernel_size) + 1))
             conv = _CONV[len(self.kernel_size)]
             return conv(x, weight, None, self.stride, self.padding, 1, x.shape[1])
@@ -512,17 +497,15 @@ class DepthwiseSTFT(ConstantBuffers):
                     for row, factor in ((0, cos), (1, sin)):
                         out[:, :, k, row].narrow(dim, max(-d, 0), size - abs(d)).add_(source, alpha=factor)
             return out.view(batch, -1, *spatial)
-        if self.implementation == "auto" and math.prod(self.kernel_size) > _TAPS_PER_STAGE:
+        if math.prod(self.kernel_size) > _TAPS_PER_STAGE:
             folded = x.reshape(batch * channels, 1, *spatial)
             out = _CONV[len(spatial)](folded, self.constant("kernels", x), None, 1, self.padding)
             return out.reshape(batch, -1, *spatial)
-        factors = self.constant("factors", x)
-        result = x.reshape(batch * channels, 1, -1)
-        for stage in self._stages:
-            taps = _gather_taps(result, spatial, stage.axes, [self.kernel_size[a] for a in stage.axes])
-            products = [_product(p.matrix(factors), taps[:, p.source].flatten(1, -2)) for p in stage.parts]
-            result = _joined(products, 1)
-        return result.view(batch, -1, *spatial)
+        (stage,) = self._stages  # so few taps make one
+        window = [self.kernel_size[a] for a in stage.axes]
+        taps = _gather_taps(x.reshape(batch * channels, 1, -1), spatial, stage.axes, window)
+        matrix = stage.parts[0].matrix(self.constant("factors", x))
+        return _product(matrix, taps.flatten(1, -2)).view(batch, -1, *spatial)
 
     def _transpose(self, grad: Tensor) -> Tensor:
         """The transpose of `_analyse`: `W^T F`, from `(B, C * 2K, *S)` to `(B, C, *S)`."""

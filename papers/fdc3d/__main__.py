@@ -3,13 +3,12 @@
 CHECKPOINT is a checkpoint or run folder of this project, a state dict of a 3D-ResNet with the key names of the public
 ones, or, with ``--network``, one of a network of torchvision or pytorchvideo. The data are real inputs without labels,
 from which the transforms and the channels are learned. The file written holds the compact network alone:
-``spectral predict --checkpoint FILE VIDEOS`` and ``papers.fdc3d.load_compact`` read it. To fine-tune on labelled data,
-use a recipe of ``papers/fdc3d/recipes``, which also offers the methods that need labels.
+``spectral predict --checkpoint FILE VIDEOS``, ``spectral export FILE`` and ``papers.fdc3d.load_compact`` read it. To
+fine-tune on labelled data, use a recipe of ``papers/fdc3d/recipes``, which also offers the methods that need labels.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -148,12 +147,6 @@ def _patches(paths: Sequence[str | Path], spec: VolumeSpec) -> Iterator[Tensor]:
         yield volume
 
 
-def export_onnx(network: nn.Module, x: Tensor, path: str | Path) -> None:
-    """Write a compact network as ONNX, for inputs of the size of `x`. Needs the packages onnx and onnxscript."""
-    fixed = copy.deepcopy(network).eval().cpu()
-    torch.onnx.export(fixed, (x.cpu(),), str(path), dynamo=True, verbose=False, external_data=False)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns 0, or 1 with a message if something does not fit."""
     args = _parser().parse_args(argv)
@@ -166,7 +159,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: Namespace) -> None:
-    written = [Path(path) for path in (args.out, args.onnx, args.report) if path is not None]
+    written = [Path(path) for path in (args.out, args.report) if path is not None]
     for path in written:
         if path.exists() and not args.force:
             raise FileExistsError(f"{path} exists; name another file, or replace it with --force")
@@ -192,8 +185,6 @@ def _run(args: Namespace) -> None:
     _module(result.network, spec, module.output_names).save(args.out, {"report": result.report.to_dict()})
     if args.report is not None:
         Path(args.report).write_text(json.dumps(result.report.to_dict(), indent=1))
-    if args.onnx is not None:
-        export_onnx(result.network, x[:1], args.onnx)
     console.print("written: " + ", ".join(map(str, written)), highlight=False)
 
 
@@ -228,7 +219,6 @@ def _parser() -> ArgumentParser:
     add("--repeats", type=int, default=10, help="timed runs of both networks; 0 does not measure")
     add("--state", metavar="FILE", help="file with the layers done, from which an interrupted command resumes")
     add("--report", metavar="FILE", help="write the table as JSON")
-    add("--onnx", metavar="FILE", help="also export to this file")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1")
     add("--force", action="store_true", help="replace the files to write")
     return parser

@@ -7,8 +7,7 @@ the masks keep: t' rows of S, c' input channels, and the kernels (N, t', c', d, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -58,16 +57,6 @@ def _arranged(x: Tensor, layout: Layout) -> Tensor:
     """(B,C,...) in this memory order."""
     # `contiguous(memory_format=...)` does not exist inside `torch.vmap`.
     return x.contiguous() if layout == "contiguous" else x.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
-@contextmanager
-def _without_autocast(device_type: str) -> Iterator[bool]:
-    """Switch autocast off; yields whether it was on, in which case the transform is computed in float32."""
-    if autocast_dtype(device_type) is None:
-        yield False
-    else:
-        with without_autocast(device_type):
-            yield True
 
 
 class MaskedConv3d(nn.Module):
@@ -286,9 +275,9 @@ class CompactConv3d(nn.Module):
     def _transform(self, x: Tensor) -> Tensor:
         b, c, t, h, w = x.shape
         g, rows = self.groups, self.kept_rows
-        with _without_autocast(x.device.type) as was_on:
-            x = x.float() if was_on else x
-            band = self._reuse(f"band {t}", lambda: self._band(t)).to(x.dtype)
+        x = self._precise(x)
+        with without_autocast(x.device.type):
+            band = self._reuse(f"band {t}", lambda: self._band(t))
             after = band.shape[1]
             if self.layout == "channels_last":
                 frames = x.permute(0, 2, 3, 4, 1).reshape(b, t, h * w * c)
@@ -302,11 +291,15 @@ class CompactConv3d(nn.Module):
         y = F.conv2d(z, self.weight, self.bias, self.stride[1:], self.padding[1:], self.dilation[1:], g)
         return y.view(b, after, *y.shape[1:]).transpose(1, 2)
 
+    def _precise(self, x: Tensor) -> Tensor:
+        """Under autocast `x` in the dtype of the transform: float32, unless the layer was converted."""
+        return x if autocast_dtype(x.device.type) is None else x.to(self.transform.dtype)
+
     def _depthwise(self, x: Tensor) -> Tensor:
         c, g, rows, taps = x.shape[1], self.groups, self.kept_rows, self.kernel_size[0]
-        with _without_autocast(x.device.type) as was_on:
-            x = x.float() if was_on else x
-            transform = self.transform.to(x.dtype).repeat(c, 1).view(c * rows, 1, taps, 1, 1)
+        x = self._precise(x)
+        with without_autocast(x.device.type):
+            transform = self.transform.repeat(c, 1).view(c * rows, 1, taps, 1, 1)
             stride, padding, dilation = (self.stride[0], 1, 1), (self.padding[0], 0, 0), (self.dilation[0], 1, 1)
             z = F.conv3d(x, transform, None, stride, padding, dilation, c)
         # Channels before rows here, because a depthwise convolution keeps the results of one channel together.

@@ -29,6 +29,8 @@ class STSTFTBlock(nn.Sequential):
     """
 
     reach = 1
+    window = (3, 3, 3)
+    separate = False  # a trainable depthwise 1x3x3 before the transform
 
     def __init__(
         self,
@@ -40,43 +42,27 @@ class STSTFTBlock(nn.Sequential):
     ) -> None:
         super().__init__()
         self.reduce = ConvUnit3d(in_channels, bottleneck, activation=activation)
+        if self.separate:
+            self.spatial = ConvUnit3d(bottleneck, bottleneck, (1, 3, 3), groups=bottleneck, activation=activation)
         self.transform = STFTPointwise(
-            bottleneck, out_channels, (3, 3, 3), activation=activation, memory_efficient=memory_efficient
+            bottleneck, out_channels, self.window, activation=activation, memory_efficient=memory_efficient
         )
         self.norm = nn.BatchNorm3d(out_channels)
         self.activation = activation()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.activation(self.transform(self.reduce(x), self.norm))
+        x = self.reduce(x)
+        return self.activation(self.transform(self.spatial(x) if self.separate else x, self.norm))
 
 
-class TSTFTBlock(nn.Sequential):
+class TSTFTBlock(STSTFTBlock):
     """Figure 1g: 1x1x1 to b channels, trainable depthwise 1x3x3, 3x1x1 STFT of one frequency to 2b, 1x1x1.
 
     Trainable weights without normalisation: (c + 9 + 2 f) b (Section 3.3).
     """
 
-    reach = 1
-
-    def __init__(
-        self,
-        in_channels: int,
-        bottleneck: int,
-        out_channels: int,
-        activation: ActivationFactory = LEAKY_RELU,
-        memory_efficient: bool = False,
-    ) -> None:
-        super().__init__()
-        self.reduce = ConvUnit3d(in_channels, bottleneck, activation=activation)
-        self.spatial = ConvUnit3d(bottleneck, bottleneck, (1, 3, 3), groups=bottleneck, activation=activation)
-        self.transform = STFTPointwise(
-            bottleneck, out_channels, (3, 1, 1), activation=activation, memory_efficient=memory_efficient
-        )
-        self.norm = nn.BatchNorm3d(out_channels)
-        self.activation = activation()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.activation(self.transform(self.spatial(self.reduce(x)), self.norm))
+    window = (3, 1, 1)
+    separate = True
 
 
 class SSTFTBlock(nn.Module):

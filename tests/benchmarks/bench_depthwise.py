@@ -13,6 +13,7 @@ from torch import nn
 
 from common.backbones.blocks import DepthwiseConv3d
 from common.evaluation.latency import measure_latency
+from tests.networks import ChannelsLast
 
 SHAPES = ((16, 24, 8, 16, 16), (2, 24, 16, 112, 112), (2, 64, 16, 56, 56), (2, 96, 16, 28, 28))
 KERNELS = {"1x3x3": ((1, 3, 3), (0, 1, 1)), "3x1x1": ((3, 1, 1), (1, 0, 0))}
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, (kernel, padding) in KERNELS.items():
             stock = nn.Conv3d(channels, channels, kernel, padding=padding, groups=channels, bias=False)
             ours = DepthwiseConv3d(channels, channels, kernel, padding=padding)
-            networks = {"stock": stock, "stock, channels-last": _ChannelsLast(stock), "ours": ours}
+            networks = {"stock": stock, "stock, channels-last": ChannelsLast(stock), "ours": ours}
             x = torch.randn(batch, channels, *size)
             measured = measure_latency(networks, x, repeats=3 if args.quick else 7, backward=True)
             shape = "x".join(map(str, x.shape))
@@ -45,15 +46,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     for r in records:
         table.add_row(r["kernel"], r["shape"], r["network"], f"{r['ms']:.1f}", f"{r['speed']:.2f}x")
     Console(width=100).print(table)
-
-
-class _ChannelsLast(nn.Module):
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer(x.contiguous(memory_format=torch.channels_last_3d))
 
 
 if __name__ == "__main__":

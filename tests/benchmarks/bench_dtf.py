@@ -1,6 +1,6 @@
 """Times the DTF block against a temporal convolution of its width, and against the obvious way of writing it.
 
-    python -m tests.benchmarks.bench_dtf [--quick]
+    python -m tests.benchmarks.bench_dtf [--quick] [--threads N]
 
 The obvious block unfolds k*k copies of the features, predicts a complex filter, repeats it over the channels that
 share it and multiplies by it between two Fourier transforms; outputs and gradients are checked to be equal. The shapes
@@ -10,9 +10,6 @@ numbers come about: `bench_stft`, whose tables and allocator settings are used.
 
 from __future__ import annotations
 
-import argparse
-import os
-import subprocess
 import sys
 from functools import partial
 
@@ -21,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from papers.dtf.layers import DTFBlock
-from tests.benchmarks.bench_stft import KEEP_MEMORY, Shape, Step, run, steps, table
+from tests.benchmarks.bench_stft import Shape, Step, run, steps, table
+from tests.benchmarks.command import new_parser, parsed, restarted
 
 SHAPES: dict[str, Shape] = {
     "res4": (2, 256, 4, 16, 16),
@@ -109,17 +107,9 @@ def compositions(shape: Shape, device: str, mode: str, preset: str) -> dict[str,
 
 def main(argv: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one small map, three rounds")
-    parser.add_argument("--rounds", type=int, default=15, help="timed rounds per table")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    options = parser.parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: no CUDA device is available")
-    linux_cpu = options.device == "cpu" and sys.platform == "linux"
-    if linux_cpu and any(os.environ.get(name) != value for name, value in KEEP_MEMORY.items()):
-        command = [sys.executable, "-m", "tests.benchmarks.bench_dtf", *arguments]
-        return subprocess.run(command, env={**os.environ, **KEEP_MEMORY}, check=False).returncode
+    options = parsed(new_parser(__doc__, "one small map, three rounds"), arguments)
+    if (status := restarted("bench_dtf", arguments, options.device)) is not None:
+        return status
     shapes = {"small": (2, 32, 4, 8, 8)} if options.quick else SHAPES
     rounds = 3 if options.quick else options.rounds
     print(f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads")

@@ -14,55 +14,24 @@ Weights are random: they do not matter for the time. The allocator is set as in 
 
 from __future__ import annotations
 
-import argparse
 import copy
-import os
-import subprocess
 import sys
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import nn
 
 from common.backbones.resnet3d import ResNet3d
 from common.evaluation.complexity import count
 from common.evaluation.latency import measure_latency
 from common.spectral.transforms import random_orthogonal
 from papers.fdc3d.compression import compress
-from papers.fdc3d.deployment import trim_producers
+from papers.fdc3d.deployment import fold_batch_norms, trim_producers
 from papers.fdc3d.layers import CompactConv3d
 from papers.fdc3d.networks import compressed
 from papers.fdc3d.rates import KeepTemporal
 from papers.fdc3d.timing import choose_executions, measure
-from tests.benchmarks.bench_stft import KEEP_MEMORY
-
-
-class ChannelsLast(nn.Module):
-    """A network on its input with channels last in memory."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        for module in network.modules():
-            if isinstance(module, nn.Conv3d):
-                module.to(memory_format=torch.channels_last_3d)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x.contiguous(memory_format=torch.channels_last_3d))
-
-
-def folded(network: nn.Module) -> nn.Module:
-    """A copy of a 3D-ResNet with the batch normalisations folded into the convolutions before them."""
-    network = copy.deepcopy(network)
-    for parent in list(network.modules()):
-        pairs = [(f"conv{i}", f"bn{i}") for i in (1, 2, 3)] + [("0", "1")]
-        for conv, norm in pairs:
-            if isinstance(getattr(parent, conv, None), nn.Conv3d) and isinstance(
-                getattr(parent, norm, None), nn.BatchNorm3d
-            ):
-                setattr(parent, conv, fuse_conv_bn_eval(getattr(parent, conv), getattr(parent, norm)))
-                setattr(parent, norm, nn.Identity())
-    return network
+from tests.benchmarks.command import new_parser, parsed, restarted
+from tests.networks import ChannelsLast
 
 
 def scattered(network: nn.Module) -> nn.Module:
@@ -78,19 +47,12 @@ def scattered(network: nn.Module) -> nn.Module:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a narrow network on small clips, three rounds")
+    parser = new_parser(__doc__, "a narrow network on small clips, three rounds", rounds=20)
     parser.add_argument("--depth", type=int, default=18, help="of the 3D-ResNet (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=20, help="timed calls of every network (default %(default)s)")
-    parser.add_argument("--threads", type=int, help="of PyTorch")
     parser.add_argument("--layers", action="store_true", help="also the table of all layers")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    options, _ = parser.parse_known_args(arguments)
-    if sys.platform == "linux" and any(os.environ.get(name) != value for name, value in KEEP_MEMORY.items()):
-        command = [sys.executable, "-m", "tests.benchmarks.bench_fdc3d", *arguments]
-        return subprocess.run(command, env={**os.environ, **KEEP_MEMORY}, check=False).returncode
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    options = parsed(parser, arguments)
+    if (status := restarted("bench_fdc3d", arguments, options.device)) is not None:
+        return status
     torch.manual_seed(0)
     width, shape, rounds = (
         (0.25, (2, 3, 8, 32, 32), 3) if options.quick else (1.0, (2, 3, 16, 112, 112), options.rounds)
@@ -98,10 +60,12 @@ def main(argv: list[str] | None = None) -> int:
     x = torch.randn(shape, device=options.device)
     dense = ResNet3d(options.depth, width=width).to(options.device).eval()
     print(f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads")
+    folded = copy.deepcopy(dense)
+    fold_batch_norms(folded, x)
     networks: dict[str, nn.Module] = {
         "dense": dense,
-        "dense, channels last": ChannelsLast(copy.deepcopy(dense)),
-        "dense, channels last, folded": ChannelsLast(folded(dense)),
+        "dense, channels last": ChannelsLast(dense),
+        "dense, channels last, folded": ChannelsLast(folded),
     }
     rules: list[tuple[KeepTemporal, str]] = [("figure3", "7>4"), ("floor", "7>5")]
     for rate in (2, 4):

@@ -22,13 +22,13 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 from torch.fx.experimental.optimization import fuse
 
 from common.evaluation.complexity import count
 from common.evaluation.latency import measure_latency, peak_allocated
 from common.reporting.ledger import Network
-from tests.networks import SPEED, channels_last
+from tests.networks import SPEED, ChannelsLast
 
 CLIP = (1, 3, 16, 112, 112)
 REFERENCE = "torchvision R3D-18"
@@ -51,16 +51,6 @@ COLUMNS = {
 }
 
 
-class _ChannelsLast(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = channels_last(copy.deepcopy(network))
-
-    def forward(self, clip: Tensor) -> Tensor:
-        out: Tensor = self.network(clip.to(memory_format=torch.channels_last_3d))
-        return out
-
-
 def folded(network: nn.Module) -> nn.Module:
     """A copy of a library network in evaluation with its normalisations folded into its convolutions."""
     network = copy.deepcopy(network)
@@ -79,8 +69,8 @@ def measure(names: Sequence[str], repeats: int) -> dict[str, dict[str, Any]]:
     forms = {(name, "as it is"): network for name, network in networks.items()}
     library = {name: folded(net) for name, net in networks.items() if name.startswith(("torchvision", "pytorchvideo"))}
     forms |= {(name, "folded"): network for name, network in library.items()}
-    forms |= {(name, "channels last"): _ChannelsLast(network).eval() for name, network in networks.items()}
-    forms |= {(name, "folded, channels last"): _ChannelsLast(network).eval() for name, network in library.items()}
+    forms |= {(name, "channels last"): ChannelsLast(network).eval() for name, network in networks.items()}
+    forms |= {(name, "folded, channels last"): ChannelsLast(network).eval() for name, network in library.items()}
     clip, clips = torch.randn(CLIP), torch.randn(2, *CLIP[1:])
     inference = measure_latency({"\n".join(key): form for key, form in forms.items()}, clip, repeats, warmup=2)
     timed = {name: [form for other, form in forms if other == name] for name in networks}

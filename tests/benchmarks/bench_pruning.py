@@ -45,7 +45,7 @@ from data.demo.motion import generate_motion
 from papers.fdc3d import choose_executions, compress, fold_batch_norms
 from papers.fdc3d.deployment import trim_producers
 from papers.fdc3d.layers import CompactConv3d
-from tests.benchmarks.bench_fdc3d import ChannelsLast, folded
+from tests.networks import ChannelsLast
 
 TRAINS = True  # for some 40 minutes on two cores
 RATES = (2, 4)
@@ -105,12 +105,13 @@ def pruned(dense: nn.Module, share: float, criterion: str, batches: Sequence[Map
 def fastest_forms(network: nn.Module, x: Tensor) -> dict[str, nn.Module]:
     """What may be the fastest way to run a network."""
     network = copy.deepcopy(network).eval()
-    if any(isinstance(module, CompactConv3d) for module in network.modules()):
+    compact = any(isinstance(module, CompactConv3d) for module in network.modules())
+    if compact:
         trim_producers(network, x)
-        fold_batch_norms(network, x)
+    fold_batch_norms(network, x)
+    if compact:
         return {"chosen": choose_executions(network, x)}
-    plain = folded(network)
-    return {"folded": plain, "folded, channels last": ChannelsLast(copy.deepcopy(plain))}
+    return {"folded": network, "folded, channels last": ChannelsLast(network)}
 
 
 def latencies(networks: Mapping[str, nn.Module], x: Tensor, repeats: int) -> dict[str, float]:

@@ -34,8 +34,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.checkpoint import checkpoint
 
 from common.spectral import DepthwiseSTFT, STFTPointwise
+from tests.benchmarks.command import KEEP_MEMORY, new_parser, parsed, restarted
 
-KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "268435456"}
 RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 KERNELS = {"T": (3, 1, 1), "S": (1, 3, 3), "ST": (3, 3, 3)}
 SHAPES: dict[str, Shape] = {"small": (2, 32, 8, 28, 28), "large": (2, 16, 16, 56, 56), "tiny": (2, 8, 4, 14, 14)}
@@ -86,7 +86,6 @@ def folded_convolution(layer: DepthwiseSTFT) -> Callable[[Tensor], Tensor]:
 
 def layer_variants(kernel: str, shape: Shape, device: str, compiled: bool) -> Variants:
     layer = DepthwiseSTFT(shape[1], KERNELS[kernel]).to(device)
-    separable = DepthwiseSTFT(shape[1], KERNELS[kernel], implementation="separable").to(device)
     stock = grouped(layer)
     last = grouped(layer).to(memory_format=torch.channels_last_3d)
     variants: Variants = {
@@ -98,7 +97,6 @@ def layer_variants(kernel: str, shape: Shape, device: str, compiled: bool) -> Va
     if compiled:
         variants["grouped convolution, torch.compile"] = (torch.compile(stock), False)
         variants["unfold + product, torch.compile"] = (torch.compile(unfold_product(layer)), False)
-    variants["ours, separable"] = (separable, False)
     variants["ours"] = (layer, False)
     return variants
 
@@ -284,26 +282,20 @@ def memory_in_child(arguments: list[str]) -> dict[str, dict[str, float | None]]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="tiny maps, three rounds, no torch.compile")
-    parser.add_argument("--rounds", type=int, default=15, help="timed rounds per table")
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = new_parser(__doc__, "tiny maps, three rounds, no torch.compile")
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=["small", "large"])
     parser.add_argument("--kernels", nargs="+", choices=list(KERNELS), default=list(KERNELS))
     parser.add_argument("--parts", nargs="+", choices=["layer", "training", "inference"], default=None)
     parser.add_argument("--outputs", type=int, default=64, help="channels after the 1x1 convolution of the blocks")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--threads", type=int, default=None, help="threads of torch on the CPU")
     parser.add_argument("--no-compile", action="store_true", help="leave out the torch.compile rivals")
     parser.add_argument("--system-allocator", action="store_true", help="keep the allocator's settings as they are")
     parser.add_argument("--json", type=Path, default=None, help="also write all rows to this file")
     parser.add_argument("--measure-peaks", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
+    options = parsed(parser, arguments)
     options.parts = options.parts or ["layer", "training", "inference"]
     if options.quick:
         options.shapes, options.rounds, options.no_compile = ["tiny"], 3, True
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: no CUDA device is available")
     return options
 
 
@@ -311,13 +303,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = parse(arguments)
     linux_cpu = options.device == "cpu" and sys.platform == "linux"
-    keep = linux_cpu and not options.system_allocator and not options.measure_peaks
-    if keep and any(os.environ.get(name) != value for name, value in KEEP_MEMORY.items()):
-        # glibc reads its settings when a process starts.
-        command = [sys.executable, "-m", "tests.benchmarks.bench_stft", *arguments]
-        return subprocess.run(command, env={**os.environ, **KEEP_MEMORY}, check=False).returncode
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    as_it_is = options.system_allocator or options.measure_peaks
+    if not as_it_is and (status := restarted("bench_stft", arguments, options.device)) is not None:
+        return status
 
     device, compiled = options.device, not options.no_compile
     blocks: list[tuple[str, str, Shape, Variants]] = []

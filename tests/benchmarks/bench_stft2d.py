@@ -1,6 +1,6 @@
 """Times the fixed Depthwise-STFT layer on pictures against a trainable depthwise convolution with the same outputs.
 
-    python -m tests.benchmarks.bench_stft2d [--quick]
+    python -m tests.benchmarks.bench_stft2d [--quick] [--threads N]
 
 Both make 8 channels of each one. The trainable layer also computes the gradient of its weights. How the numbers come
 about: `bench_stft`, whose tables and allocator settings are used.
@@ -8,25 +8,17 @@ about: `bench_stft`, whose tables and allocator settings are used.
 
 from __future__ import annotations
 
-import argparse
-import os
-import subprocess
 import sys
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from common.spectral import DepthwiseSTFT
-from tests.benchmarks.bench_stft import KEEP_MEMORY, Shape, Variants, steps, table
+from tests.benchmarks.bench_stft import Shape, Variants, steps, table
+from tests.benchmarks.command import new_parser, parsed, restarted
+from tests.networks import ChannelsLast
 
 SHAPES: dict[str, Shape] = {"32x32": (16, 16, 32, 32), "16x16": (16, 64, 16, 16), "8x8": (16, 64, 8, 8)}
-
-
-class ChannelsLast(nn.Module):
-    """The input with its channels last in memory."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.contiguous(memory_format=torch.channels_last)
 
 
 def trainable(layer: DepthwiseSTFT) -> nn.Conv2d:
@@ -39,11 +31,10 @@ def trainable(layer: DepthwiseSTFT) -> nn.Conv2d:
 
 def variants(n: int, shape: Shape, device: str) -> Variants:
     layer = DepthwiseSTFT(shape[1], (n, n)).to(device)
-    last = nn.Sequential(ChannelsLast(), trainable(layer).to(memory_format=torch.channels_last))
     fixed = trainable(layer).requires_grad_(False)
     return {
         "trainable depthwise convolution": (trainable(layer), False),
-        "trainable, channels last": (last, False),
+        "trainable, channels last": (ChannelsLast(trainable(layer)), False),
         "fixed filters as a convolution": (fixed, False),
         "ours": (layer, False),
     }
@@ -51,17 +42,9 @@ def variants(n: int, shape: Shape, device: str) -> Variants:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one small map, three rounds")
-    parser.add_argument("--rounds", type=int, default=15, help="timed rounds per table")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    options = parser.parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: no CUDA device is available")
-    linux_cpu = options.device == "cpu" and sys.platform == "linux"
-    if linux_cpu and any(os.environ.get(name) != value for name, value in KEEP_MEMORY.items()):
-        command = [sys.executable, "-m", "tests.benchmarks.bench_stft2d", *arguments]
-        return subprocess.run(command, env={**os.environ, **KEEP_MEMORY}, check=False).returncode
+    options = parsed(new_parser(__doc__, "one small map, three rounds"), arguments)
+    if (status := restarted("bench_stft2d", arguments, options.device)) is not None:
+        return status
     shapes = {"8x8": (2, 8, 8, 8)} if options.quick else SHAPES
     print(f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads")
     for n in (3, 5):

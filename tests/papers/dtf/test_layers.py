@@ -280,33 +280,23 @@ def test_every_parameter_gets_a_gradient_after_one_step(preset: str) -> None:
 
 
 @pytest.mark.parametrize("preset", ["paper", "author"])
-def test_autocast_agrees_with_float32(preset: str) -> None:
-    """Only the predictor runs in bfloat16: the filtered feature, of unit size here, moves by less than 3 %."""
+def test_half_precision_agrees_with_float32(preset: str) -> None:
+    """The filtered feature moves by less than 5 %, and by less than 3 % where the predictor alone is in bfloat16."""
     torch.manual_seed(0)
     block = DTFBlock(32, 4, preset=preset).eval()
     nn.init.constant_(block.alpha, 0.05)
     x = torch.randn(2, 32, 4, 6, 6)
     expected = block(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = block(x)
-        half = block(x.bfloat16())
-    assert found.dtype == torch.float32
-    assert half.dtype == torch.bfloat16
-    scale = (expected - x).abs().mean()
-    assert (found - expected).abs().mean() < 0.03 * scale
-    assert (half - expected).abs().mean() < 0.05 * scale
-
-
-@pytest.mark.parametrize("preset", ["paper", "author"])
-def test_a_block_in_half_precision(preset: str) -> None:
-    torch.manual_seed(0)
-    block = DTFBlock(32, 4, preset=preset).eval()
-    nn.init.constant_(block.alpha, 0.05)
-    x = torch.randn(2, 32, 4, 6, 6)
-    expected = block(x)
-    found = block.bfloat16()(x.bfloat16())
-    assert found.dtype == torch.bfloat16
-    assert (found - expected).abs().mean() < 0.05 * (expected - x).abs().mean()
+        mixed, half = block(x), block(x.bfloat16())
+    converted = block.bfloat16()(x.bfloat16())
+    for found, dtype, bound in (
+        (mixed, torch.float32, 0.03),
+        (half, torch.bfloat16, 0.05),
+        (converted, torch.bfloat16, 0.05),
+    ):
+        assert found.dtype == dtype
+        assert (found - expected).abs().mean() < bound * (expected - x).abs().mean()
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
@@ -320,13 +310,10 @@ def test_compiled_and_traced_blocks_are_equal(preset: str) -> None:
     torch.testing.assert_close(torch.jit.trace(block, x)(x), expected)
 
 
-def test_memory_order_does_not_matter() -> None:
+def test_frames_may_come_first_in_memory() -> None:
     block = trained(DTFBlock(8, 4, share=4))
     x = torch.randn(2, 8, 4, 5, 3, dtype=torch.float64)
-    frames_first = x.transpose(1, 2).contiguous().transpose(1, 2)
-    channels_last = x.permute(0, 2, 3, 4, 1).contiguous().permute(0, 4, 1, 2, 3)
-    torch.testing.assert_close(block(frames_first), block(x))
-    torch.testing.assert_close(block(channels_last), block(x))
+    torch.testing.assert_close(block(x.transpose(1, 2).contiguous().transpose(1, 2)), block(x))
 
 
 @pytest.mark.parametrize("preset", ["paper", "author"])

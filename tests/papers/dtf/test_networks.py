@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -298,41 +297,3 @@ def test_released_weights_are_converted(kind: str) -> None:
         convert_author_weights(missing, other)
     with pytest.raises(ValueError, match="make it with preset='author'"):
         convert_author_weights(state, build())
-
-
-EXPORTED: dict[str, tuple[int, Callable[[], nn.Module]]] = {
-    "dtf_net, 5 frames": (20, lambda: tiny(num_frames=20, num_blocks=2)),
-    "author": (16, lambda: tiny(preset="author", num_blocks=1)),
-    "dtf-1d+": (16, lambda: tiny(block="dtf-1d+")),
-    "temporal-shift": (16, lambda: tiny(block="temporal-shift")),
-    "dtf_transformer": (16, lambda: tiny_swin(num_blocks=1, depths=(1, 1, 1, 1))),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", EXPORTED)
-def test_onnx_export(name: str, tmp_path: Path) -> None:
-    pytest.importorskip("onnxscript")
-    runtime = pytest.importorskip("onnxruntime")
-    torch.manual_seed(0)
-    frames, make = EXPORTED[name]
-    network = awake(make(), frames)
-    video = torch.randn(1, 3, frames, 48, 48)
-    program = torch.onnx.export(network, (video,), dynamo=True, verbose=False)
-    program.save(str(tmp_path / "network.onnx"))
-    session = runtime.InferenceSession(str(tmp_path / "network.onnx"), providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {session.get_inputs()[0].name: video.numpy()})
-    with torch.no_grad():
-        torch.testing.assert_close(torch.from_numpy(found), network(video), atol=1e-4, rtol=1e-4)
-
-
-def test_autocast_of_a_network() -> None:
-    """Logits move by less than a tenth of the largest when convolutions run in bfloat16."""
-    torch.manual_seed(0)
-    network = awake(tiny())
-    video = torch.randn(2, 3, 16, 48, 48)
-    with torch.no_grad():
-        expected = network(video)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = network(video)
-    assert (found - expected).abs().max() < 0.1 * expected.abs().max()

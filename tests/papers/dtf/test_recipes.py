@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from common.training.cli import main, run
 from papers.dtf import DTFModule, DTFTransformerModule, dtf_net
 from papers.dtf.networks import DTFNetOptions, DTFTransformerOptions
 from papers.dtf.reproduce import moving_picture, with_active_blocks
-from tests.datasets import read_recipe, write_dataset
+from tests.datasets import read_recipe
 
 RECIPES = sorted((Path(__file__).resolve().parents[3] / "papers/dtf/recipes").glob("dtf-*.yaml"))
 DEMOS = sorted((Path(__file__).resolve().parents[3] / "papers/dtf/recipes").glob("demo*.yaml"))
@@ -35,12 +34,6 @@ def parts(recipe: Path) -> tuple[str, str, int, str]:
 def small(recipe: Path, frames: int = 4) -> list[str]:
     options = [*DATA, *SMALL[parts(recipe)[0]], "--model.imagenet", "null"]
     return [*options, "--data.num_frames", str(frames)]
-
-
-@pytest.fixture(scope="session")
-def datasets(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
-    """A function from a dataset's name to the arguments that point a recipe at a tiny copy of it."""
-    return cache(lambda name: write_dataset(name, tmp_path_factory.mktemp(name)))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

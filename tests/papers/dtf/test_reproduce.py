@@ -1,46 +1,18 @@
-"""`python -m papers.dtf.reproduce` as it is typed, and the paper's figures."""
+"""The paper's figures."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 import torch
 
-from common.reporting.page import png
 from common.training.cli import run as spectral
 from data.demo.motion import generate_motion
 from papers.dtf import reproduce
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-def run(*arguments: str) -> str:
-    command = [sys.executable, "-m", "papers.dtf.reproduce", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.mark.slow
-def test_complexity_meets_the_published_numbers(tmp_path: Path) -> None:
-    found = json.loads(run("table1a/dtf", "table1a/dtf-1d", "--complexity", "--json", "--out", str(tmp_path)))
-    records = {record["row"]: record for record in found}
-    for name, record in records.items():
-        assert record["macs_paper_convention"] == pytest.approx(record["paper_macs"], rel=0.03), name
-        assert record["macs_full"] > record["macs_paper_convention"]
-    author, text = (records["table1a/dtf"]["networks"][label] for label in ("author", "text"))
-    assert author["params"] - text["params"] == pytest.approx(3 * 2 * 512**2, rel=0.01)  # the complex mixing
-
-
-def test_figures_without_a_run() -> None:
-    for figure in (reproduce.figure2(), reproduce.figure6(), reproduce.figure7()):
-        assert png(figure).startswith(b"\x89PNG")
 
 
 def test_reach_in_time_is_what_the_kernels_allow() -> None:

@@ -1,10 +1,8 @@
-"""`python -m papers.fdc3d.reproduce` as it is typed, and the paper's figures from trained demo networks."""
+"""The paper's figures from trained demo networks."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,25 +19,6 @@ from papers.fdc3d import networks, reproduce
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "papers" / "fdc3d"
 FIGURES = {name: getattr(reproduce, name) for name in ("figure2", "figure3", "figure4", "ladder")}
-
-
-def run(*arguments: str) -> str:
-    command = [sys.executable, "-m", "papers.fdc3d.reproduce", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.mark.slow
-def test_complexity_as_json_and_nothing_else(tmp_path: Path) -> None:
-    rows = ["section1", "table1/baseline", "table1/fdc3d-2x", "table4"]
-    records = {r["row"]: r for r in json.loads(run(*rows, "--complexity", "--json", "--out", str(tmp_path)))}
-    assert records["section1/resnet-50-3d"]["params"] * 8 / 2**20 == pytest.approx(354.0, abs=0.1)
-    assert records["section1/resnet-50-3d"]["macs_paper_convention"] / 1e9 == pytest.approx(10.07, abs=0.01)
-    assert records["section1/resnet-50-2d"]["macs_paper_convention"] / 1e9 == pytest.approx(4.09, abs=0.03)
-    dense, compact = (records[f"table1/{name}"]["macs_paper_convention"] for name in ("baseline", "fdc3d-2x"))
-    assert dense / compact == pytest.approx(1.88, abs=0.01)
-    assert records["table4/unet"]["macs_paper_convention"] / 1e9 == pytest.approx(680, abs=1)
 
 
 def test_figures_without_the_demo_say_what_they_need() -> None:

@@ -1,51 +1,13 @@
-"""The ledger of the SRL paper is complete, says what the paper prints, and its counts meet it."""
+"""The ledger of the SRL paper fits the recipes, its rows agree with one another, and its counts meet the paper."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-from common.reporting.ledger import Ledger, load
+from common.reporting.ledger import Ledger
 from tests.datasets import read_recipe
 
 FOLDER = Path(__file__).resolve().parents[3] / "papers" / "srl"
-
-
-@pytest.fixture(scope="module")
-def ledger() -> Ledger:
-    return load(FOLDER / "ledger.yaml")
-
-
-def test_every_row_and_figure_is_there(ledger: Ledger) -> None:
-    assert [len(table.rows) for table in ledger.tables] == [6, 22, 12, 6, 6, 12, 8, 4, 7, 7]
-    assert [figure.id for figure in ledger.figures] == ["table1-measured", *(f"figure{i}" for i in range(1, 6))]
-    assert [demo.id for demo in ledger.demos] == ["demo-video", "demo-pose"]
-
-
-@pytest.mark.parametrize(
-    ("row", "numbers"),
-    [
-        ("table1/srl-fft", "O(CHWlog(HW))"),
-        ("table2/cpn-ohkm-384x288", "ResNet-50 384x288 - - 71.6 - - - - -"),
-        ("table2/simplebaseline-r101-512x384", "ResNet-101 512x384 49.52 52.99 74.2 89.7 80.7 70.2 81.8 79.5"),
-        ("table2/srl-fft-r152-384x288", "ResNet-152 384x288 35.67 68.74 74.6 89.7 81.7 70.8 81.9 80.1"),
-        ("table3/rcca-384x288", "384x288 2.76 0.92 72.8"),
-        ("table3/srl-fft-256x192", "256x192 0.09 0.10 70.9"),
-        ("table4/baseline-star", "66.3 87.1 71.4 61.3 74.6 72.0"),
-        ("table4/srl-fft-4", "73.7 89.4 80.3 69.7 81.2 78.9"),
-        ("table5/d1-d2-d3", "73.3 89.5 80.0 69.4 80.6 78.6"),
-        ("table6/srl-lo-r50-384x288", "ResNet-50 384x288 72.8"),
-        ("table8/nl", "64.48 85.48 321.50 1.23"),
-        ("table8/srl-lo", "65.02 85.60 86.89 0.21"),
-        ("table9/2-blocks", "64.79 85.71"),
-        ("table9/time", "63.80 85.08"),
-        ("table10/srl-fft-star", "8 72.7 90.9"),
-    ],
-)
-def test_numbers_are_as_printed(ledger: Ledger, row: str, numbers: str) -> None:
-    found = {r.id: r for _, r in ledger.rows()}[row]
-    assert " ".join(found.paper.values()) == numbers
 
 
 def test_rows_that_stand_in_two_tables_agree(ledger: Ledger) -> None:
@@ -68,6 +30,7 @@ def test_rows_that_stand_in_two_tables_agree(ledger: Ledger) -> None:
 
 
 def test_the_papers_own_rows_are_computed_and_have_recipes(ledger: Ledger) -> None:
+    assert [demo.id for demo in ledger.demos] == ["demo-video", "demo-pose"]
     for table, row in ledger.rows():
         if row.name.startswith(("SRL", "+")) and table.id != "table1":
             assert {"computed", "recipe"} <= set(row.statuses), row.id

@@ -228,27 +228,6 @@ def test_pose_networks_of_tables_4_and_5() -> None:
     assert dilated.layer4[0].conv2.stride == (1, 1)
 
 
-def test_pose_network_has_the_names_of_the_published_one() -> None:
-    """Those of `torchvision`'s ResNet-50 without its head, and the decoder's."""
-    with torch.device("meta"):
-        names = {k: tuple(v.shape) for k, v in pose_resnet(block="none").state_dict().items()}
-        body = {k: tuple(v.shape) for k, v in torchvision.models.resnet50().state_dict().items() if "fc" not in k}
-        with_blocks = pose_resnet(block="srl-fft").state_dict()
-    decoder = {
-        "deconv_layers.0.weight": (2048, 256, 4, 4),
-        "deconv_layers.3.weight": (256, 256, 4, 4),
-        "deconv_layers.6.weight": (256, 256, 4, 4),
-        "final_layer.weight": (17, 256, 1, 1),
-        "final_layer.bias": (17,),
-    }
-    for number in (1, 4, 7):
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            decoder[f"deconv_layers.{number}.{name}"] = (256,)
-        decoder[f"deconv_layers.{number}.num_batches_tracked"] = ()
-    assert names == body | decoder
-    assert {k for k in with_blocks if not k.startswith("blocks.")} == set(names)
-
-
 def test_wrong_choices_are_named() -> None:
     with pytest.raises(ValueError, match="no block 'srl'; there are none, srl-fft, srl-lo"):
         srl_c2d(block="srl")  # type: ignore[arg-type]

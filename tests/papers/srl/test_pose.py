@@ -26,66 +26,11 @@ SMALL = ["--model.network.width", "0.125", "--model.network.layers", "[1, 1, 1, 
 SMALL += ["--data.height", "64", "--data.width", "64", "--data.batch_size", "2", "--data.num_workers", "0"]
 
 
-def simple_baseline(depth: int) -> dict[str, Tensor]:
-    """Names and shapes of the published SimpleBaseline networks, with random values; written out, not taken from us."""
-    generator = torch.Generator().manual_seed(0)
-    state: dict[str, Tensor] = {}
-
-    def add(name: str, *shape: int) -> None:
-        state[name] = 0.01 * torch.randn(*shape, generator=generator)
-
-    def norm(name: str, channels: int) -> None:
-        for part in ("weight", "bias", "running_mean"):
-            add(f"{name}.{part}", channels)
-        state[f"{name}.running_var"] = torch.ones(channels)
-        state[f"{name}.num_batches_tracked"] = torch.tensor(5)
-
-    add("conv1.weight", 64, 3, 7, 7)
-    norm("bn1", 64)
-    channels = 64
-    for layer, count in enumerate({50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}[depth], 1):
-        planes = 32 * 2**layer
-        for k in range(count):
-            block = f"layer{layer}.{k}"
-            for number, shape in enumerate(
-                ((planes, channels, 1, 1), (planes, planes, 3, 3), (4 * planes, planes, 1, 1)), 1
-            ):
-                add(f"{block}.conv{number}.weight", *shape)
-                norm(f"{block}.bn{number}", shape[0])
-            if k == 0:
-                add(f"{block}.downsample.0.weight", 4 * planes, channels, 1, 1)
-                norm(f"{block}.downsample.1", 4 * planes)
-            channels = 4 * planes
-    for number in (0, 3, 6):
-        add(f"deconv_layers.{number}.weight", channels, 256, 4, 4)
-        norm(f"deconv_layers.{number + 1}", 256)
-        channels = 256
-    add("final_layer.weight", 17, 256, 1, 1)
-    add("final_layer.bias", 17)
-    return state
-
-
-@pytest.mark.parametrize(
-    ("depth", "prefix"), [(50, ""), (50, "module."), pytest.param(101, "", marks=pytest.mark.slow)]
-)
-def test_published_state_dicts_load(tmp_path: Path, depth: int, prefix: str) -> None:
-    state = simple_baseline(depth)
-    path = tmp_path / f"pose_resnet_{depth}_256x192.pth.tar"
-    torch.save({prefix + name: value for name, value in state.items()}, path)
-    network = pose_resnet(depth=depth, block="none")
-    assert f"loaded all {len(state)} tensors" in load_pretrained(network, path)
-    own = network.state_dict()
-    assert own.keys() == state.keys()
-    assert all(torch.equal(own[name], value) for name, value in state.items())
-    with torch.inference_mode():
-        assert network.eval()(torch.randn(1, 3, 96, 64)).shape == (1, 17, 24, 16)
-
-
 class SimpleBaseline(torchvision.models.ResNet):
-    """The published network: torchvision's ResNet-50 with a decoder, as its names say."""
+    """The published network: torchvision's ResNet-50 or 101 with a decoder, as its names say."""
 
-    def __init__(self, num_joints: int) -> None:
-        super().__init__(torchvision.models.resnet.Bottleneck, [3, 4, 6, 3])
+    def __init__(self, num_joints: int, depth: int = 50) -> None:
+        super().__init__(torchvision.models.resnet.Bottleneck, [3, 4, {50: 6, 101: 23}[depth], 3])
         del self.avgpool, self.fc
         steps: list[nn.Module] = []
         for channels in (2048, 256, 256):
@@ -99,6 +44,22 @@ class SimpleBaseline(torchvision.models.ResNet):
         return self.final_layer(self.deconv_layers(self.layer4(self.layer3(self.layer2(self.layer1(x))))))
 
 
+@pytest.mark.parametrize(
+    ("depth", "prefix"), [(50, ""), (50, "module."), pytest.param(101, "", marks=pytest.mark.slow)]
+)
+def test_published_state_dicts_load(tmp_path: Path, depth: int, prefix: str) -> None:
+    state = {name: value + 1 for name, value in SimpleBaseline(17, depth).state_dict().items()}
+    path = tmp_path / f"pose_resnet_{depth}_256x192.pth.tar"
+    torch.save({prefix + name: value for name, value in state.items()}, path)
+    network = pose_resnet(depth=depth, block="none")
+    assert f"loaded all {len(state)} tensors" in load_pretrained(network, path)
+    own = network.state_dict()
+    assert own.keys() == state.keys()
+    assert all(torch.equal(own[name], value) for name, value in state.items())
+    with torch.inference_mode():
+        assert network.eval()(torch.randn(1, 3, 96, 64)).shape == (1, 17, 24, 16)
+
+
 @pytest.mark.parametrize("block", ["none", "srl-fft"])
 def test_published_weights_give_the_same_heatmaps(tmp_path: Path, block: Any) -> None:
     """New blocks change nothing at first; the last layer is new for other joints."""
@@ -106,6 +67,7 @@ def test_published_weights_give_the_same_heatmaps(tmp_path: Path, block: Any) ->
     theirs = SimpleBaseline(16).eval()
     torch.save(theirs.state_dict(), tmp_path / "pose_resnet_50_256x192.pth.tar")
     ours = pose_resnet(16, (64, 48), block=block).eval()
+    assert {name for name in ours.state_dict() if not name.startswith("blocks.")} == set(theirs.state_dict())
     load_imagenet(ours, str(tmp_path / "pose_resnet_50_256x192.pth.tar"))
     images = torch.randn(1, 3, 64, 48)
     with torch.no_grad():
@@ -117,7 +79,7 @@ def test_published_weights_give_the_same_heatmaps(tmp_path: Path, block: Any) ->
 
 
 def test_a_network_with_blocks_says_what_a_published_state_dict_lacks(tmp_path: Path) -> None:
-    torch.save(simple_baseline(50), tmp_path / "a.pth")
+    torch.save(SimpleBaseline(17).state_dict(), tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=r"missing in the checkpoint: blocks.d1.alpha"):
         load_pretrained(pose_resnet(block="srl-fft"), tmp_path / "a.pth")
 

@@ -1,37 +1,13 @@
-"""`python -m papers.srl.reproduce` as it is typed, and the paper's figures."""
+"""The paper's figures."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
-import pytest
 import torch
 from torch import nn
 
 from common.evaluation.latency import peak_allocated
 from common.reporting.page import png
 from papers.srl import reproduce
-
-ROOT = Path(__file__).resolve().parents[3]
-
-
-def run(*arguments: str) -> str:
-    command = [sys.executable, "-m", "papers.srl.reproduce", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.mark.slow
-def test_complexity_of_what_blocks_add(tmp_path: Path) -> None:
-    rows = ["table8/srl-fft", "table1/srl-fft"]
-    records = {r["row"]: r for r in json.loads(run(*rows, "--complexity", "--json", "--out", str(tmp_path)))}
-    assert records["table8/srl-fft"]["params"] == 88_128
-    assert records["table8/srl-fft"]["networks"]["added, all"]["params"] == 92_388
-    assert records["table1/srl-fft"]["macs_full"] > records["table1/srl-fft"]["macs_paper_convention"]
 
 
 def test_blocks_of_table_1_are_compared_with_their_branches_on() -> None:
@@ -40,13 +16,12 @@ def test_blocks_of_table_1_are_compared_with_their_branches_on() -> None:
         assert not torch.allclose(block(x), x), name
 
 
-def test_figures() -> None:
+def test_figure_of_table_1() -> None:
     figure = reproduce.complexities(sizes=(4, 6), repeats=1)
     assert png(figure).startswith(b"\x89PNG")
     time, memory = figure.axes
     assert len(time.lines) == len(memory.lines) == 7
     assert all((line.get_ydata() > 0).all() for line in (*time.lines, *memory.lines))
-    assert png(reproduce.figure5()).startswith(b"\x89PNG")
 
 
 def test_memory_of_a_step_is_counted_exactly() -> None:

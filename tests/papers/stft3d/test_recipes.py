@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import torch
 from common.training.cli import main, run
 from papers.stft3d import STFT3DModule
 from papers.stft3d.networks import STFT3DOptions
-from tests.datasets import read_recipe, write_dataset
+from tests.datasets import read_recipe
 
 RECIPES = sorted((Path(__file__).resolve().parents[3] / "papers/stft3d/recipes").glob("t-stft_*.yaml"))
 WITH_FLIP = {"kinetics400", "ucf101", "hmdb51", "diving48"}  # Section 5.2
@@ -30,12 +29,6 @@ SMALL = [
 
 def dataset_of(recipe: Path) -> str:
     return recipe.stem.split("_")[3]
-
-
-@pytest.fixture(scope="session")
-def datasets(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
-    """A function from a dataset's name to the arguments that point a recipe at a tiny copy of it."""
-    return cache(lambda name: write_dataset(name, tmp_path_factory.mktemp(name)))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
