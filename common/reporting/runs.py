@@ -76,10 +76,6 @@ class Trained:
         names: list[str] | None = json.loads((self.folder / "classes.json").read_text(encoding="utf-8"))
         return names
 
-    def checkpoint(self) -> Path:
-        """The last checkpoint."""
-        return last_checkpoint(self.folder)
-
     def predictions(self) -> list[dict[str, str]]:
         """What the network answered for each test file."""
         with (self.folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
@@ -306,13 +302,6 @@ class DemoJob:
                 arguments += ["--trainer.max_epochs", str(self.epochs)]
             _run(arguments, folder, self.seed, progress, self.row.name)
         return Trained(self.row.id, self.row.name, from_json(folder / "result.json", self.row.id), folder, reused)
-
-
-def train_demo(
-    ledger: Ledger, demo: Demo, row: DemoRow, data: Path, out: Path, seed: int, epochs: int | None, progress: Progress
-) -> Trained:
-    """Train one demo network, for notebooks."""
-    return DemoJob(ledger, demo, row, data, out, seed, epochs).train(progress)
 
 
 def _run(arguments: Sequence[str], folder: Path, seed: int, progress: Progress, name: str) -> None:
