@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -124,10 +125,9 @@ def test_wrong_choices_are_named(datasets: Callable[[str], list[str]], capsys: p
 def test_optimiser_of_section_4_1() -> None:
     module = DTFModule(DTFNetOptions(depth=18, width=0.25), num_classes=3, num_frames=16)
 
-    class Trainer:
-        estimated_stepping_batches, max_epochs = 1280, 128
-
-    module._trainer = Trainer()  # type: ignore[assignment]
+    loop = SimpleNamespace(setup_data=lambda: None)
+    lengths = {"estimated_stepping_batches": 1280, "num_training_batches": 10, "accumulate_grad_batches": 1}
+    module._trainer = SimpleNamespace(fit_loop=loop, **lengths)  # type: ignore[assignment]
     config: Any = module.configure_optimizers()
     group = config["optimizer"].param_groups[0]
     assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 1e-4, True)
