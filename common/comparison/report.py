@@ -141,10 +141,10 @@ def _outcome(progress: StudyProgress, comparison: Comparison, data: str, better:
 
 def claims_table(progress: StudyProgress) -> RenderedTable:
     """Every claim with the paper's evidence, ours, and the verdict."""
-    heads = [ColumnHeader("Claim"), ColumnHeader("Paper"), ColumnHeader("Here"), ColumnHeader("Verdict")]
+    heads = [ColumnHeader("Claim"), ColumnHeader("Verdict"), ColumnHeader("Here"), ColumnHeader("Paper")]
     cells = []
     for found in findings(progress):
-        cells.append([found.claim.claim, found.claim.paper or DASH, found.text(), f"**{found.verdict}**"])
+        cells.append([found.claim.claim, f"**{found.verdict}**", found.text(), found.claim.paper or DASH])
     return RenderedTable("Claims", heads, cells, [DIFFERENCES], "claims")
 
 
@@ -261,9 +261,9 @@ def provenance(progress: StudyProgress, data: str) -> list[str]:
 
 def overview(papers: Mapping[str, Sequence[Finding]]) -> RenderedTable:
     """The claims of several studies with their verdicts, one line each."""
-    heads = [ColumnHeader("Paper"), ColumnHeader("Claim"), ColumnHeader("Here"), ColumnHeader("Verdict")]
+    heads = [ColumnHeader("Paper"), ColumnHeader("Claim"), ColumnHeader("Verdict"), ColumnHeader("Here")]
     cells = [
-        [paper, found.claim.claim, found.text(most=2), f"**{found.verdict}**"]
+        [paper, found.claim.claim, f"**{found.verdict}**", found.text(most=2)]
         for paper, own in papers.items()
         for found in own
     ]
