@@ -13,6 +13,7 @@ from data.annotations import BENCHMARKS
 from data.demo.brain import generate_brain
 from data.demo.digits import generate_digits
 from data.demo.figures import generate_figures
+from data.demo.lamp_colours import generate_lamp_colours
 from data.demo.lamps import generate_lamps
 from data.demo.motion import generate_motion
 from data.demo.patches import generate_patches
@@ -33,6 +34,7 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
     "motion": lambda root: generate_motion(root, size=32, frames=8, train=1, val=1, test=1),
     "temporal_order": lambda root: generate_temporal_order(root, size=32, train=4, val=1, test=1),
     "lamps": lambda root: generate_lamps(root, train=1, val=1, test=1),
+    "lamp_colours": lambda root: generate_lamp_colours(root, train=2, val=1, test=1),
     "digits": lambda root: generate_digits(root, size=8),
     "patches": lambda root: generate_patches(root, size=8, train=2, val=1, test=1),
     "figures": lambda root: generate_figures(root, train=3, val=1, test=1),

@@ -9,11 +9,14 @@ many of these are lit. A model that looks at neighbourhoods smaller than that di
 beat, and averages over all positions and frames, gives the same answer for both and is right for one: it can tell rare
 from often, but scores exactly 50 % within the pairs. (Every frame is coded on its own and without loss, so that a lamp
 leaves no trace elsewhere.)
+
+A model over single frames that joins all positions of all beats alike, as a non-local block does, is no better: for it
+a lamp is the same at whichever beats it is lit. `data.demo.lamp_colours` asks a question that such a model can answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,10 +60,8 @@ class LampScene:
     """Seed for the cut of the background."""
 
 
-def draw_scene(seed: int, split: str, number: int) -> LampScene:
-    """Draw scene ``number`` of a split."""
-    key = (seed, list(IMAGES).index(split), number)
-    rng = np.random.default_rng(key)
+def draw_lamps(rng: np.random.Generator) -> tuple[Lamp, Lamp]:
+    """Two lamps in opposite corners, at least `GAP` apart along both axes."""
     flip = rng.random() < 0.5  # which of the two diagonals
     lamps = []
     for far in (False, True):
@@ -69,6 +70,14 @@ def draw_scene(seed: int, split: str, number: int) -> LampScene:
         centre = (1 - x, 1 - y) if far else (x, y)
         colour = rng.uniform(0.55, 1.0, size=3)
         lamps.append(Lamp((1 - centre[0], centre[1]) if flip else centre, radius, colour / colour.max()))
+    return lamps[0], lamps[1]
+
+
+def draw_scene(seed: int, split: str, number: int) -> LampScene:
+    """Draw scene ``number`` of a split."""
+    key = (seed, list(IMAGES).index(split), number)
+    rng = np.random.default_rng(key)
+    lamps = draw_lamps(rng)
     special = rng.permutation(BEATS)  # the beat that differs from the others, of the first lamp and of one "apart"
     beats = {}
     for name in CLASSES:
@@ -83,19 +92,33 @@ def draw_scene(seed: int, split: str, number: int) -> LampScene:
 def render(scene: LampScene, name: str, size: int) -> Frames:
     """Render the clip of class ``name``: (8, size, size, 3)."""
     rng = np.random.default_rng(scene.seed)
-    fine = size * _OVERSAMPLING
-    backdrop = cut(scene.background_image, fine, (0.4, 0.9), rng.uniform(0.15, 0.3), rng)
-    axis = (np.arange(fine) + 0.5) / fine
+    backdrop = draw_backdrop(scene.background_image, size, rng)
     frames = []
     for beats in zip(*scene.beats[name], strict=True):
-        frame = backdrop.copy()
-        for lamp, lit in zip(scene.lamps, beats, strict=True):
-            distance = np.hypot(axis[None, :] - lamp.centre[0], axis[:, None] - lamp.centre[1])
-            frame[:, distance < lamp.radius] = 0.05  # the rim
-            frame[:, distance < 0.8 * lamp.radius] = (lamp.lit if lit else 0.1 * lamp.lit)[:, None]
-        small = frame.reshape(3, size, _OVERSAMPLING, size, _OVERSAMPLING).mean((2, 4))
-        frames += [(255 * small).round().astype(np.uint8).transpose(1, 2, 0)] * FRAMES_PER_BEAT
+        light = [lamp.lit if lit else 0.1 * lamp.lit for lamp, lit in zip(scene.lamps, beats, strict=True)]
+        frames += [render_frame(backdrop, scene.lamps, light)] * FRAMES_PER_BEAT
     return np.stack(frames)
+
+
+def draw_backdrop(image: str, size: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """A dark cut of a real image for frames of ``size`` x ``size``, at the resolution that `render_frame` draws at."""
+    return cut(image, size * _OVERSAMPLING, (0.4, 0.9), rng.uniform(0.15, 0.3), rng)
+
+
+def render_frame(
+    backdrop: NDArray[np.float64], lamps: Sequence[Lamp], light: Sequence[NDArray[np.float64]]
+) -> NDArray[np.uint8]:
+    """The lamps with their (3,) colours in front of the backdrop: (size, size, 3)."""
+    frame = backdrop.copy()
+    fine = frame.shape[-1]
+    axis = (np.arange(fine) + 0.5) / fine
+    for lamp, colour in zip(lamps, light, strict=True):
+        distance = np.hypot(axis[None, :] - lamp.centre[0], axis[:, None] - lamp.centre[1])
+        frame[:, distance < lamp.radius] = 0.05  # the rim
+        frame[:, distance < 0.8 * lamp.radius] = colour[:, None]
+    size = fine // _OVERSAMPLING
+    small = frame.reshape(3, size, _OVERSAMPLING, size, _OVERSAMPLING).mean((2, 4))
+    return (255 * small).round().astype(np.uint8).transpose(1, 2, 0)
 
 
 def generate_lamps(

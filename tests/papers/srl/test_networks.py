@@ -9,6 +9,7 @@ from torch import nn
 
 from common.backbones import load_imagenet
 from common.evaluation.complexity import Complexity
+from data.demo.lamps import draw_scene, render
 from papers.srl.counting import published
 from papers.srl.layers import FeatureBlock, NonLocalBlock, SRLBlock
 from papers.srl.networks import pose_resnet, srl_c2d, stage_sizes
@@ -193,6 +194,21 @@ def test_dilated_network_has_the_parameters_of_the_plain_one_and_sees_more() -> 
         seen[block] = int(columns.max() - columns.min()) + 1
     assert seen["none"] == 59  # what the demo's recipe states
     assert seen["dilated"] == 59 + 2 * (1 + 3) * 8
+
+
+@pytest.mark.parametrize(("block", "differ"), [("none", False), ("nl", False), ("srl-fft", True)])
+def test_a_non_local_block_cannot_tell_lamps_that_blink_together(block: str, differ: bool) -> None:
+    """Behind a network over single frames it does not know which positions belong to the same frame."""
+    shape = {"depth": 50, "layers": [1, 1, 1, 1], "strides": [1, 2, 1, 1], "width": 0.125, "dropout": 0.0}
+    network = srl_c2d(4, 8, 112, block=block, **shape).double().eval()
+    for weight in network.parameters():
+        if not weight.any():  # what starts a block as the identity
+            nn.init.normal_(weight, std=0.3)
+    scene = draw_scene(0, "train", 3)
+    clips = [torch.from_numpy(render(scene, f"rare_{how}", 112)).permute(3, 0, 1, 2) for how in ("together", "apart")]
+    with torch.no_grad():
+        together, apart = network(torch.stack(clips).double() / 255 - 0.5)
+    assert torch.allclose(together, apart, rtol=0, atol=1e-12) != differ
 
 
 @pytest.mark.parametrize("block", ["none", "srl-fft", "srl-lo", "nl", "a2", "cgnl", "rcca"])
