@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
 from common.datamodules.errors import ReadError
@@ -50,6 +52,8 @@ def without_dump(message: str) -> str:
     """A message of the parser without its list of all types that a value could have had, and the value itself."""
     noise = ("Does not validate against", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>", "Given value")
     lines = [line.rstrip() for line in message.splitlines() if not line.strip().startswith(noise)]
+    if any("- Problem with given class_path" in line for line in lines):  # no other type is meant
+        lines = [line.removeprefix("  - ") for line in lines if not line.strip().startswith("- Expected a <class")]
     return lines[0].strip().removeprefix("- ") if len(lines) == 1 else "\n".join(lines)
 
 
@@ -64,7 +68,8 @@ def run_command(action: Callable[[], int | None], interrupted: str = "interrupte
     An error is one line on standard error, or a traceback if the environment variable SPECTRAL_DEBUG is set.
     """
     try:
-        return action() or 0
+        with plain_warnings():
+            return action() or 0
     except USER_ERRORS as error:
         if debugging():
             raise
@@ -72,6 +77,17 @@ def run_command(action: Callable[[], int | None], interrupted: str = "interrupte
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130
+
+
+@contextlib.contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Warnings are one line each, without the place in the source. Lightning sets its own format on import."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def debugging() -> bool:

@@ -20,7 +20,6 @@ from pathlib import Path
 from common.command_line import CommandParser, run_command
 from common.datamodules.errors import DatasetError
 from common.datamodules.manifest import Entry, Manifest
-from common.datamodules.spec import check_range
 from data._commands import map_files, read_videos_or_images
 from data.check import check
 
@@ -31,7 +30,8 @@ def browse(args: argparse.Namespace) -> None:
     Raises:
         DatasetError: the dataset or the recipe is wrong, or ``out`` exists and is not such a page.
     """
-    from common.output_files import written_whole  # these take seconds, because of torch: not for --help
+    from common.datamodules.spec import check_range  # these take seconds, because of torch: not for --help
+    from common.output_files import written_whole
     from data._contact_sheet import MARK, contact_sheet
     from data._thumbnails import look, read_transforms
 

@@ -99,6 +99,16 @@ def test_functions_are_short() -> None:
     assert long == {}
 
 
+@pytest.mark.parametrize("paper", PAPERS)
+def test_networks_need_torch_alone(paper: str) -> None:
+    """And torchvision where layers of it are built in. Importing more would take as long again, or twice."""
+    others = ["lightning", "torchmetrics", "pytorchvideo", "fvcore", "matplotlib", "pandas", "rich", "yaml", "av"]
+    others += ["torchvision"] * (paper != "stft2d")
+    code = f"import sys; sys.modules.update(dict.fromkeys({others})); import papers.{paper}.networks"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_without_the_environment_the_error_says_how_to_get_it() -> None:
     """`-S`: without the installed packages."""
     for module in ("data.demo", "data.check", "common.training.cli", "papers.stft3d.reproduce"):

@@ -61,7 +61,13 @@ STAGES: tuple[tuple[InceptionWidths, ...], ...] = (
 
 
 def scale_width(channels: int, width: float) -> int:
-    """`channels * width`, rounded to an even number of at least 2; unchanged at width 1."""
+    """`channels * width`, rounded to an even number of at least 2; unchanged at width 1.
+
+    Raises:
+        ValueError: the width is not positive.
+    """
+    if width <= 0:
+        raise ValueError(f"width is {width}; it multiplies the numbers of channels, so it must be greater than 0.")
     return channels if width == 1 else max(2, 2 * round(channels * width / 2))
 
 

@@ -152,5 +152,5 @@ def _of_library(library: str, name: str) -> dict[str, Tensor]:
     except Exception as error:  # unknown names, missing libraries and failed downloads come as many types
         raise ImageNetError(
             f"the weights {library}/{name} are not available: {type(error).__name__}: {first_line(error)}. Without a "
-            "connection, download them elsewhere and give the file"
+            "connection, download them elsewhere and give the file: --model.imagenet FILE"
         ) from error

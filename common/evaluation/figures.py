@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from common.evaluation.fonts import find_fonts
 from common.evaluation.keypoints import CONFIDENT
 
 #: colours of lines and dots on the left and the right of the body, and between them
@@ -37,7 +38,7 @@ def clip_figure(clips: Tensor, captions: list[str], frames: int = 8) -> Figure:
         low, high = clip.min(), clip.max()
         strip = ((clip[:3, shown] - low) / (high - low).clamp_min(1e-12)).permute(2, 1, 3, 0).flatten(1, 2)
         ax.imshow(strip.numpy())
-        ax.set_title(caption, fontsize=8, loc="left")
+        ax.set_title(caption, fontsize=8, loc="left", fontfamily=list(find_fonts(caption)))
         ax.axis("off")
     return figure
 

@@ -14,6 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
+from common.evaluation.fonts import find_fonts
+
 #: the palette of Okabe and Ito
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -122,6 +124,7 @@ def confusion_matrices(matrices: Mapping[str, ArrayLike], names: Sequence[str], 
     columns = min(columns, len(matrices))
     rows = -(-len(matrices) // columns)
     side = 1.2 + 0.32 * (len(names) or 15)
+    font: Any = {"fontsize": 8, "fontfamily": list(find_fonts("".join(names)))}
     with style():
         figure = Figure(figsize=(1.6 + columns * side, 1.1 + rows * side), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
@@ -132,8 +135,8 @@ def confusion_matrices(matrices: Mapping[str, ArrayLike], names: Sequence[str], 
             share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
             image = axes.imshow(share, vmin=0, vmax=100, cmap="Blues")
             axes.grid(False)
-            axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
-            axes.set_yticks(range(len(names)), names, fontsize=8)
+            axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", **font)
+            axes.set_yticks(range(len(names)), names, **font)
             axes.set_title(title)
             if len(counts) <= 16:
                 for i, j in zip(*np.nonzero(share >= 0.5), strict=True):

@@ -18,7 +18,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.command_line import USER_ERRORS, CommandParser, UsageError, debugging, did_you_mean, report_error
+from common.command_line import (
+    USER_ERRORS,
+    CommandParser,
+    UsageError,
+    debugging,
+    did_you_mean,
+    plain_warnings,
+    report_error,
+)
 from common.training import arguments, run_folders
 
 if TYPE_CHECKING:
@@ -106,10 +114,13 @@ def _dispatch(args: list[str]) -> int:
     if command in PARSERS and {"-h", "--help"} & set(args) and not names_checkpoint:
         PARSERS[command][0]().parse_args(args[1:])
     if command in PARSERS:
-        return importlib.import_module(PARSERS[command][1]).main(args[1:])
+        module = importlib.import_module(PARSERS[command][1])
+        with plain_warnings():
+            return module.main(args[1:])
     from common.training import lightning_cli
 
-    lightning_cli.run_command(_with_packaged_recipes(args))
+    with plain_warnings():
+        lightning_cli.run_command(_with_packaged_recipes(args))
     return 0
 
 

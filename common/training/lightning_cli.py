@@ -4,9 +4,11 @@ import ast
 import contextlib
 import difflib
 import importlib
+import json
 import logging
 import os
 import re
+import shutil
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -21,8 +23,8 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 from rich.console import Console
 from rich.table import Table
 
@@ -44,6 +46,7 @@ EXPECTED_WARNINGS = (
     r"`\w+.configure_optimizers` will be overridden by",  # --optimizer
     r"The dirpath has changed from",  # a resumed run gets a folder of its own
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    r"Glyph \d+ .* missing from font",  # ours says it once, with what to do
     r"monai.metrics.utils get_mask_edges:always_return_as_numpy",  # MONAI's own call
 )
 
@@ -63,6 +66,8 @@ class _Parser(LightningArgumentParser):
             module = sys.modules[found[1]]
             near = difflib.get_close_matches(found[2], {*dir(module), *getattr(module, "__all__", ())}, n=1)
             return f"\nDid you mean {found[1]}.{near[0]}?" if near else ""
+        if found := re.search(r"Option '\w+\.(model|data)' is required", message):
+            return f" Give a recipe, e.g. --config papers/stft3d/recipes/demo.yaml, or --{found[1]} CLASS."
         if "Not a valid subclass" in message and (found := re.search(r"Given value: (\{.*\})", message)):
             with contextlib.suppress(ValueError, SyntaxError):
                 wrong = [key for key in ast.literal_eval(found[1]) if key not in ("class_path", "init_args")]
@@ -124,9 +129,10 @@ class SpectralCLI(LightningCLI):
         try:
             self._run(args)
         except BaseException as error:
-            if self.run_dir is not None:
+            if self.run_dir is not None and not self._has_begun():
+                shutil.rmtree(self.run_dir, ignore_errors=True)  # made by this command
                 with contextlib.suppress(OSError):
-                    self.run_dir.rmdir()  # only if nothing was written
+                    self.run_dir.parent.rmdir()  # only if no other run is in it
             if not processes.is_lost_process(error):
                 raise
             if self.stop.asked:  # the other process was, too
@@ -152,6 +158,15 @@ class SpectralCLI(LightningCLI):
             load_from_checkpoint_support=False,
             args=args,
         )
+
+    def _has_begun(self) -> bool:
+        """Whether a batch of the training or the evaluation was read."""
+        if getattr(rank_zero_only, "rank", 0) != 0:
+            return True  # the folder is that of process 0
+        if (trainer := getattr(self, "trainer", None)) is None:
+            return False
+        loops = (trainer.fit_loop.epoch_loop, trainer.validate_loop, trainer.test_loop)
+        return any(loop.batch_progress.total.ready for loop in loops)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -216,6 +231,8 @@ class SpectralCLI(LightningCLI):
             else:
                 found = find_checkpoint(runs, "best.ckpt") if checkpoint == "best" else find_checkpoint(checkpoint)
             config.ckpt_path = str(found)
+            if self.subcommand == "fit":
+                _check_resumed_optimizer(config, found.parent / "config.yaml")
         elif self.subcommand != "fit":
             rank_zero_warn(f"{self.subcommand} without --ckpt_path: the network has its initial, untrained weights")
         if not config.trainer.fast_dev_run:
@@ -260,7 +277,14 @@ class SpectralCLI(LightningCLI):
                 extra += callbacks.checkpoint_callbacks(self.run_dir, self.model.score, config.checkpoint_every_n_steps)
         own = settings.callbacks or []
         kwargs["callbacks"] = [*(own if isinstance(own, list) else [own]), *self.more_callbacks, *extra]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ImportError) as error:  # a missing library of TPUs
+            if settings.accelerator in ("auto", "cpu"):
+                raise
+            raise UsageError(
+                f"trainer.accelerator is {settings.accelerator}: {error} Leave it out to use what this machine has."
+            ) from error
 
     def before_fit(self) -> None:
         parameters = sum(p.numel() for p in self.model.network.parameters())
@@ -397,6 +421,21 @@ def _fill(arguments: Namespace, facts: Mapping[str, Any]) -> None:
     for name, value in facts.items():
         if name in arguments and arguments[name] is None:
             arguments[name] = value
+
+
+def _check_resumed_optimizer(config: Namespace, recorded: Path) -> None:
+    """Refuse an optimiser or a schedule that a training which resumes would not follow."""
+    try:
+        before = yaml.safe_load(recorded.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return  # nothing says what it was
+    for key in ("optimizer", "lr_scheduler") if isinstance(before, dict) else ():
+        then, now = before.get(key), config.get(key)
+        if then != (now and json.loads(json.dumps(now.as_dict()))):
+            raise UsageError(
+                f"{key} differs from that of {recorded}. A training that resumes keeps its own: give the same --{key} "
+                "options, or begin another training from these weights with --model.pretrained in place of --ckpt_path."
+            )
 
 
 def run(args: list[str], callbacks: Sequence[Callback] = ()) -> SpectralCLI:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import av
-import matplotlib
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -27,6 +26,7 @@ from common.datamodules.video_clips import ClipSpec, make_views, square_crops, v
 from common.datamodules.video_reader import EncodedVideoReader, FrameFolderReader, open_video
 from common.datamodules.video_stream import VideoStream, is_stream
 from common.datamodules.video_writer import MPEG_CLOCK, rgb_frame, write_mp4
+from common.evaluation.fonts import characters, find_fonts
 from common.output_files import new_file
 from common.training.predict import ClassPredictor
 
@@ -338,11 +338,9 @@ def draw_caption(image: np.ndarray, text: str) -> np.ndarray:
     height, width = image.shape[:2]
     picture = Image.fromarray(np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge"))
     draw = ImageDraw.Draw(picture, "RGBA")
-    font = _font(max(8, min(height, width) // 18))
+    files = find_fonts(text).values()
+    widest = max(files, key=lambda file: len(characters(file) & set(map(ord, text))))  # Pillow takes one font a text
+    font = ImageFont.truetype(widest, max(8, min(height, width) // 18))
     draw.rectangle(draw.multiline_textbbox((4, 4), text, font), fill=(0, 0, 0, 160))
     draw.multiline_text((4, 4), text, (255, 255, 255), font)
     return np.asarray(picture)
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)

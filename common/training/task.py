@@ -157,7 +157,13 @@ class TaskModule(L.LightningModule):
         if self.trainer.ckpt_path is not None:
             return
         if self.pretrained is not None:
-            rank_zero_info(load_pretrained(self.network, self.pretrained))
+            try:
+                rank_zero_info(load_pretrained(self.network, self.pretrained))
+            except CheckpointError as error:
+                raise CheckpointError(
+                    f"model.pretrained: {error}\nGive --model.pretrained a checkpoint of this network, or train the "
+                    "run that it names first; null starts from random weights."
+                ) from error
         elif self.imagenet is not None:
             rank_zero_info(load_imagenet(self.network, self.imagenet))
         self.pretrained = self.imagenet = None  # a second fit continues with the weights of the first

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
 import inspect
-import pkgutil
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import data.demo
 from common.command_line import CommandParser, run_command
 
 OUT = "folder to create; an existing one that was created with the same arguments is reused"
@@ -21,17 +20,17 @@ SEED = "seed of everything that is drawn, at least 0"
 
 def main(argv: list[str] | None = None) -> int:
     """Run one demo generator; returns the exit status (0 done, 1 refused, 2 wrong options, 130 interrupted)."""
+    argv = sys.argv[1:] if argv is None else argv
     parser = CommandParser(prog="python -m data.demo", description=__doc__)
     commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
     generators = {}
-    for name in sorted(info.name for info in pkgutil.iter_modules(data.demo.__path__)):
-        if name.startswith("_"):
-            continue
-        module = importlib.import_module(f"data.demo.{name}")
-        summary = (module.__doc__ or "").splitlines()[0]
-        generators[name] = getattr(module, f"generate_{name}")
+    for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
+        name, text = path.stem, ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        summary = text.splitlines()[0]
         command = commands.add_parser(name, help=summary, description=summary)
-        add_options(command, generators[name])
+        if name in argv:  # importing a generator takes seconds, because of torch: not for --help
+            generators[name] = getattr(importlib.import_module(f"data.demo.{name}"), f"generate_{name}")
+            add_options(command, generators[name])
     options = vars(parser.parse_args(argv))
     generate = generators[options.pop("name")]
     return run_command(lambda: print(generate(**options)), "interrupted; nothing was left behind")

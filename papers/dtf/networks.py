@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from common.backbones import C2DResNet
 from common.backbones.c2d_resnet import LAYERS, STAGES
 from common.backbones.options import changed
-from common.backbones.swin import C2DSwin
 from papers.dtf import layers
 from papers.dtf.layers import DTFBlock, DTFOptions
+
+if TYPE_CHECKING:
+    from common.backbones import C2DSwin  # imports torchvision, which a ResNet does not need
 
 TemporalModule = Literal[
     "2d",
@@ -34,7 +36,7 @@ TemporalModule = Literal[
     "correlation",
     "temporal-difference",
 ]
-Network = TypeVar("Network", C2DResNet, C2DSwin)
+Network = TypeVar("Network", C2DResNet, "C2DSwin")
 
 #: modules that replace the first convolution of a residual block (Tables 1a and 1d)
 _REPLACE_CONV: dict[str, Callable[[nn.Conv2d], nn.Module]] = {
@@ -176,6 +178,8 @@ def dtf_transformer(
     Raises:
         ValueError: as for `dtf_net`, or a block that replaces a convolution.
     """
+    from common.backbones import C2DSwin
+
     options = changed(options, changes)
     if options.block in _REPLACE_CONV:
         raise ValueError(f"block {options.block!r} replaces a convolution, which a Swin Transformer does not have")
@@ -245,6 +249,8 @@ def grad_cam_layer(network: nn.Module) -> nn.Module:
     Raises:
         ValueError: the network is none of this file.
     """
+    from common.backbones import C2DSwin
+
     if isinstance(network, C2DResNet):
         return network.get_submodule("layer4")
     if isinstance(network, C2DSwin):
@@ -279,7 +285,7 @@ def convert_author_weights(state: Mapping[str, Tensor], network: Network) -> dic
         ValueError: the weights are not those of such a network.
     """
     blocks = dtf_blocks(network)
-    if isinstance(network, C2DSwin):
+    if not isinstance(network, C2DResNet):
         state = network.rename_image_weights(state)
     own = network.state_dict()
     converted: dict[str, Tensor] = {}
@@ -287,10 +293,10 @@ def convert_author_weights(state: Mapping[str, Tensor], network: Network) -> dic
         path, found, rest = name.replace(".dtf_blk.", ".dtf_block.").partition(".dtf_block.")
         if found:
             block = blocks.get(f"{path}.mid")
-            if (block is None and isinstance(network, C2DSwin)) or rest == "weights_cor":
+            if (block is None and not isinstance(network, C2DResNet)) or rest == "weights_cor":
                 continue  # shifted windows have a block that is never called; the other is a constant
             key, value = f"{path}.mid.{_AUTHOR_NAMES.get(rest, rest)}", _author_value(rest, value, block)
-        elif isinstance(network, C2DSwin):
+        elif not isinstance(network, C2DResNet):
             if re.fullmatch(r"features\.\d+\.\d+\.conv\.weight", name):
                 continue  # a convolution that is never called
             key = re.sub(r"^fc\.", "head.", name)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from common.backbones.blocks import ConvUnit3d, DepthwiseConv3d, activation_factory, initialize_orthogonal
+from common.backbones.bn_inception import scale_width
 from tests.networks import assert_orthogonal
 
 
@@ -95,3 +96,9 @@ def test_a_unit_runs_the_hooks_of_its_parts_and_what_stands_in_their_place() -> 
         unit.norm = nn.Identity()
         unit(torch.zeros(1, 3, 2, 2, 2))
         assert calls == ["conv", "norm", "conv"]
+
+
+@pytest.mark.parametrize("width", [0, -0.5])
+def test_a_width_that_leaves_no_channels_is_refused(width: float) -> None:
+    with pytest.raises(ValueError, match=r"must be greater than 0"):
+        scale_width(64, width)

@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -193,7 +194,7 @@ def test_errors_of_the_user_are_one_message(recipe, capsys, tmp_path):
         (["--data.manifest", "none.csv"], "none.csv"),
         (["--model.num_classes", "3"], "num_classes is 2 in the data and 3 in the network"),
         (["--ckpt_path", "none.ckpt"], "no checkpoint: none.ckpt does not exist"),
-        (["--ckpt_path", "last"], "no checkpoint: runs/tiny has no last.ckpt"),
+        (["--ckpt_path", "last"], "no checkpoint: runs/tiny does not exist"),
         (["--model.lr", "1e30", "--trainer.max_epochs", "9"], "the training loss is nan in epoch"),
     ):
         assert main(["fit", "--config", recipe(), *args]) == 1
@@ -201,6 +202,30 @@ def test_errors_of_the_user_are_one_message(recipe, capsys, tmp_path):
         assert error.startswith("error: ") or "\nerror: " in error
         assert message in error
         assert "Traceback" not in error
+
+
+def test_a_training_that_cannot_begin_says_what_to_do_and_leaves_no_folder(recipe, capsys):
+    for args, status, message in (
+        (["--model.pretrained", "none.ckpt"], 1, "train the run that it names first; null starts from random weights"),
+        (["--trainer.accelerator", "tpu"], 2, "Leave it out to use what this machine has"),
+        (["--trainer.logger", "WandbLogger"], 2, "pip install -U 'wandb"),
+    ):
+        assert main(["fit", "--config", recipe(), *args]) == status
+        error = capsys.readouterr().err.partition("error: ")[2]
+        assert message in error
+        assert "Expected a <class" not in error
+        assert not list(Path("runs").glob("*")), "a folder of a run that did not begin"
+    assert main(["fit"]) == 2
+    assert "Give a recipe, e.g. --config papers/stft3d/recipes/demo.yaml" in capsys.readouterr().err
+
+
+def test_warnings_are_one_line(recipe):
+    command = [sys.executable, "-m", "common.training.cli", "test", "--config", recipe(limit_test_batches=1)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert "warning: test without --ckpt_path: the network has its initial, untrained weights" in lines
+    assert not [line for line in lines if ".py:" in line]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -337,3 +362,9 @@ def test_optimizer_and_scheduler_replace_those_of_the_recipe(recipe, capsys):
     assert "torch.optim.AdamW" in (finished.run_dir / "config.yaml").read_text()
     assert main(["fit", "--config", recipe("alone"), *schedule]) == 2
     assert "--lr_scheduler needs --optimizer" in capsys.readouterr().err
+    resume = ["fit", "--config", str(finished.run_dir / "config.yaml"), "--ckpt_path", "last"]
+    for wrong in (["--optimizer.lr", "0.5"], ["--lr_scheduler.gamma", "0.9"]):
+        assert main([*resume, "--trainer.max_epochs", "3", *wrong]) == 2
+        error = capsys.readouterr().err
+        assert f"{wrong[0][2:].partition('.')[0]} differs from that of {finished.run_dir}" in error
+    assert main([*resume, "--trainer.max_epochs", "3"]) == 0
