@@ -102,6 +102,7 @@ class _SaveRun(SaveConfigCallback):
             "checkpoint": self.config.get("ckpt_path"),
             "manifest_hash": getattr(trainer.datamodule, "manifest_hash", None),  # type: ignore[attr-defined]
             "world_size": trainer.world_size,
+            "slurm_job": processes.slurm_job(),
             **git_state(),
             "versions": package_versions(),
         }
@@ -127,6 +128,8 @@ class SpectralCLI(LightningCLI):
             if self.run_dir is not None:
                 with contextlib.suppress(OSError):
                     self.run_dir.rmdir()  # only if nothing was written
+            if self.stop.job_ends and self.trainer.is_global_zero:
+                processes.queue_again()
             if not processes.is_lost_process(error):
                 raise
             if self.stop.asked:  # the other process was, too
@@ -207,10 +210,13 @@ class SpectralCLI(LightningCLI):
         name = config.name or (run_folders.run_name(str(configs[-1])) if configs else "")
         name = name or config.model.class_path.rpartition(".")[2]
         runs = Path(config.trainer.default_root_dir) / name
-        checkpoint = config.get("ckpt_path")
+        checkpoint, begun = config.get("ckpt_path"), None
+        if self.subcommand == "fit" and (begun := processes.begun_before_requeue(runs)):
+            checkpoint = "last"
+            rank_zero_info(f"The job was queued again; it resumes the training of {begun}.")
         if checkpoint:
             if checkpoint == "last":
-                found, damaged = find_last(runs)
+                found, damaged = find_last(begun or runs)
                 for message in damaged:
                     rank_zero_warn(f"{message}. {found} is used instead.")
             else:
@@ -346,7 +352,7 @@ class SpectralCLI(LightningCLI):
             written.append(result_page(self.run_dir, self.result, shown, self.model, root))
         console = Console()
         console.print(table)
-        console.print(f"Written: {', '.join(map(str, written))}", soft_wrap=True)
+        console.print(f"Written: {', '.join(map(str, written))}", soft_wrap=True, markup=False)
 
 
 def run_command(args: list[str]) -> None:
