@@ -48,6 +48,13 @@ def first_line(error: BaseException, message: str | None = None) -> str:
     return ((str(error) if message is None else message).strip() or type(error).__name__).splitlines()[0]
 
 
+def printable(text: str) -> str:
+    """Text with escapes in place of control characters, with which the name of a file could steer a terminal, and of
+    characters that reverse the direction of writing or that have no encoding."""
+    hidden = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+    return re.sub(hidden, lambda found: repr(found[0])[1:-1], text)
+
+
 def without_dump(message: str) -> str:
     """A message of the parser without its list of all types that a value could have had, and the value itself."""
     noise = ("Does not validate against", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>", "Given value")
@@ -97,7 +104,7 @@ def debugging() -> bool:
 
 def report_error(error: BaseException) -> int:
     """Print an error as one line; the exit status."""
-    print(f"error: {plain_message(error)}", file=sys.stderr)
+    print(f"error: {printable(plain_message(error))}", file=sys.stderr)
     return 2 if isinstance(error, UsageError) else 1
 
 

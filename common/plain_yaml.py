@@ -6,8 +6,10 @@ from pathlib import Path
 
 import yaml
 
-MAX_BYTES = 10 * 2**20  # of a file
-MAX_NODES = 200_000  # values of a file, each counted as often as aliases repeat it
+from common.limits import HINT, limit
+
+MAX_BYTES = limit(10 * 2**20)  # of a file
+MAX_NODES = limit(200_000)  # values of a file, each counted as often as aliases repeat it
 MAX_DEPTH = 100  # of values within each other
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # it limits the depth itself
@@ -31,11 +33,11 @@ def check_yaml(path: str | Path) -> None:
         with Path(path).open("rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
-            raise ValueError(f"it is larger than {MAX_BYTES >> 20} MiB")
+            raise ValueError(f"it is larger than {MAX_BYTES >> 20} MiB; {HINT}")
         text = data.decode("utf-8-sig")
         root = yaml.compose(text, _Loader)
         if root is not None and _extent(root, {}, 0)[0] > MAX_NODES:
-            raise ValueError(f"its aliases (*name) stand for more than {MAX_NODES} values")
+            raise ValueError(f"its aliases (*name) stand for more than {MAX_NODES} values; {HINT}")
         yaml.load(text, _Loader)  # tags such as !!int that do not fit their values
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise YamlError(f"{path}: not a YAML file of plain values: {error}") from error

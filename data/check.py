@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from common.command_line import CommandParser, run_command
+from common.command_line import CommandParser, printable, run_command
 from common.datamodules.errors import DatasetError, VideoReadError
 from common.datamodules.manifest import Entry, Manifest, shorten
 from common.datamodules.tar_members import find_span
@@ -131,7 +131,8 @@ def print_report(report: CheckReport, console: Console) -> None:
     """Print a table of the splits, the first problems and a summary."""
     manifest = report.manifest
     pairs = list(zip(manifest.entries, report.findings, strict=True))
-    table = Table("split", "videos", "classes", "with problems", "frames", "frame sizes", title=str(manifest.source))
+    title = escape(str(manifest.source))
+    table = Table("split", "videos", "classes", "with problems", "frames", "frame sizes", title=title)
     for split in manifest.splits():
         findings = [finding for entry, finding in pairs if entry.split == split]
         sizes = Counter((f.width, f.height) for f in findings if f.width)
@@ -149,7 +150,7 @@ def print_report(report: CheckReport, console: Console) -> None:
     good = len(pairs) - len(lines)
     lines += report.general
     if lines:
-        console.print(escape(shorten(lines, MAX_REPORTED)), highlight=False, soft_wrap=True)
+        console.print(escape(printable(shorten(lines, MAX_REPORTED))), highlight=False, soft_wrap=True)
     problems = f"{len(lines)} problem{'' if len(lines) == 1 else 's'}"
     console.print(f"{good} of {len(pairs)} videos are good; {problems}", highlight=False)
 

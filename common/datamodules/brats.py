@@ -8,6 +8,7 @@ project labels are those of 2018; files are read and written in the convention o
 from __future__ import annotations
 
 import math
+import struct
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from common.command_line import first_line
 from common.datamodules.errors import VolumeReadError
+from common.limits import HINT, limit
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 SUFFIXES = (".nii.gz", ".nii")
@@ -35,7 +37,8 @@ LABELS = (0, 1, 2, 4)  # background, necrotic and non-enhancing core, oedema, en
 LABELS_2023 = (0, 1, 2, 4, 0)
 #: the regions that are scored, each a union of labels, in the order of Table 4 of the FDC3D paper
 REGIONS = {"ET": (4,), "WT": (1, 2, 4), "TC": (1, 4)}
-MAX_VOXELS = 2**28  # of a scan; BraTS has 8.9 million
+MAX_EXTENSIONS = limit(2**24)  # bytes of a header with its extensions
+MAX_VOXELS = limit(2**28)  # of a scan; BraTS has 8.9 million
 
 
 @dataclass(frozen=True)
@@ -95,15 +98,31 @@ def find_case(folder: Path, modalities: Sequence[str] = MODALITIES, labelled: bo
 def _load(path: Path, read: Callable[[SpatialImage], Any]) -> Any:
     """What ``read`` makes of a NIfTI file, whose header is checked before any voxel is read."""
     try:
+        _check_extensions(path)
         image: Any = nib.load(path)
         if math.prod(image.shape) > MAX_VOXELS:
             size = " x ".join(map(str, image.shape))
-            raise VolumeReadError(path, f"its header claims {size} voxels; at most {MAX_VOXELS} are read.")
+            raise VolumeReadError(path, f"its header claims {size} voxels; at most {MAX_VOXELS} are read; {HINT}.")
+        if (dtype := image.get_data_dtype()).kind not in "biuf":
+            raise VolumeReadError(path, f"its voxels are of the type {dtype}; they must be real numbers.")
         return read(image)
     except FileNotFoundError as error:
         raise VolumeReadError(path, "no such file.") from error
     except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
         raise VolumeReadError(path, f"not a readable NIfTI file ({first_line(error)}).") from error
+
+
+def _check_extensions(path: Path) -> None:
+    """Refuse a file whose header announces large extensions, which `nib.load` would read. Raises VolumeReadError."""
+    with nib.openers.ImageOpener(str(path)) as file:
+        start = file.read(176)
+    order = next((order for order in "<>" if start[:4] in (struct.pack(f"{order}i", n) for n in (348, 540))), None)
+    if order is None or len(start) < 176:
+        return  # which `nib.load` says
+    second = start[:4] == struct.pack(f"{order}i", 540)  # NIfTI-2
+    [offset] = struct.unpack_from(f"{order}q", start, 168) if second else struct.unpack_from(f"{order}f", start, 108)
+    if offset > MAX_EXTENSIONS:
+        raise VolumeReadError(path, f"its header claims {offset:g} bytes before the voxels; it is damaged; {HINT}.")
 
 
 def check_case(case: Case) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from common.datamodules.errors import DatasetError
+from common.limits import HINT, limit
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ FASHION_CLASSES = (
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
 SIDE = 32  # of a CIFAR image
-MAX_BYTES = 2**30  # of a file after decompression; the largest published one has 184 MB
+MAX_BYTES = limit(2**30)  # of a file after decompression; the largest published one has 184 MB
 
 
 # -- CIFAR ------------------------------------------------------------------------------------------------------------
@@ -136,7 +137,9 @@ def _members(source: Path, version: _Version) -> dict[str, bytes]:
                     name = member.name.removeprefix("./").removeprefix(f"{version.folder}/")
                     if name in wanted and member.isfile() and (file := archive.extractfile(member)) is not None:
                         if member.size > MAX_BYTES:
-                            raise DatasetError(f"{source}: {name} has {member.size} bytes, more than {MAX_BYTES}.")
+                            raise DatasetError(
+                                f"{source}: {name} has {member.size} bytes, more than {MAX_BYTES}; {HINT}."
+                            )
                         files[name] = file.read()
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
         raise DatasetError(f"{source} cannot be read: {error}. Download it again from {CIFAR_PAGE}.") from error
@@ -267,7 +270,8 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray:
             shape = [int(n) for n in np.frombuffer(header, ">i4", dimensions, 4)]
             size = int(np.prod(shape, dtype=object))
             if not 0 <= size <= MAX_BYTES:
-                raise DatasetError(f"{path} says that it holds {'x'.join(map(str, shape))} values; it is damaged.")
+                claimed = "x".join(map(str, shape))
+                raise DatasetError(f"{path} says that it holds {claimed} values; it is damaged; {HINT}.")
             content = file.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DatasetError(f"{path} cannot be read: {error}.") from error

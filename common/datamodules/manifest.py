@@ -1,9 +1,9 @@
 """The list of videos that a run reads, as a CSV file.
 
-The CSV has the columns ``path,label,label_name,num_frames,fps,duration,split``. ``path`` is relative to the data root
-and names a video file or a folder of frames; ``split`` is ``train``, ``val`` or ``test``; ``num_frames``, ``fps`` and
-``duration`` (seconds) may be empty. A file ``classes.txt`` next to the CSV, one class name per line, fixes the class
-list; without it the list is made from the labels in the CSV.
+The CSV has the columns ``path,label,label_name,num_frames,fps,duration,split``. ``path`` names a video file or a folder
+of frames relative to the data root, or absolutely and below it; ``split`` is ``train``, ``val`` or ``test``;
+``num_frames``, ``fps`` and ``duration`` (seconds) may be empty. A file ``classes.txt`` next to the CSV, one class name
+per line, fixes the class list; without it the list is made from the labels in the CSV.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Manifest:
             class_names = read_class_names(csv_path.parent / CLASSES_FILE)
         names, problems = _class_list(csv_path) if class_names is None else (list(class_names), [])
         entries: list[Entry] = []
-        checks = _Checks(names, fixed=class_names is not None)
+        checks = _Checks(root, names, fixed=class_names is not None)
         for line, fields in _rows(csv_path):
             try:
                 entries.append(checks.entry(line, fields))
@@ -374,8 +374,8 @@ def _excerpt(text: str) -> str:
 class _Checks:
     """Checks rows; what many rows share, all but the path, is checked once."""
 
-    def __init__(self, names: Sequence[str], fixed: bool) -> None:
-        self.names, self.fixed = names, fixed
+    def __init__(self, root: Path, names: Sequence[str], fixed: bool) -> None:
+        self.root, self.names, self.fixed = os.path.abspath(root), names, fixed
         self.places = {name: label for label, name in reversed(list(enumerate(names)))}
         self.known: dict[tuple[str, ...], Any] = {}
 
@@ -386,11 +386,15 @@ class _Checks:
             raise ValueError(path)
         if not path:
             raise ValueError("the path is empty.")
-        if leaves_root(path):
-            raise ValueError(f"the path {_excerpt(path)} leaves the data root; set `root` to a folder above it.")
+        relative = os.path.relpath(path, self.root) if os.path.isabs(path) else path
+        if leaves_root(relative):
+            raise ValueError(
+                f"the path {_excerpt(path)} leaves the data root; set `root` to a folder above it, which the paths are "
+                "relative to, or to / if they are absolute."
+            )
         if (others := tuple(rest)) not in self.known:
             self.known[others] = self._checked(*others)
-        return Entry._make((path, *self.known[others], line))
+        return Entry._make((relative, *self.known[others], line))
 
     def _checked(self, label: str, name: str, frames: str, fps: str, duration: str, split: str) -> tuple[Any, ...]:
         if split not in SPLITS:

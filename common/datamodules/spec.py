@@ -9,9 +9,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from common.limits import HINT, limit
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-MAX_VALUES = 2**30  # numbers in all views of one file, 4 GiB; a checkpoint may ask for no more
+MAX_VALUES = limit(2**30)  # numbers in all views of one file, 4 GiB; a checkpoint may ask for no more
 
 
 def check_range(low: float, high: float | None, **options: float | None) -> None:
@@ -72,7 +74,7 @@ class InputSpec:
         if math.prod(self.input_shape) * self.num_views > MAX_VALUES:
             shape = " x ".join(map(str, self.input_shape[1:]))
             views = f"{self.num_views} views of {shape}"
-            raise ValueError(f"{views} are more than {MAX_VALUES} numbers; make them smaller.")
+            raise ValueError(f"{views} are more than {MAX_VALUES} numbers; make them smaller; {HINT}.")
 
 
 class ColourSpec(InputSpec):

@@ -118,7 +118,7 @@ def _read(archive: str, _modified: int, size: int) -> tuple[dict[str, Span], dic
             if member.isreg() and not member.issparse():
                 if member.offset_data + member.size > size:
                     raise tarfile.ReadError(f"it ends within {member.name}")
-                path = member.name.removeprefix("./")
+                path = member.name.removeprefix("./").lstrip("/")  # absolute, it would lead out of the archive
                 found[path] = Span(archive, member.offset_data, member.size)
                 folder, name = os.path.split(path)
                 names.setdefault(folder, set()).add(name)

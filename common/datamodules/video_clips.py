@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as F
 
 from common.datamodules.spec import IMAGENET_MEAN, IMAGENET_STD, MAX_VALUES, ColourSpec, check_choice, check_range
 from common.datamodules.video_reader import open_video
+from common.limits import HINT
 
 SAMPLINGS = ("segments", "dense")
 CropPlaces = Literal["anywhere", "corners"]
@@ -52,7 +53,8 @@ class ClipSpec(ColourSpec):
         if self.resize is not None and self.resize < self.crop_size:
             raise ValueError(f"resize ({self.resize}) is smaller than crop_size ({self.crop_size}).")
         if 3 * self.num_frames * (self.resize or 0) ** 2 > MAX_VALUES:
-            raise ValueError(f"resize is {self.resize}, too large for {self.num_frames} frames; make it smaller.")
+            frames = f"{self.num_frames} frames"
+            raise ValueError(f"resize is {self.resize}, too large for {frames}; make it smaller; {HINT}.")
         self._check_colours()
         self._check_memory()
 

@@ -30,11 +30,12 @@ from torch import Tensor
 from common.datamodules.errors import DatasetError, VideoReadError
 from common.datamodules.folders import IMAGE_EXTENSIONS
 from common.datamodules.tar_members import find_span
+from common.limits import HINT, limit
 
 # Containers that store presentation times; in others (AVI) FFmpeg makes them up, in decoding order.
 _TIMED_CONTAINERS = {"mp4", "matroska", "mpegts"}
 DEFAULT_FPS = 30.0  # of frame folders, which carry no time
-MAX_PIXELS = 2**27  # of a frame; 16K has 133 million
+MAX_PIXELS = limit(2**27)  # of a frame; 16K has 133 million
 KEEP_BYTES = 256 * 2**20  # packets, or decoded frames, that a reader holds at most
 
 # Network abstraction layer types of the pictures at which decoding can start without earlier ones (IDR): H.264, table
@@ -530,7 +531,7 @@ def open_container(path: Path | str, source: str, **arguments: Any) -> tuple[Any
     elif streams[0].codec_context is None:
         reason = "no decoder for its video stream."
     elif (pixels := streams[0].width * streams[0].height) > MAX_PIXELS:
-        reason = f"its frames have {pixels} pixels; at most {MAX_PIXELS} are read."
+        reason = f"its frames have {pixels} pixels; at most {MAX_PIXELS} are read; {HINT}."
     if reason:
         container.close()
         raise VideoReadError(path, reason)
@@ -540,7 +541,8 @@ def open_container(path: Path | str, source: str, **arguments: Any) -> tuple[Any
 def rgb_image(path: Path | str, frame: Any, reformatter: VideoReformatter) -> np.ndarray:
     """RGB image (H, W, 3) of a decoded frame, oriented as the display matrix says. Raises VideoReadError."""
     if frame.width * frame.height > MAX_PIXELS:
-        raise VideoReadError(path, f"a frame of {frame.width}x{frame.height}; at most {MAX_PIXELS} pixels are read.")
+        size = f"{frame.width}x{frame.height}"
+        raise VideoReadError(path, f"a frame of {size}; at most {MAX_PIXELS} pixels are read; {HINT}.")
     # One thread: starting several, PyAV's default, takes many times longer than converting a small frame.
     image = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
     if (matrix := frame.side_data.get(SideData.DISPLAYMATRIX)) is None:

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from common.command_line import first_line
+from common.limits import HINT, limit
 from common.output_files import new_file
 
-MAX_CLAIMED = 100  # times the weights that a checkpoint holds may its network have before it is compressed
-MAX_MODULES = 5_000  # of a network that a checkpoint describes
+MAX_CLAIMED = limit(100)  # times the weights that a checkpoint holds may its network have before it is compressed
+MAX_MODULES = limit(5_000)  # of a network that a checkpoint describes
 LAST, PREVIOUS = "last.ckpt", "last-previous.ckpt"
 
 
@@ -71,7 +72,7 @@ def building_what_a_file_says() -> Iterator[None]:
 
     def count(parent: nn.Module, name: str, module: nn.Module | None) -> None:
         if next(numbers) > MAX_MODULES:
-            raise CheckpointError(f"claims a network of more than {MAX_MODULES:,} modules; it is damaged")
+            raise CheckpointError(f"claims a network of more than {MAX_MODULES:,} modules; it is damaged; {HINT}")
 
     handle = register_module_module_registration_hook(count)
     try:
@@ -88,7 +89,7 @@ def check_claims(network: nn.Module, weights: Mapping[str, Any]) -> None:
     # A tensor that repeats a number may look larger than the file.
     held = sum(min(x.numel(), x.untyped_storage().nbytes() // x.element_size()) for x in tensors)
     if claimed > MAX_CLAIMED * held:
-        raise CheckpointError(f"claims {claimed:,} weights in its arguments, but holds {held:,}; it is damaged")
+        raise CheckpointError(f"claims {claimed:,} weights in its arguments, but holds {held:,}; it is damaged; {HINT}")
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.command_line import (
@@ -169,7 +168,7 @@ def _find_own_modules(args: Sequence[str]) -> None:
     allowed = [after for word, after in pairwise(args) if word == "--allow"]
     allowed += [word.partition("=")[2] for word in args if word.startswith("--allow=")]
     names = [name.partition(".")[0] for name in [*typed, *allowed]]
-    if any(name and (Path(name).is_dir() or Path(f"{name}.py").is_file()) for name in names):
+    if any(name and (os.path.isdir(name) or os.path.isfile(f"{name}.py")) for name in names):
         sys.path += [os.getcwd()] if os.getcwd() not in sys.path else []  # last, so that they replace nothing
 
 

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from common.command_line import first_line
+from common.limits import HINT
 from common.training.arguments import EXPORT_SUFFIXES, export_parser
-from common.training.checkpoints import MAX_CLAIMED, CheckpointError
+from common.training.checkpoints import MAX_CLAIMED, CheckpointError, building_what_a_file_says
 from common.training.task import TRUSTED, TaskModule, check_stored_facts, load_module, module_class_of
 
 ENTRY = "spectral"  # of the metadata
@@ -212,20 +213,21 @@ def load_onnx(path: str | Path, trusted_packages: Sequence[str] = TRUSTED) -> Ta
     network = OnnxNetwork(path)
     try:
         about = json.loads(network.about or "")
-        module_class = module_class_of(about["class_path"], path, trusted_packages)
-        with torch.device("meta"):  # nothing is allocated for what the arguments claim
-            claimed = sum(tensor.numel() for tensor in module_class(**about["arguments"]).state_dict().values())
-        if claimed > MAX_CLAIMED * Path(path).stat().st_size:
-            raise CheckpointError(f"{path}: its arguments claim {claimed:,} weights; it is damaged")
-        module = module_class(**about["arguments"])
-        module.output_names, module.spec = about["output_names"], about["spec"]
+        class_path, arguments = str(about["class_path"]), about["arguments"]
     except (ValueError, TypeError, KeyError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"{path}: not an ONNX file of `spectral export` ({error})") from error
+    module_class = module_class_of(class_path, path, trusted_packages)
     try:
+        with building_what_a_file_says():
+            claimed = sum(tensor.numel() for tensor in module_class(**arguments).state_dict().values())
+        if claimed > MAX_CLAIMED * Path(path).stat().st_size:
+            raise CheckpointError(f"its arguments claim {claimed:,} weights; it is damaged; {HINT}")
+        module = module_class(**arguments)
+        module.output_names, module.spec = about["output_names"], about["spec"]
         check_stored_facts(module)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    except Exception as error:  # what a damaged file asks for fails in many ways
+        raise CheckpointError(f"{path}: not an ONNX file of `spectral export` ({first_line(error)})") from error
     module.network = network
     return module.eval()

@@ -107,6 +107,7 @@ class _SaveRun(SaveConfigCallback):
             "checkpoint": self.config.get("ckpt_path"),
             "manifest_hash": getattr(trainer.datamodule, "manifest_hash", None),  # type: ignore[attr-defined]
             "world_size": trainer.world_size,
+            "slurm_job": processes.slurm_job(),
             **git_state(),
             "versions": package_versions(),
         }
@@ -133,6 +134,8 @@ class SpectralCLI(LightningCLI):
                 shutil.rmtree(self.run_dir, ignore_errors=True)  # made by this command
                 with contextlib.suppress(OSError):
                     self.run_dir.parent.rmdir()  # only if no other run is in it
+            if self.stop.job_ends and self.trainer.is_global_zero:
+                processes.queue_again()
             if not processes.is_lost_process(error):
                 raise
             if self.stop.asked:  # the other process was, too
@@ -222,10 +225,13 @@ class SpectralCLI(LightningCLI):
         name = config.name or (run_folders.run_name(str(configs[-1])) if configs else "")
         name = name or config.model.class_path.rpartition(".")[2]
         runs = Path(config.trainer.default_root_dir) / name
-        checkpoint = config.get("ckpt_path")
+        checkpoint, begun = config.get("ckpt_path"), None
+        if self.subcommand == "fit" and (begun := processes.begun_before_requeue(runs)):
+            checkpoint = "last"
+            rank_zero_info(f"The job was queued again; it resumes the training of {begun}.")
         if checkpoint:
             if checkpoint == "last":
-                found, damaged = find_last(runs)
+                found, damaged = find_last(begun or runs)
                 for message in damaged:
                     rank_zero_warn(f"{message}. {found} is used instead.")
             else:
@@ -370,7 +376,7 @@ class SpectralCLI(LightningCLI):
             written.append(result_page(self.run_dir, self.result, shown, self.model, root))
         console = Console()
         console.print(table)
-        console.print(f"Written: {', '.join(map(str, written))}", soft_wrap=True)
+        console.print(f"Written: {', '.join(map(str, written))}", soft_wrap=True, markup=False)
 
 
 def run_command(args: list[str]) -> None:

@@ -17,7 +17,7 @@ from rich.table import Column, Table
 from rich.text import Text
 from torch import Tensor
 
-from common.command_line import first_line
+from common.command_line import first_line, printable
 from common.datamodules.errors import ReadError
 from common.datamodules.folders import find_files
 from common.evaluation.scores import prediction_table
@@ -93,7 +93,7 @@ class Predictor:
                 try:
                     for cells in self.predict_rows(Path(path), content):
                         if table.row_count < self.options.rows:
-                            table.add_row(*map(Text, (path, *cells)))  # names are no markup
+                            table.add_row(*(Text(printable(cell)) for cell in (path, *cells)))  # names are no markup
                         else:
                             left_out += 1
                 except ReadError as unreadable:
@@ -113,7 +113,7 @@ class Predictor:
                 markup=False,
             )
         for error in errors:
-            console.print(f"error: {error}", soft_wrap=True, markup=False)
+            console.print(f"error: {printable(error)}", soft_wrap=True, markup=False)
         for note in notes:
             console.print(note, soft_wrap=True, markup=False, highlight=False)
         return int(bool(errors))

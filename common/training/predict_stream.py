@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from common.command_line import printable
 from common.datamodules.errors import VideoReadError
 from common.datamodules.video_clips import ClipSpec, view_indices
 from common.datamodules.video_stream import VideoStream
@@ -76,7 +77,7 @@ def predict_stream(predictor: VideoClassPredictor, video: VideoStream) -> int:
                 times = {"start": round(window.start, 3), "end": round(window.end, 3)}
                 cells = predictor.add_row(video.name, probabilities, **times)
                 classes = ", ".join(" ".join(pair) for pair in zip(*(text.split("\n") for text in cells), strict=True))
-                print(f"{window.start:8.2f} to {window.end:8.2f} s  {classes}", flush=True)
+                print(f"{window.start:8.2f} to {window.end:8.2f} s  {printable(classes)}", flush=True)
                 write_last()
             if stopped and isinstance(stopped[0], VideoReadError):
                 print(f"error: {stopped[0]}")

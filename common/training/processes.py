@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
+import shlex
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -49,12 +54,23 @@ class StopTogether(Callback):
     Lightning's handler starts a broadcast wherever its process is, which meets another operation of the other
     processes, and then each process stops at the step where it got the signal. Here the handler only takes note, and
     the processes agree after every optimiser step. A stop in an evaluation, which saves nothing, needs no agreement.
+
+    The signal by which SLURM announces the end of a job stops them in the same way, and ``job_ends`` says so; Lightning
+    would save the state in the middle of a step, where the job does not find it when it has been queued again.
     """
 
     def __init__(self) -> None:
         self.asked = False
+        self.job_ends = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        connector: Any = trainer._signal_connector
+
+        def end_job(*_: Any) -> None:
+            self.job_ends = True
+            connector._sigterm_notifier_fn(signal.SIGTERM, None)
+
+        connector._slurm_sigusr_handler_fn = end_job
         if trainer.world_size == 1:
             return
         launcher: Any = trainer.strategy.launcher
@@ -64,7 +80,7 @@ class StopTogether(Callback):
                 launcher.kill(signal.SIGTERM)
             self.asked = True
 
-        trainer._signal_connector._sigterm_notifier_fn = note  # type: ignore[assignment]
+        connector._sigterm_notifier_fn = note
         # In place of a broadcast of what rank 0 knows, before every batch, that hides the loss of a process.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         if started := getattr(launcher, "procs", []):
@@ -83,6 +99,39 @@ class StopTogether(Callback):
 
     def on_test_batch_end(self, *_: Any) -> None:
         self.on_validation_batch_end()
+
+
+def slurm_job() -> str | None:
+    """Number of the SLURM job, or of the task of a job array, that this process belongs to; None outside of SLURM."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
+def queue_again() -> None:
+    """Put this SLURM job back into the queue, and say on standard error whether that worked."""
+    command = ["scontrol", "requeue", str(slurm_job())]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        print("the job is queued again, and then resumes the training", file=sys.stderr)
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = str(getattr(error, "stderr", "") or error).strip()
+        print(f"error: {shlex.join(command)} failed ({reason}); submit the job again", file=sys.stderr)
+
+
+def begun_before_requeue(runs: Path) -> Path | None:
+    """The folder in which this SLURM job wrote its newest checkpoint before it was queued again; None if there is none.
+
+    Args:
+        runs: the folder of all runs of this name.
+    """
+    if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
+        return None
+    files = sorted(runs.glob("version_*/last.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for folder in (path.parent for path in files):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if json.loads((folder / "run.json").read_text(encoding="utf-8")).get("slurm_job") == slurm_job():
+                return folder
+    return None
 
 
 def watch_launcher() -> None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from common.training.predict import Predictor
 
 TRUSTED = ("papers", "common")  # packages whose modules a checkpoint may name
+MAX_NAME = 10_000  # characters of the name of an output
 STORED = "spectral"  # entry of a checkpoint with what TaskModule needs besides weights and arguments
 
 
@@ -455,12 +456,16 @@ def load_module(path: str | Path, trusted_packages: Sequence[str] = TRUSTED) -> 
     return module.eval()
 
 
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and is_text(name) and len(name.splitlines()) == 1 and len(name) < MAX_NAME
+
+
 def check_stored_facts(module: TaskModule) -> None:
     """Check what a stored file said of the input and the outputs of a module. Raises CheckpointError."""
     names, count = module.output_names, module.num_outputs
     if names is not None:
-        if not isinstance(names, list) or not all(isinstance(name, str) and is_text(name) for name in names):
-            raise CheckpointError(f"its {module.output} names are not a list of texts")
+        if not isinstance(names, list) or not all(_is_name(name) for name in names):
+            raise CheckpointError(f"its {module.output} names are not a list of texts of one line")
         if count is not None and len(names) != count:
             raise CheckpointError(f"it has {len(names)} {module.output} names, but {count} outputs")
     if module.spec is not None:

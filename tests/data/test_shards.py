@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import tarfile
@@ -130,6 +131,19 @@ def test_a_damaged_shard_is_named(videos: Path, tmp_path: Path) -> None:
     shard.write_bytes(whole[:start] + bytes(len(whole) - start))  # the archive is good, its video is not
     with pytest.raises(VideoReadError, match=r"not a readable video|no such file"):
         open_video(shard / name)
+
+
+def test_members_with_absolute_names_stay_in_their_archive(tmp_path: Path) -> None:
+    outside = tmp_path / "outside.mp4"
+    outside.write_bytes(b"outside")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        header = tarfile.TarInfo(str(outside))
+        header.size = 6
+        archive.addfile(header, io.BytesIO(b"inside"))
+    [path] = find_files(tmp_path / "a.tar", "video")
+    span = find_span(path)
+    assert span is not None
+    assert span.read() == b"inside"
 
 
 def test_links_and_other_members_are_no_files(tmp_path: Path) -> None:

@@ -193,6 +193,15 @@ def test_what_a_manifest_may_not_claim(tmp_path, row, words):
     assert len(str(caught.value)) < 500
 
 
+def test_absolute_paths_below_the_root_become_relative(tmp_path):
+    path = write(tmp_path, f"{tmp_path}/a/b.mp4,0,x,,,,train\na/c.mp4,0,x,,,,train\n")
+    assert [entry.path for entry in Manifest.read(path, tmp_path).entries] == ["a/b.mp4", "a/c.mp4"]
+    (tmp_path / "all").mkdir()
+    write(tmp_path / "all", f"{tmp_path}/a/b.mp4,0,x,,,,train\n")
+    [item] = Manifest.read(tmp_path / "all/manifest.csv", "/").items()
+    assert item.path == f"{tmp_path}/a/b.mp4"
+
+
 def test_a_high_label_without_a_class_list_is_refused_at_once(tmp_path):
     path = write(tmp_path, "good.mp4,0,x,,,,train\na.mp4,1000000000,y,,,,train\n")
     with pytest.raises(DatasetError, match=r"999999999 of them have no line \(1, 2, .*, \.\.\.\)"):

@@ -226,6 +226,29 @@ def test_a_header_that_claims_too_many_voxels_is_refused_before_they_are_read(ro
         read_label(path)
 
 
+@pytest.mark.parametrize("kind", [nib.Nifti1Header, nib.Nifti2Header])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_extensions_that_would_fill_the_memory_are_refused(tmp_path: Path, kind: type, order: str) -> None:
+    folder = write_case(tmp_path, "case")
+    header = kind(endianness=order)
+    header["vox_offset"] = 2**31
+    path = folder / "case_seg.nii.gz"
+    path.write_bytes(gzip.compress(header.binaryblock + bytes(4)))
+    with pytest.raises(VolumeReadError, match=r"case_seg\.nii\.gz: its header claims 2\.14748e\+09 bytes before"):
+        read_label(path)
+
+
+@pytest.mark.parametrize("dtype", [[("R", "u1"), ("G", "u1"), ("B", "u1")], np.complex64])
+@pytest.mark.parametrize("name", ["seg", "t1"])
+def test_voxels_that_are_no_real_numbers_are_refused(tmp_path: Path, dtype: object, name: str) -> None:
+    folder = write_case(tmp_path, "case")
+    write(folder / f"case_{name}.nii.gz", np.zeros((14, 16, 12), np.dtype(dtype)))
+    case = find_case(folder)
+    assert case.label is not None
+    with pytest.raises(VolumeReadError, match=rf"case_{name}\.nii\.gz: its voxels are of the type"):
+        read_label(case.label) if name == "seg" else read_images(case)
+
+
 def test_a_case_that_is_there_twice(root: Path) -> None:
     folder = next(folder for folder in find_case_folders([root]) if folder.parent.name == "HGG")
     shutil.copytree(folder, root / "LGG" / folder.name)

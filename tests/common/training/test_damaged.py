@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+from common.limits import limit
 from common.output_files import write_rows
 from common.training.checkpoints import CheckpointError
 from common.training.cli import main, run
 from common.training.library_network import LibraryNetworkModule
 from common.training.task import load_module
+from tests.media import write_video
 
 
 @pytest.fixture
@@ -76,6 +80,40 @@ def test_a_training_that_resumes_follows_the_options_it_began_with(trained) -> N
         run(["fit", "--config", path, "--name", "run", "--ckpt_path", "last", "--model.lr", "0.001"])
     tested = run(["test", "--config", path, "--ckpt_path", str(checkpoint), "--model.lr", "0.001"])  # no training
     assert tested.result is not None
+
+
+def test_limits_are_raised_by_the_environment(monkeypatch, capfd) -> None:
+    monkeypatch.setenv("SPECTRAL_LIMITS", "4")
+    assert limit(100) == 400
+    size = "from common.datamodules.brats import MAX_VOXELS; print(MAX_VOXELS)"
+    subprocess.run([sys.executable, "-c", size], check=True)
+    assert capfd.readouterr().out == f"{4 * 2**28}\n"
+    monkeypatch.setenv("SPECTRAL_LIMITS", "four")
+    recipe = "papers/stft3d/recipes/demo.yaml"
+    assert subprocess.run([sys.executable, "-m", "common.training.cli", "fit", "--config", recipe]).returncode == 1
+    assert capfd.readouterr().err == "error: SPECTRAL_LIMITS is 'four'; it must be a whole number from 1 to 999999999\n"
+
+
+def test_names_of_files_are_neither_markup_nor_commands_of_the_terminal(predict, capsys) -> None:
+    write_video(Path("[/b]\x1b[2J\u202e.mp4"), num_frames=4)
+    Path("bad\x1b[2J.mp4").write_bytes(b"x")
+    assert predict("[/b]\x1b[2J\u202e.mp4", "bad\x1b[2J.mp4") == 1
+    assert predict("[/b]\x1b[2J\u202e.mp4", "--csv", "no\x1b[2J/x.csv") == 1
+    assert predict("x" * 5000 + ".mp4") == 1
+    out, err = capsys.readouterr()
+    assert "[/b]\\x1b[2J\\u202e.mp4" in out
+    assert "error: bad\\x1b[2J.mp4: not a readable video" in out
+    assert "there is no folder no\\x1b[2J" in err
+    assert not {"\x1b", "\u202e"} & set(out + err)
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "x" * 10**7, "\ud800", ""], ids=["lines", "long", "no UTF-8", "empty"])
+def test_what_is_no_name_of_a_class_is_refused(predict, capsys, name) -> None:
+    content = torch.load("net/best.ckpt", weights_only=True)
+    content["spectral"]["output_names"] = ["a", "b", name]
+    torch.save(content, "net/best.ckpt")
+    assert predict("clip.mp4") == 1
+    assert "names are not a list of texts of one line" in capsys.readouterr().err
 
 
 def test_cells_that_a_spreadsheet_would_run_are_text(tmp_path: Path) -> None:

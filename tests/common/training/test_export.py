@@ -140,11 +140,17 @@ def test_an_onnx_file_of_another_program(tmp_path: Path) -> None:
         onnx.save(model, tmp_path / "y.onnx")
         with pytest.raises(CheckpointError, match=message):
             load_onnx(tmp_path / "y.onnx")
-    large = {"num_classes": 3, "network": {"b": 2, "f": 10**5}}
-    model.metadata_props[0].value = json.dumps({"class_path": "papers.stft2d.STFT2DModule", "arguments": large})
-    onnx.save(model, tmp_path / "y.onnx")
-    with pytest.raises(CheckpointError, match="its arguments claim"):
-        load_onnx(tmp_path / "y.onnx")
+    endless = {"network": "pytorchvideo.models.x3d.create_x3d", "network_options": {"depth_factor": 1e9}}
+    for class_path, options, message in (
+        ("papers.stft2d.STFT2DModule", {"network": {"b": 2, "f": 10**5}}, "its arguments claim"),
+        ("papers.fdc3d.FDC3DModule", {"network": {"depth": 10, "width": 1e9}}, "size calculation overflowed"),
+        ("common.training.library_network.LibraryNetworkModule", endless, "of more than 5,000 modules"),
+    ):
+        about = {"class_path": class_path, "arguments": {"num_classes": 3, **options}}
+        model.metadata_props[0].value = json.dumps(about)
+        onnx.save(model, tmp_path / "y.onnx")
+        with pytest.raises(CheckpointError, match=rf"y\.onnx: .*{message}"):
+            load_onnx(tmp_path / "y.onnx")
     (tmp_path / "z.onnx").write_bytes(b"not one")
     with pytest.raises(CheckpointError, match=r"z\.onnx: not an ONNX file"):
         load_onnx(tmp_path / "z.onnx")

@@ -119,6 +119,33 @@ def test_sigterm_saves_and_says_that_the_training_has_not_ended(recipe):
 
 
 @pytest.mark.slow
+def test_a_slurm_job_that_is_queued_again_goes_on(recipe, tmp_path, monkeypatch):
+    """``scontrol`` is a stand-in that notes its arguments."""
+    path = recipe(max_epochs=3, data={"batch_size": 2})
+    whole = run(["fit", "--config", path, "--name", "whole"])
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text('#!/bin/sh\necho "$@" > queued\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    slurm = {"JOB_ID": "7", "JOB_NAME": "train", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for key, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{key}", value)
+    done = signalled(path, 7, signal.SIGUSR1, "--name", "job")
+    assert done.returncode == 143, done.stderr
+    assert Path("queued").read_text() == "requeue 7\n"
+    assert torch.load("runs/job/version_0/last.ckpt", weights_only=True)["global_step"] == 7
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    other = run(["fit", "--config", path, "--name", "job"])  # of the same name, queued again before its first step
+    assert other.config["fit"].ckpt_path is None
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    again = run(["fit", "--config", path, "--name", "job"])
+    assert again.config["fit"].ckpt_path == "runs/job/version_0/last.ckpt"
+    assert_equal_end(whole.run_dir, again.run_dir)
+
+
+@pytest.mark.slow
 def test_ctrl_c_ends_with_130(recipe):
     done = signalled(recipe(max_epochs=3, data={"batch_size": 2}), 7, signal.SIGINT, "--name", "stopped")
     assert done.returncode == 130, done.stderr
