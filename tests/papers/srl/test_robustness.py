@@ -33,6 +33,7 @@ CASES = {
     "a2": (lambda: DoubleAttentionBlock(16), CLIPS),
     "cgnl": (strong_cgnl, CLIPS),
     "rcca": (lambda: RecurrentCrissCrossBlock(16), CLIPS),
+    "rcca-released": (lambda: RecurrentCrissCrossBlock(16, released=True), IMAGES),
 }
 every_block = pytest.mark.parametrize(("build", "shape"), CASES.values(), ids=CASES)
 
