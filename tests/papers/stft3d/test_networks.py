@@ -58,11 +58,12 @@ def test_weights_of_torchvisions_s3d_give_the_same_logits() -> None:
             nn.init.uniform_(module.running_var, 0.001, 1.0)
             nn.init.uniform_(module.weight, 0.2, 1.0)
             nn.init.uniform_(module.bias, -0.2, 0.2)
-    state = zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True)
-    ours.load_state_dict({name: weight.reshape(own.shape) for (name, own), weight in state})
+    ours.load_state_dict(networks.convert_torchvision_weights(theirs.state_dict(), ours))
     video = torch.randn(1, 3, 16, 224, 224)
     with torch.no_grad():
         torch.testing.assert_close(ours(video), theirs(video), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="their number of classes"):
+        networks.convert_torchvision_weights(theirs.state_dict(), networks.s3d(5))
     norms = [[m for m in network.modules() if isinstance(m, nn.BatchNorm3d)] for network in (ours, theirs)]
     assert {(m.eps, m.momentum) for m in norms[0]} == {(m.eps, m.momentum) for m in norms[1]}
     assert {
@@ -101,8 +102,7 @@ def test_i3d_and_s3d_g_are_changes_of_torchvisions_s3d(name: str) -> None:
             module.eps = eps
             nn.init.uniform_(module.running_var, 0.01, 0.1)
             nn.init.normal_(module.bias, std=0.2)
-    state = zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True)
-    ours.load_state_dict({key: weight.reshape(own.shape) for (key, own), weight in state})
+    ours.load_state_dict(networks.convert_torchvision_weights(theirs.state_dict(), ours))
     video = torch.randn(1, 3, 8, 64, 64, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(ours.double().eval()(video), theirs.double().eval()(video))
