@@ -44,6 +44,10 @@ def test_block(check, build, shape):
     check(build, shape)
 
 
+def test_fused_attention_under_functional_transforms():
+    robustness.has_functional_transforms(lambda: NonLocalBlock(16, "before"), CLIPS)
+
+
 @every_block
 def test_traced_and_exported_batches(build, shape):
     sizes = [(size, *shape[1:]) for size in (1, 3, 5)]
