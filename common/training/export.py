@@ -1,7 +1,7 @@
 """``spectral export CHECKPOINT --format onnx|torch-export|safetensors``: a trained network for other programs.
 
 The file appears only after it has been read back and agrees with the network. Class names, how a file becomes the
-network's input, the module with its arguments and the hash of the data go with it.
+network's input, the module with its arguments, the recipe and the hash of the data go with it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from common.command_line import first_line
 from common.limits import HINT
 from common.training.arguments import EXPORT_SUFFIXES, export_parser
-from common.training.checkpoints import MAX_CLAIMED, CheckpointError, building_what_a_file_says
+from common.training.checkpoints import MAX_CLAIMED, CheckpointError, building_what_a_file_says, find_checkpoint
 from common.training.task import TRUSTED, TaskModule, check_stored_facts, load_module, module_class_of
 
 ENTRY = "spectral"  # of the metadata
@@ -45,13 +45,20 @@ def main(argv: list[str]) -> int:
     out = options.out or options.checkpoint.parent / f"{name}{EXPORT_SUFFIXES[options.format]}"
     if out.exists() and not options.force:
         raise FileExistsError(f"{out} exists; give another name, or --force to overwrite it")
-    difference = export(module, out, options.format, options.half, options.input)
+    config = find_checkpoint(options.checkpoint).with_name("config.yaml")
+    recipe = config.read_text(encoding="utf-8") if config.is_file() else None
+    difference = export(module, out, options.format, options.half, options.input, recipe)
     print(f"Written: {out} ({out.stat().st_size:,} bytes); largest difference from the network {difference:.1e}")
     return 0
 
 
 def export(
-    module: TaskModule, out: Path, kind: str = "onnx", half: bool = False, example: str | Path | None = None
+    module: TaskModule,
+    out: Path,
+    kind: str = "onnx",
+    half: bool = False,
+    example: str | Path | None = None,
+    recipe: str | None = None,
 ) -> float:
     """Write a module's network to a file, whole or not at all.
 
@@ -61,6 +68,7 @@ def export(
         kind: ``onnx`` and ``torch-export`` hold the network, for any batch size; ``safetensors`` its weights.
         half: in half precision.
         example: a file that ``spectral predict`` would take; None: random numbers.
+        recipe: of the training, as text; stored in the file.
 
     Returns:
         The largest difference of the outputs as a fraction of the largest output; of weights: 0.
@@ -71,7 +79,7 @@ def export(
     if module.spec is None:
         raise CheckpointError("the checkpoint lacks how a file becomes the network's input; it cannot be exported")
     arguments = {name: value for name, value in module.hparams.items() if name not in ("pretrained", "imagenet")}
-    about = {**module.about(), "arguments": arguments}
+    about = {**module.about(), "arguments": arguments, "recipe": recipe}
     return export_network(module.network, _example(module, example), out, kind, half, about=about)
 
 
@@ -175,7 +183,7 @@ _FORMATS: dict[str, Any] = {"onnx": _write_onnx, "torch-export": _write_program,
 
 
 class OnnxNetwork(nn.Module):
-    """A network in an ONNX file, run by onnxruntime on the CPU: (B, ...) -> its output.
+    """A network in an ONNX file, run by onnxruntime on the CPU: (B, ...) -> its output, in the dtype of the input.
 
     Raises:
         CheckpointError: the file cannot be read, or onnxruntime is not installed.
@@ -195,11 +203,13 @@ class OnnxNetwork(nn.Module):
         self.about = self.session.get_modelmeta().custom_metadata_map.get(ENTRY)
 
     def forward(self, x: Tensor) -> Tensor:
+        taken = self.session.get_inputs()[0]
+        dtype = torch.float16 if taken.type == "tensor(float16)" else torch.float32
         try:
-            (output,) = self.session.run(None, {self.session.get_inputs()[0].name: x.detach().cpu().numpy()})
+            (output,) = self.session.run(None, {taken.name: x.detach().cpu().to(dtype).numpy()})
         except Exception as error:  # onnxruntime's errors have no base of their own
             raise RuntimeError(str(error)) from error
-        return torch.from_numpy(output)
+        return torch.from_numpy(output).to(x.dtype)
 
 
 def load_onnx(path: str | Path, trusted_packages: Sequence[str] = TRUSTED) -> TaskModule:

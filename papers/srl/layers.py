@@ -216,8 +216,8 @@ class NonLocalBlock(FeatureBlock):
         pool: 2x2 max-pooling of what is attended to, `before` phi and g as in the released code, or `after` them as the
             text says; odd sizes are rounded down. None attends to all positions.
         scaled: divide the affinities by the root of C/2, as the released code does and the text does not.
-        fused: use PyTorch's fused attention, which never holds the whole matrix of affinities, but has neither
-            forward-mode nor second derivatives on every device.
+        fused: use PyTorch's fused attention, which never holds the whole matrix of affinities, but has no second
+            derivatives on every device. `torch.func` gets the plain form.
     """
 
     def __init__(
@@ -240,7 +240,7 @@ class NonLocalBlock(FeatureBlock):
             keys, values = F.max_pool2d(keys, window), F.max_pool2d(values, window)
         # (B, 1 head, positions, channels)
         query, key, value = (positions(x, time).mT.unsqueeze(1) for x in (self.theta(frames), keys, values))
-        if self.fused:
+        if self.fused and not torch._C._are_functorch_transforms_active():
             y = F.scaled_dot_product_attention(
                 query.contiguous(), key.contiguous(), value.contiguous(), scale=self.scale
             )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from common.backbones import (
     BNInception3d,
@@ -176,7 +176,7 @@ def i2d(num_classes: int = 174, options: STFT3DOptions = STFT3DOptions(), **chan
 def s3d(num_classes: int = 174, options: STFT3DOptions = STFT3DOptions(), **changes: Any) -> BNInception3d:
     """S3D: I3D with every dense kernel split into a spatial and a temporal one; 8.09 M parameters.
 
-    Weights of `torchvision.models.video.s3d` fit, layer by layer in the same order.
+    Weights of `torchvision.models.video.s3d` fit, see `convert_torchvision_weights`.
     """
     options = _without_transforms("S3D", options, changes)
     return _inception(layers.SeparableConvBlock, layers.SeparableStem, num_classes, options, norm=S3D_NORM)
@@ -188,6 +188,21 @@ def s3d_g(num_classes: int = 174, options: STFT3DOptions = STFT3DOptions(), **ch
     return _inception(
         layers.SeparableConvBlock, layers.SeparableStem, num_classes, options, gate=layers.FeatureGate, norm=S3D_NORM
     )
+
+
+def convert_torchvision_weights(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """The state dict of `torchvision.models.video.s3d` in the names of `s3d`, for `network.load_state_dict`.
+
+    Raises:
+        ValueError: the network or the number of its classes differs.
+    """
+    own = network.state_dict()
+    if [value.numel() for value in state.values()] != [value.numel() for value in own.values()]:
+        raise ValueError(
+            "these are not weights of torchvision's s3d for this network; build s3d with width 1, the linear head and "
+            "their number of classes"
+        )
+    return {name: value.reshape(own[name].shape) for name, value in zip(own, state.values(), strict=True)}
 
 
 #: blocks that `stft_c2d` takes, by name

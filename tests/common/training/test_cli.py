@@ -60,6 +60,14 @@ def test_fit_then_test_leaves_a_complete_record(recipe, capsys, caplog):
     assert "6 of 6 videos x 6 views" in capsys.readouterr().out
 
 
+def test_views_that_are_equal_because_videos_are_short_are_in_the_result(recipe):
+    path = recipe(data={"sampling": "dense", "frame_stride": 4, "num_clips": 5, "num_crops": 1})
+    assert main(["fit", "--config", path]) == 0
+    with pytest.warns(UserWarning, match="24 of 30 views equal others of their videos"):
+        cli = run(["test", "--config", path, "--ckpt_path", "last"])
+    assert json.loads((cli.run_dir / "result.json").read_text())["repeated_views"] == 24
+
+
 def test_the_configuration_says_what_the_dataset_and_the_data_decided(recipe):
     path = edit(recipe(), lambda c: c["model"]["init_args"].update(num_classes=None))
     cli = run(["fit", "--config", path, "--data.dataset", "motion", "--trainer.max_epochs", "1"])

@@ -82,6 +82,12 @@ def test_half_precision(tmp_path: Path) -> None:
     assert export(module_of("tiny"), tmp_path / "x.pt2", "torch-export", half=True) <= 2e-2
     weights = torch.export.load(tmp_path / "x.pt2").state_dict.values()
     assert {weight.dtype for weight in weights if weight.is_floating_point()} == {torch.float16}
+    module = module_of("tiny")
+    x = torch.randn(module.input_shape)
+    expected = module(x)
+    assert export(module, tmp_path / "x.onnx", half=True) <= 2e-2
+    restored = load_onnx(tmp_path / "x.onnx", ("tests",))
+    torch.testing.assert_close(restored(x), expected, rtol=2e-2, atol=2e-2)
 
 
 def test_a_file_that_differs_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,6 +123,7 @@ def test_from_training_to_predictions(
     about = json.loads(OnnxNetwork(checkpoint.replace(".ckpt", ".onnx")).about or "")
     assert about["output_names"][0] == "zero"
     assert len(about["manifest_hash"]) == 64
+    assert about["recipe"] == Path("runs/run/version_0/config.yaml").read_text()
 
 
 def test_persons_are_compared_on_random_numbers(tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ import functools
 
 import pytest
 import torch
+from torch import nn
 
 from common.spectral.transforms import random_orthogonal
 from papers.fdc3d.compression import compress
 from papers.fdc3d.deployment import fold_batch_norms
 from papers.fdc3d.files import describe, rebuild
-from papers.fdc3d.layers import EXECUTIONS, LAYOUTS, CompactConv3d
+from papers.fdc3d.layers import EXECUTIONS, LAYOUTS, CompactConv3d, MaskedConv3d
 from tests import robustness
 from tests.papers.fdc3d.test_compression import tiny_batches, tiny_network
 
@@ -35,6 +36,19 @@ every_layer = pytest.mark.parametrize("build", CASES.values(), ids=CASES)
 @every_layer
 def test_layer(check, build):
     check(build, SHAPE)
+
+
+def masked_layer():
+    torch.manual_seed(0)
+    layer = MaskedConv3d(nn.Conv3d(6, 4, 3, (1, 2, 1), 1), random_orthogonal(3))
+    layer.rows.copy_(torch.tensor([True, False, True]))
+    layer.scale.copy_(torch.tensor([0.0, 1, 0.5, 0, 2, 1]))
+    return layer.eval()
+
+
+@robustness.every_quick_check
+def test_masked_layer(check):
+    check(masked_layer, SHAPE)
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")

@@ -33,6 +33,7 @@ CASES = {
     "a2": (lambda: DoubleAttentionBlock(16), CLIPS),
     "cgnl": (strong_cgnl, CLIPS),
     "rcca": (lambda: RecurrentCrissCrossBlock(16), CLIPS),
+    "rcca-released": (lambda: RecurrentCrissCrossBlock(16, released=True), IMAGES),
 }
 every_block = pytest.mark.parametrize(("build", "shape"), CASES.values(), ids=CASES)
 
@@ -41,6 +42,10 @@ every_block = pytest.mark.parametrize(("build", "shape"), CASES.values(), ids=CA
 @every_block
 def test_block(check, build, shape):
     check(build, shape)
+
+
+def test_fused_attention_under_functional_transforms():
+    robustness.has_functional_transforms(lambda: NonLocalBlock(16, "before"), CLIPS)
 
 
 @every_block

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.ops import Conv2dNormActivation, SqueezeExcitation
 
 from common.spectral import DepthwiseSTFT
@@ -51,6 +52,39 @@ def test_layer_is_equation_2_and_a_linear_combination(n: int) -> None:
             maps += [transformed.real, transformed.imag]
     expected = torch.einsum("fk,khw->fhw", layer.pointwise.weight.flatten(1), torch.stack(maps))
     torch.testing.assert_close(layer(x)[0], expected)
+
+
+def test_relpu_is_its_equation() -> None:
+    """One map, its transform at four frequencies, ReLU, a linear combination."""
+    torch.manual_seed(0)
+    layer = layers.ReLPU(4, 5, 3).double()
+    x = torch.randn(1, 4, 6, 7, dtype=torch.float64)
+    single = torch.einsum("c,chw->hw", layer.reduce.weight.detach().flatten(), x[0])
+    a = 1 / 3
+    maps = [equation_2(single, v, 3) for v in ((a, 0), (0, a), (a, a), (a, -a))]
+    parts = torch.stack([part for z in maps for part in (z.real, z.imag)]).clamp(min=0)
+    expected = torch.einsum("fk,khw->fhw", layer.expand.weight.flatten(1), parts)
+    torch.testing.assert_close(layer(x)[0], expected)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_shuffle_unit(stride: int) -> None:
+    """Figure 2 of ShuffleNet: channels of the groups alternate before the depthwise convolution."""
+    torch.manual_seed(0)
+    unit = layers.ShuffleUnit(24 // stride, 24, stride, groups=3, first_groups=3).double().eval()
+    first, _, depthwise, last = unit.branch
+    for norm in (first[1], depthwise[1], last[1]):
+        nn.init.normal_(norm.running_mean)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+
+    def step(part: nn.Module, x: Tensor, **options: int) -> Tensor:
+        return part[1](F.conv2d(x, part[0].weight, **options))  # type: ignore[index,operator]
+
+    x = torch.randn(2, 24 // stride, 5, 6, dtype=torch.float64)
+    y = step(first, x, groups=3).relu()[:, [0, 2, 4, 1, 3, 5]]
+    y = step(last, step(depthwise, y, stride=stride, padding=1, groups=6), groups=3)
+    y = x + y if stride == 1 else torch.cat([F.avg_pool2d(x, 3, 2, 1), y], dim=1)
+    torch.testing.assert_close(unit(x), y.relu())
 
 
 # Table 1: standard convolution, depthwise separable, Depthwise-STFT separable.

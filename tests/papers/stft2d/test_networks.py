@@ -85,6 +85,21 @@ def test_the_trainable_rival_is_as_large_as_the_paper_s_network(b: int, f: int) 
     assert count(rival) == pytest.approx(count(paper), rel=0.03)
 
 
+def test_mobilenet_is_timms_with_plain_relus_and_a_first_layer_of_stride_1() -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    theirs, ours = timm.create_model("mobilenetv1_100", num_classes=5, act_layer=nn.ReLU), networks.mobilenet(5)
+    theirs.conv_stem.stride = (1, 1)
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.1, 1)
+            nn.init.normal_(module.bias, std=0.2)
+    ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.double().eval()(x), theirs.double().eval()(x))
+
+
 def test_parameters_of_relpu() -> None:
     with torch.device("meta"):
         fitted, text = networks.relpu(100, block="fit"), networks.relpu(100)

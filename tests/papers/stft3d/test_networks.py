@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.video import s3d
+from torchvision.models.video.s3d import SepInceptionBlock3D, TemporalSeparableConv
+from torchvision.ops import Conv3dNormActivation
 
 from papers.stft3d import layers, networks
 from tests.networks import assert_orthogonal
@@ -56,16 +58,54 @@ def test_weights_of_torchvisions_s3d_give_the_same_logits() -> None:
             nn.init.uniform_(module.running_var, 0.001, 1.0)
             nn.init.uniform_(module.weight, 0.2, 1.0)
             nn.init.uniform_(module.bias, -0.2, 0.2)
-    state = zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True)
-    ours.load_state_dict({name: weight.reshape(own.shape) for (name, own), weight in state})
+    ours.load_state_dict(networks.convert_torchvision_weights(theirs.state_dict(), ours))
     video = torch.randn(1, 3, 16, 224, 224)
     with torch.no_grad():
         torch.testing.assert_close(ours(video), theirs(video), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="their number of classes"):
+        networks.convert_torchvision_weights(theirs.state_dict(), networks.s3d(5))
     norms = [[m for m in network.modules() if isinstance(m, nn.BatchNorm3d)] for network in (ours, theirs)]
     assert {(m.eps, m.momentum) for m in norms[0]} == {(m.eps, m.momentum) for m in norms[1]}
     assert {
         m.momentum for m in networks.s3d(2, width=0.125, norm_momentum=0.1).modules() if hasattr(m, "momentum")
     } == {0.1}
+
+
+class Gate(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("bcthw,bc->bcthw", x, super().forward(x.mean(dim=(2, 3, 4))).sigmoid())
+
+
+@pytest.mark.parametrize("name", ["i3d", "s3d_g"])
+def test_i3d_and_s3d_g_are_changes_of_torchvisions_s3d(name: str) -> None:
+    """I3D has whole kernels where S3D splits them; S3D-G gates the second block and every branch of the modules."""
+    torch.manual_seed(0)
+    theirs, ours = s3d(num_classes=11), getattr(networks, name)(11)
+    for path, module in list(theirs.named_modules()):
+        if name == "i3d" and isinstance(module, TemporalSeparableConv):
+            space, time = module[0][0], module[1][0]
+            size, stride, padding = (
+                (getattr(time, key)[0], *getattr(space, key)[1:]) for key in ("kernel_size", "stride", "padding")
+            )
+            channels, options = (space.in_channels, space.out_channels), {"norm_layer": nn.BatchNorm3d}
+            theirs.set_submodule(path, Conv3dNormActivation(*channels, size, stride, padding, **options))
+        elif name == "s3d_g" and isinstance(module, SepInceptionBlock3D):
+            for key, branch in list(module.named_children()):
+                last = [m for m in branch.modules() if isinstance(m, nn.BatchNorm3d)][-1].num_features
+                setattr(module, key, nn.Sequential(branch, Gate(last, last)))
+    if name == "s3d_g":
+        theirs.features[3] = nn.Sequential(theirs.features[3], Gate(192, 192))
+    theirs.avgpool = nn.AdaptiveAvgPool3d(1)  # for small clips
+    eps = {m.eps for m in ours.modules() if isinstance(m, nn.BatchNorm3d)}.pop()
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            module.eps = eps
+            nn.init.uniform_(module.running_var, 0.01, 0.1)
+            nn.init.normal_(module.bias, std=0.2)
+    ours.load_state_dict(networks.convert_torchvision_weights(theirs.state_dict(), ours))
+    video = torch.randn(1, 3, 8, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.double().eval()(video), theirs.double().eval()(video))
 
 
 def test_an_unknown_option_is_named() -> None:
