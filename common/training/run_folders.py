@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import json
 import re
 import shlex
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from common.command_line import CommandParser
+from common.command_line import CommandParser, UsageError
 
 FILES = {
     "config.yaml": "the recipe with every option as it ran",
@@ -95,11 +97,15 @@ def explain(folder: Path, args: Sequence[str], package: str) -> None:
 
 
 def list_runs(root: Path, name: str | None = None) -> list[dict[str, Any]]:
-    """The runs below a folder, newest first: dicts of ``folder``, ``command``, ``created``, ``scores``, ``files``."""
+    """The runs below a folder, newest first: dicts of ``folder``, ``command``, ``created``, ``scores``, ``files``.
+
+    ``name`` takes those of this name alone; it may have wildcards.
+    """
     found = []
     for record in root.rglob("version_*/run.json"):
         folder = record.parent
-        if name is not None and folder.parent.name != name:
+        own = folder.parent.name
+        if name is not None and own != name and not fnmatch.fnmatchcase(own, name):
             continue
         try:
             about = _read_dict(record)
@@ -127,15 +133,37 @@ def _read_dict(path: Path) -> dict[str, Any]:
     return content
 
 
+def average(runs: Sequence[dict[str, Any]]) -> str:
+    """Mean and standard deviation of the scores over the newest test of every name, such as the three splits of UCF101.
+
+    Raises:
+        UsageError: fewer than two names have a test.
+    """
+    newest: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        if run["command"] == "test" and run["scores"]:
+            newest.setdefault(run["folder"].parent.name, run["scores"])
+    if len(newest) < 2:
+        raise UsageError(f"an average needs tests of two names or more, and there are {len(newest)}; see --name")
+    means = []
+    for key in next(iter(newest.values())):
+        values = [value for scores in newest.values() if isinstance(value := scores.get(key), float)]
+        if len(values) == len(newest):
+            means.append(f"{key} {statistics.mean(values):.4f} (sd {statistics.stdev(values):.4f})")
+    return f"mean of the newest tests of {', '.join(sorted(newest))}: {', '.join(means)}"
+
+
 def main(argv: list[str]) -> int:
     """``spectral runs``: list the runs with their scores.
 
     Raises:
         FileNotFoundError: there is no such folder.
+        UsageError: there is nothing to average.
     """
     parser = CommandParser(prog="spectral runs", description="List runs, newest first.")
     parser.add_argument("folder", nargs="?", type=Path, default=Path("runs"), help="default: %(default)s")
-    parser.add_argument("--name", help="runs of this name alone")
+    parser.add_argument("--name", help="runs of this name alone; it may have wildcards: 'hmdb51_split*'")
+    parser.add_argument("--average", action="store_true", help="add the mean of the newest test of every name")
     options = parser.parse_args(argv)
     if not options.folder.is_dir():
         raise FileNotFoundError(f"{options.folder} is no folder; runs are in `runs` of the folder they were started in")
@@ -149,4 +177,6 @@ def main(argv: list[str]) -> int:
         Console().print(table)
     else:
         print(f"There are no runs in {options.folder}.")
+    if options.average:
+        print(average(runs))
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -61,6 +62,27 @@ def test_a_damaged_record_is_listed(tmp_path, monkeypatch, capsys) -> None:
     assert new_run_dir(folder.parent).name == "version_2"
     assert main(["runs", "--nam", "x"]) == 2
     assert "unrecognized arguments: --nam. Did you mean --name?" in capsys.readouterr().err
+
+
+def test_the_average_over_the_splits_of_a_dataset(tmp_path, capsys) -> None:
+    def record(name: str, version: int, command: str, **scores: float) -> None:
+        folder = tmp_path / name / f"version_{version}"
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps({"command": command, "created": f"2026-01-0{version + 1}"}))
+        if scores:
+            (folder / "result.json").write_text(json.dumps({**scores, "videos": 3, "kind": "video"}))
+
+    record("[a]_split1", 0, "test", top1=0.1)
+    record("[a]_split1", 1, "test", top1=0.5)  # the newest test counts
+    record("[a]_split1", 2, "fit")
+    record("[a]_split2", 0, "test", top1=0.7)
+    record("[a]_split3", 0, "test", top1=0.9)
+    record("other", 0, "test", top1=0.0)
+    assert main(["runs", str(tmp_path), "--name", "*_split?", "--average"]) == 0
+    expected = "mean of the newest tests of [a]_split1, [a]_split2, [a]_split3: top1 0.7000 (sd 0.2000)"
+    assert capsys.readouterr().out.splitlines()[-1] == expected
+    assert main(["runs", str(tmp_path), "--name", "[a]_split1", "--average"]) == 2
+    assert "tests of two names or more, and there are 1" in capsys.readouterr().err
 
 
 def test_names_and_arguments(tmp_path) -> None:
