@@ -4,7 +4,7 @@ import itertools
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,18 @@ from common.output_files import new_file
 MAX_CLAIMED = limit(100)  # times the weights that a checkpoint holds may its network have before it is compressed
 MAX_MODULES = limit(5_000)  # of a network that a checkpoint describes
 LAST, PREVIOUS = "last.ckpt", "last-previous.ckpt"
+#: what a training resumes from beside its weights
+TRAINING_STATE: dict[str, type] = {
+    "epoch": int,
+    "global_step": int,
+    "pytorch-lightning_version": str,
+    "state_dict": dict,
+    "loops": dict,
+    "callbacks": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "hyper_parameters": dict,
+}
 
 
 class CheckpointError(ValueError):
@@ -142,6 +154,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
+def check_training_state(path: Path) -> None:
+    """Raise CheckpointError unless a checkpoint can be read and has the parts that a training resumes from."""
+    checkpoint = read_checkpoint(path)
+    wrong = [key for key, kind in TRAINING_STATE.items() if not isinstance(checkpoint.get(key), kind)]
+    if wrong or not checkpoint["loops"].get("fit_loop"):
+        raise CheckpointError(
+            f"{path}: no training can resume from it, since it lacks {', '.join(wrong or ['loops.fit_loop'])}; "
+            "--model.pretrained in place of --ckpt_path starts from its weights"
+        )
+
+
 def find_checkpoint(path: str | Path, name: str = "best.ckpt") -> Path:
     """A checkpoint file as it is; of a run folder, or a folder of runs, the newest ``name`` below it.
 
@@ -174,8 +197,8 @@ def _resumed(folder: Path) -> bool:
         return False
 
 
-def find_last(runs: str | Path) -> tuple[Path, list[str]]:
-    """The newest ``last.ckpt`` of a folder of runs that can be read; the one before it where that is damaged.
+def find_last(runs: str | Path, check: Callable[[Path], Any] = read_checkpoint) -> tuple[Path, list[str]]:
+    """The newest ``last.ckpt`` of a folder of runs that passes a check; the one before it where that is damaged.
 
     Returns:
         The file, and what is wrong with newer ones.
@@ -189,7 +212,7 @@ def find_last(runs: str | Path) -> tuple[Path, list[str]]:
     damaged = []
     for path in sorted(found, key=lambda p: (p.stat().st_mtime_ns, str(p)), reverse=True):
         try:
-            read_checkpoint(path)
+            check(path)
         except CheckpointError as error:
             damaged.append(str(error))
         else:

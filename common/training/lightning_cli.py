@@ -23,19 +23,28 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 from rich.console import Console
 from rich.table import Table
 
-from common.command_line import UsageError, without_dump
+from common.command_line import USER_ERRORS, UsageError, first_line, without_dump
 from common.datamodules.datasets import read_datasets
 from common.output_files import write_json
 from common.plain_yaml import YamlError, check_yaml
 from common.provenance import git_state, package_versions
 from common.training import callbacks, processes, run_folders
 from common.training.arguments import ALLOW_CLASS_HELP
-from common.training.checkpoints import AtomicCheckpointIO, find_checkpoint, find_last
+from common.training.checkpoints import (
+    PREVIOUS,
+    AtomicCheckpointIO,
+    CheckpointError,
+    check_training_state,
+    find_checkpoint,
+    find_last,
+    read_checkpoint,
+)
 from common.training.task import TRUSTED, TaskModule
 
 #: warnings of Lightning that are about what we do on purpose
@@ -137,6 +146,7 @@ class SpectralCLI(LightningCLI):
             if self.stop.job_ends and self.trainer.is_global_zero:
                 processes.queue_again()
             if not processes.is_lost_process(error):
+                self._blame_checkpoint(error)
                 raise
             if self.stop.asked:  # the other process was, too
                 raise SIGTERMException from error
@@ -161,6 +171,18 @@ class SpectralCLI(LightningCLI):
             load_from_checkpoint_support=False,
             args=args,
         )
+
+    def _blame_checkpoint(self, error: BaseException) -> None:
+        """Raise CheckpointError if a training that resumes fails for no known reason before its first step is done."""
+        trainer = getattr(self, "trainer", None)
+        path = trainer.ckpt_path if trainer is not None and trainer.state.fn == TrainerFn.FITTING else None
+        ours = isinstance(error, (*USER_ERRORS, MisconfigurationException)) and type(error) is not ValueError
+        if path and not self.stop.stepped and isinstance(error, Exception) and not ours:
+            raise CheckpointError(
+                f"the training did not resume from {path} ({type(error).__name__}: {first_line(error)}). If the file "
+                f"is damaged, name {PREVIOUS} beside it, or start from its weights with --model.pretrained in place of "
+                "--ckpt_path. SPECTRAL_DEBUG=1 shows where it failed."
+            ) from error
 
     def _has_begun(self) -> bool:
         """Whether a batch of the training or the evaluation was read."""
@@ -231,13 +253,16 @@ class SpectralCLI(LightningCLI):
             rank_zero_info(f"The job was queued again; it resumes the training of {begun}.")
         if checkpoint:
             if checkpoint == "last":
-                found, damaged = find_last(begun or runs)
+                check = check_training_state if self.subcommand == "fit" else read_checkpoint
+                found, damaged = find_last(begun or runs, check)
                 for message in damaged:
                     rank_zero_warn(f"{message}. {found} is used instead.")
             else:
                 found = find_checkpoint(runs, "best.ckpt") if checkpoint == "best" else find_checkpoint(checkpoint)
             config.ckpt_path = str(found)
             if self.subcommand == "fit":
+                if checkpoint != "last":
+                    check_training_state(found)
                 _check_resumed_optimizer(config, found.parent / "config.yaml")
         elif self.subcommand != "fit":
             rank_zero_warn(f"{self.subcommand} without --ckpt_path: the network has its initial, untrained weights")

@@ -62,6 +62,7 @@ class StopTogether(Callback):
     def __init__(self) -> None:
         self.asked = False
         self.job_ends = False
+        self.stepped = False  # whether a training batch is done
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         connector: Any = trainer._signal_connector
@@ -89,6 +90,7 @@ class StopTogether(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self.stepped = True
         whole_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
         if trainer.world_size > 1 and whole_step and trainer.strategy.reduce_boolean_decision(self.asked, all=False):
             trainer._signal_connector.received_sigterm = True

@@ -82,6 +82,32 @@ def test_a_training_that_resumes_follows_the_options_it_began_with(trained) -> N
     assert tested.result is not None
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("loops"), "no training can resume from it, since it lacks loops;"),
+        (lambda state: state.update(epoch=None, callbacks=[1]), "since it lacks epoch, callbacks;"),
+        (lambda state: state["loops"].update(fit_loop={}), r"lacks loops\.fit_loop;"),
+        (lambda state: state.update(optimizer_states=[1]), r"did not resume from .*changed\.ckpt \(AttributeError: "),
+        (
+            lambda state: state["optimizer_states"][0].update(param_groups=[]),
+            r"did not resume from .*changed\.ckpt \(ValueError: loaded state dict has a different number",
+        ),
+        (
+            lambda state: [
+                x.update(momentum_buffer=torch.zeros(3)) for x in state["optimizer_states"][0]["state"].values()
+            ],
+            r"did not resume from .*changed\.ckpt \(RuntimeError: ",
+        ),
+    ],
+)
+def test_a_training_does_not_resume_from_a_spoiled_state(trained, change, message) -> None:
+    path, checkpoint = trained
+    spoiled = changed(checkpoint, change)
+    with pytest.raises(CheckpointError, match=message):
+        run(["fit", "--config", path, "--ckpt_path", str(spoiled), "--trainer.max_epochs", "3"])
+
+
 def test_limits_are_raised_by_the_environment(monkeypatch, capfd) -> None:
     monkeypatch.setenv("SPECTRAL_LIMITS", "4")
     assert limit(100) == 400
