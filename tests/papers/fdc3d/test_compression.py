@@ -268,6 +268,32 @@ def test_growing_penalties_shrink_what_is_dropped():
     assert norms[layer.scale == 0].median() < 0.05 * norms[layer.scale != 0].min()
 
 
+def test_growing_penalties_follow_their_rule():
+    """Of Zhang et al.: by the rank r of N channels of which n go, the decay changes by A (1 - r/n) below n and by
+    -A (r - n) / (N - n - 1) from n on; A is such that the decay of rank 0 adds up to exp(-7) in all steps."""
+    network, steps, rate = tiny_network(), 12, CompressionOptions().learning_rate
+    weights = {
+        name: conv.weight.detach().double().clone()
+        for name, conv in network.named_modules()
+        if isinstance(conv, nn.Conv3d)
+    }
+    no_gradient = {"loss": lambda output, batch: 0 * output.sum()}
+    options = {"rate": 2, "method": "regularisation", "steps": steps, "progress": False}
+    result = compress(network, tiny_batches(2), **options, **no_gradient)
+    layers = {name: conv for name, conv in result.masked.named_modules() if hasattr(conv, "scale")}
+    assert layers
+    for name, layer in layers.items():
+        weight, dropped, channels = weights[name], int((layer.scale == 0).sum()), layer.in_channels
+        decay = torch.zeros(channels, dtype=torch.float64)
+        for _ in range(steps):
+            ranks = weight.abs().sum(dim=(0, 2, 3, 4)).argsort().argsort()
+            for channel, r in enumerate(ranks.tolist()):
+                share = 1 - r / dropped if r < dropped else -(r - dropped) / max(channels - dropped - 1, 1)
+                decay[channel] = max(0.0, decay[channel] + 14 / (rate * steps**2) * share)
+            weight = weight * (1 - rate * decay).clamp(min=0)[None, :, None, None, None]
+        torch.testing.assert_close(layer.weight.double(), weight, rtol=1e-4, atol=1e-7)
+
+
 def test_layers_that_cannot_be_pruned_are_named():
     class Odd(nn.Module):
         def __init__(self):
