@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import pickle
+import pickletools
 import tarfile
 import zlib
 from dataclasses import dataclass
@@ -190,6 +191,9 @@ def _pickled_batch(where: str, content: bytes, version: _Version, classes: int) 
 
 def _unpickle(where: str, content: bytes) -> dict[str, Any]:
     try:
+        for operation, argument, _ in pickletools.genops(content):
+            if operation.name in ("PUT", "LONG_BINPUT") and argument > len(content):  # a table of this length is made
+                raise ValueError(f"it numbers a value {argument}")
         value = _PlainUnpickler(io.BytesIO(content), encoding="latin1").load()
     except Exception as error:  # damaged pickles raise anything
         raise DatasetError(f"{where} cannot be read: {error}.") from error

@@ -239,7 +239,9 @@ class CompactConv3d(nn.Module):
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
-        if not self.kept.is_meta and not bool(((self.kept >= 0) & (self.kept < self.in_channels)).all()):
+        if self.kept.is_meta or not len(self.kept):
+            return
+        if int(self.kept.min()) < 0 or int(self.kept.max()) >= self.in_channels:
             args[-1].append(f"{args[1]}kept names channels outside of 0..{self.in_channels - 1}")
 
     def executions(self) -> tuple[Execution, ...]:

@@ -80,6 +80,9 @@ def test_a_pickle_runs_no_code(tmp_path):
     with pytest.raises(DatasetError, match=r"data_batch_3 cannot be read: it asks for posix.mkdir"):
         read_cifar(tmp_path, "cifar10")
     assert not (tmp_path / "made").exists()
+    victim.write_bytes(b"\x80\x02}r\xff\xff\xff\x7f.")  # puts a dict at place 2**31 - 1 of the memo, a table
+    with pytest.raises(DatasetError, match=r"data_batch_3 cannot be read: it numbers a value 2147483647"):
+        read_cifar(tmp_path, "cifar10")
 
 
 def test_errors_of_cifar_name_the_file(tmp_path):

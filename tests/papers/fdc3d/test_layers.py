@@ -193,3 +193,15 @@ def test_wrong_inputs_are_named():
         MaskedConv3d(nn.Conv3d(2, 2, 3, padding=1, padding_mode="reflect"))
     with pytest.raises(ValueError, match="3 taps needs a transform of"):
         MaskedConv3d(nn.Conv3d(2, 2, 3), torch.eye(5))
+
+
+@pytest.mark.parametrize(("channels", "kept"), [(6, [0, 1, 2, 6]), (6, [-1, 0, 1, 2]), (2**70, [0, 1, 2, 3])])
+def test_weights_that_keep_other_channels_than_the_layer_has_are_refused(channels: int, kept: list[int]) -> None:
+    state = CompactConv3d(6, 4, 3, kept_channels=4).state_dict() | {"kept": torch.tensor(kept)}
+    layer = CompactConv3d(channels, 4, 3, kept_channels=4)
+    if channels == 6:
+        with pytest.raises(RuntimeError, match="kept names channels outside of 0..5"):
+            layer.load_state_dict(state)
+    else:
+        layer.load_state_dict(state)
+        assert layer.kept.tolist() == kept
