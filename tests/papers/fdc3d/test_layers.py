@@ -200,7 +200,7 @@ def test_weights_that_keep_other_channels_than_the_layer_has_are_refused(channel
     state = CompactConv3d(6, 4, 3, kept_channels=4).state_dict() | {"kept": torch.tensor(kept)}
     layer = CompactConv3d(channels, 4, 3, kept_channels=4)
     if channels == 6:
-        with pytest.raises(RuntimeError, match="kept names channels outside of 0..5"):
+        with pytest.raises(RuntimeError, match=r"kept names channels outside of 0\.\.5"):
             layer.load_state_dict(state)
     else:
         layer.load_state_dict(state)
