@@ -2,21 +2,35 @@
 
 Each reader takes the folder of annotation files and returns a `Listing`: the videos that there should be, with label
 and split. No reader looks for the videos. Class lists come from the official files, in the official order where there
-is one (Kinetics-400 and HMDB-51 have none, so their classes are sorted by name).
+is one (Kinetics-400 and HMDB-51 have none, so their classes are sorted by name). `read_lists` reads the lists that
+mmaction2, SlowFast and pytorchvideo train on.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.datamodules.errors import DatasetError
-from common.datamodules.manifest import SPLITS, read_csv, read_text, shorten
+from common.datamodules.folders import VIDEO_EXTENSIONS
+from common.datamodules.manifest import (
+    LIST_LINE,
+    MAX_NUMBER,
+    SPLITS,
+    label_gaps,
+    parse_label,
+    path_below,
+    read_class_names,
+    read_csv,
+    read_text,
+    shorten,
+)
 
 
 @dataclass(frozen=True)
@@ -395,6 +409,71 @@ def read_hmdb51(folder: Path, split: str = "1") -> Listing:
                 videos.append(ListedVideo(f"{name}/{stem}", label, "train" if use == "1" else "val", alias=stem))
     _check(problems)
     return Listing(tuple(videos), tuple(paths))
+
+
+# -- lists of mmaction2, SlowFast and pytorchvideo --------------------------------------------------------------------
+
+
+def read_lists(lists: Mapping[str, tuple[Path, str]], root: Path, class_file: Path | None = None) -> Listing:
+    """Lists with lines ``path label`` or ``folder total_frames label``, separated by spaces, tabs or commas.
+
+    Paths may hold spaces. ``total_frames`` is not used: the frames are counted. The keys of the videos are their paths.
+
+    Args:
+        lists: file by split, and the folder below the root that its paths are relative to (empty: the root).
+        root: folder of the videos; absolute paths must lie below it.
+        class_file: class names, one per line; None: the classes are named by their numbers, which must have no gaps.
+
+    Raises:
+        DatasetError: a file is missing or empty, or lines are wrong; each is named as ``file:line``.
+    """
+    names = None if class_file is None else read_class_names(class_file)
+    if class_file is not None and names is None:
+        raise DatasetError(f"no file {class_file}: give --classes a text file with one class name per line.")
+    problems: list[str] = []
+    videos: list[ListedVideo] = []
+    first: dict[str, tuple[int, str]] = {}  # label and place of the first line with a path
+    for split, (path, folder) in lists.items():
+        lines = list(_lines(path))
+        if not lines:
+            problems.append(f"{path}:1: lists no videos.")
+        for number, line in lines:
+            place = f"{path}:{number}"
+            try:
+                key, label = _path_and_label(line, root, folder)
+            except ValueError as error:
+                problems.append(f"{place}: {error}")
+                continue
+            other, where = first.setdefault(os.path.normpath(key), (label, place))
+            if names is not None and label >= len(names):
+                problems.append(f"{place}: label {label} is outside of 0..{len(names) - 1} ({class_file}).")
+            elif label != other:
+                problems.append(f"{place}: {key} has label {label}, {where}: {other}.")
+            videos.append(ListedVideo(key, label, split))
+    _check(problems)
+    if names is None:
+        labels = {label for label, _ in first.values()}
+        if gaps := label_gaps(labels):
+            raise DatasetError(f"{gaps} in the lists: give --classes a text file with one class name per line.")
+        names = [str(label) for label in range(len(labels))]
+    return Listing(tuple(videos), tuple(names))
+
+
+def _path_and_label(line: str, root: Path, folder: str) -> tuple[str, int]:
+    """Path below the root and label of a line. Raises ValueError with the text after ``file:line``."""
+    fields = LIST_LINE.fullmatch(line)
+    label = None if fields is None else parse_label(fields[2])
+    if fields is None or label is None:
+        raise ValueError(
+            f"{line!r} should be 'path label' or 'folder total_frames label', with a label from 0 to {MAX_NUMBER}."
+        )
+    path = os.path.join(folder, fields[1])
+    counted = LIST_LINE.fullmatch(fields[1])
+    if counted is not None and not (root / path).exists():  # a name may end with a number, too
+        path = os.path.join(folder, counted[1])
+        if os.path.splitext(path)[1].lower() in VIDEO_EXTENSIONS and not (root / path).is_dir():
+            raise ValueError(f"{line!r} has two numbers behind a video; give each video one label.")
+    return path_below(path, os.path.abspath(root)), label
 
 
 BENCHMARKS = {

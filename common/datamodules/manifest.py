@@ -12,9 +12,10 @@ import csv
 import hashlib
 import io
 import os
+import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -31,6 +32,7 @@ MAX_REPORTED = 10
 NO_LABEL = -1
 Row = tuple[int, list[str]]  # of a CSV file: line number and fields
 MAX_NUMBER = 10**9  # of labels, frames, frames per second and seconds; more is an error in the file
+LIST_LINE = re.compile(r"(.*[^\s,])[\s,]+([0-9]+)")  # of mmaction2, SlowFast and pytorchvideo: path and label
 
 
 class Item(NamedTuple):
@@ -306,6 +308,12 @@ def read_class_names(path: Path) -> list[str] | None:
 
 def _rows(csv_path: Path) -> Iterator[Row]:
     """Lines with their fields in the order of COLUMNS, or with a single text where the number of fields is wrong."""
+    if LIST_LINE.fullmatch(first := ",".join(next(_stream_csv(csv_path), (1, []))[1])):
+        raise DatasetError(
+            f"{csv_path}:1: {_excerpt(first)} is no header of a manifest, but looks like a line 'path label' of a list "
+            "for mmaction2 or SlowFast. Make a manifest of such lists: "
+            "`python -m data.prepare lists --train LIST --val LIST --root VIDEOS --out manifest.csv`."
+        )
     header, rows = read_csv(csv_path, ("path", "split"))
     if not {"label", "label_name"} & set(header):
         raise DatasetError(f"{csv_path}:1: missing columns: label. Its columns: {','.join(header)}.")
@@ -331,23 +339,30 @@ def _class_list(csv_path: Path) -> tuple[list[str], list[tuple[int, str]]]:
     lines: dict[int, int] = {}
     problems = []
     for (text, name), line in first.items():
-        if (label := _label(text)) is not None:
+        if (label := parse_label(text)) is not None:
             if names.setdefault(label, name) != name:
                 problems.append((line, f"label {label} is named {name!r}, line {lines[label]} has {names[label]!r}."))
             lines.setdefault(label, line)
     if not names:
         return sorted({name for _, name in first if name}), problems
-    if absent := max(names) + 1 - len(names):
-        first_few = islice((str(label) for label in range(max(names)) if label not in names), MAX_REPORTED)
-        shown = ", ".join(first_few) + (", ..." if absent > MAX_REPORTED else "")
+    if gaps := label_gaps(names):
         raise DatasetError(
-            f"{csv_path}: labels go up to {max(names)}, but {absent} of them have no line ({shown}): "
-            f"write the class names, one per line, to {csv_path.parent / CLASSES_FILE}."
+            f"{csv_path}: {gaps}: write the class names, one per line, to {csv_path.parent / CLASSES_FILE}."
         )
     return [names[label] or str(label) for label in range(len(names))], problems
 
 
-def _label(text: str) -> int | None:
+def label_gaps(labels: Collection[int]) -> str:
+    """Which of the labels from 0 to the largest do not occur, for a message; empty if all do."""
+    last = max(labels)
+    if not (absent := last + 1 - len(labels)):
+        return ""
+    first_few = islice((str(label) for label in range(last) if label not in labels), MAX_REPORTED)
+    shown = ", ".join(first_few) + (", ..." if absent > MAX_REPORTED else "")
+    return f"labels go up to {last}, but {absent} of them have no line ({shown})"
+
+
+def parse_label(text: str) -> int | None:
     """A label, or None if the text is not a number from 0 to `MAX_NUMBER`."""
     plain = text.isascii() and text.isdigit() and len(text) <= len(str(MAX_NUMBER))
     return int(text) if plain and int(text) <= MAX_NUMBER else None
@@ -386,12 +401,7 @@ class _Checks:
             raise ValueError(path)
         if not path:
             raise ValueError("the path is empty.")
-        relative = os.path.relpath(path, self.root) if os.path.isabs(path) else path
-        if leaves_root(relative):
-            raise ValueError(
-                f"the path {_excerpt(path)} leaves the data root; set `root` to a folder above it, which the paths are "
-                "relative to, or to / if they are absolute."
-            )
+        relative = path_below(path, self.root)
         if (others := tuple(rest)) not in self.known:
             self.known[others] = self._checked(*others)
         return Entry._make((relative, *self.known[others], line))
@@ -403,7 +413,7 @@ class _Checks:
             raise ValueError(f"label_name {_excerpt(name)} holds a line break.")
         number: int | None = None
         if label:
-            number = _label(label)
+            number = parse_label(label)
             if number is None:
                 raise ValueError(f"label is {_excerpt(label)}; it must be a whole number (the name is label_name).")
             if number >= len(self.names):
@@ -425,6 +435,17 @@ class _Checks:
             _number(duration, "duration", float),
             split,
         )
+
+
+def path_below(path: str, root: str) -> str:
+    """A path relative to the absolute path of the root. Raises ValueError if it leads out of it."""
+    relative = os.path.relpath(path, root) if os.path.isabs(path) else path
+    if leaves_root(relative):
+        raise ValueError(
+            f"the path {_excerpt(path)} leaves the data root; set `root` to a folder above it, which the paths are "
+            "relative to, or to / if they are absolute."
+        )
+    return relative
 
 
 def leaves_root(path: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,6 +53,8 @@ class VideoResult:
         video_index: (videos,) int64.
         repeated: (videos,) number of views that equal another one of the video, which is too short for all.
         view_top1: (videos,) fraction of the video's views that are classified correctly; None: each has one view.
+        label_smoothing: of the loss, see :func:`torch.nn.functional.cross_entropy`.
+        class_weights: of the loss, one for each class; None: all are equal.
 
     Attributes:
         top1, top5: fraction of the videos whose class has the highest score, or is among the ``min(5, classes)``
@@ -59,7 +62,7 @@ class VideoResult:
         view_top1: top-1 accuracy of single views, "clip accuracy" where a view is a clip, in [0, 1]; None: there is one
             view of each video.
         mean_class: top-1 accuracy of each class that occurs, averaged over these classes, in [0, 1].
-        loss: mean cross-entropy in nats.
+        loss: mean cross-entropy in nats, with label smoothing and class weights.
         ece: expected calibration error: difference of the highest probability and top-1 accuracy, averaged over 15 bins
             of that probability by their videos, in [0, 1].
         videos: number of videos.
@@ -69,7 +72,14 @@ class VideoResult:
     """
 
     def __init__(
-        self, scores: Tensor, label: Tensor, video_index: Tensor, repeated: Tensor, view_top1: Tensor | None = None
+        self,
+        scores: Tensor,
+        label: Tensor,
+        video_index: Tensor,
+        repeated: Tensor,
+        view_top1: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        class_weights: Sequence[float] | None = None,
     ) -> None:
         classes = scores.shape[1]
         log_probabilities = F.log_softmax(scores.double(), dim=1)
@@ -83,7 +93,8 @@ class VideoResult:
         self.top5 = hit.any(dim=1).double().mean().item()
         self.view_top1 = None if view_top1 is None else view_top1.mean().item()
         self.mean_class = recall.mean().item()
-        self.loss = F.nll_loss(log_probabilities, label).item()
+        weight = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float64)
+        self.loss = F.cross_entropy(scores.double(), label, weight, label_smoothing=label_smoothing).item()
         self.videos = len(label)
         self.repeated_views = int(repeated.sum())
         self.label = label
@@ -114,14 +125,22 @@ class VideoScores(ItemScores):
 
     Args:
         num_classes: number of classes; labels are in ``[0, num_classes)``.
+        label_smoothing, class_weights: of the loss, see :class:`VideoResult`.
     """
 
-    def __init__(self, num_classes: int, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        label_smoothing: float = 0.0,
+        class_weights: Sequence[float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         numbers = torch.empty(0, dtype=torch.int64)
         rows = {"scores": torch.empty(0, num_classes), "label": numbers, "repeated": numbers}
         rows["view_top1"] = torch.empty(0, dtype=torch.float64)
         super().__init__(rows, kind="video", **kwargs)
         self.num_classes = num_classes
+        self.label_smoothing, self.class_weights = label_smoothing, class_weights
 
     def update(
         self,
@@ -162,7 +181,15 @@ class VideoScores(ItemScores):
         """The result over all videos of all processes. Raises ValueError if no video was added."""
         values = self.gather()
         view_top1 = None if values["view_top1"].isnan().any() else values["view_top1"]
-        return VideoResult(values["scores"], values["label"], values["index"], values["repeated"], view_top1)
+        return VideoResult(
+            values["scores"],
+            values["label"],
+            values["index"],
+            values["repeated"],
+            view_top1,
+            self.label_smoothing,
+            self.class_weights,
+        )
 
 
 def prediction_table(

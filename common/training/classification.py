@@ -1,6 +1,6 @@
 """The bases of modules that classify videos and images: loss, metrics, multi-view testing, tables of predictions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +34,13 @@ class ClassificationModule(TaskModule):
         num_classes: number of classes, the length of the network's output; taken from the data by ``spectral``.
         views_per_forward: views passed through the network at once in evaluation. Bounds the memory, not the result.
         average: how the views of a video are combined: mean of ``"probabilities"`` or of ``"logits"``.
+        label_smoothing: of :func:`torch.nn.functional.cross_entropy`, in [0, 1). Like ``class_weights``, it applies to
+            the loss in training, validation and test, as in torchvision's references; other metrics do not change.
+        class_weights: a positive weight for each class, its argument ``weight``; None: all are equal.
         kwargs: ``pretrained``, ``imagenet`` and ``compile`` of :class:`~common.training.task.TaskModule`.
+
+    Raises:
+        ValueError: ``num_classes`` is not given, or ``label_smoothing`` or ``class_weights`` is wrong.
     """
 
     output = "class"
@@ -42,6 +48,7 @@ class ClassificationModule(TaskModule):
     score = "top1"
     predictor = ClassPredictor
     result: VideoResult
+    class_weights: Tensor | None
 
     PICTURED_CLIPS = 4
     PICTURED_FRAMES = 8
@@ -53,18 +60,33 @@ class ClassificationModule(TaskModule):
         *,
         views_per_forward: int = 32,
         average: Literal["probabilities", "logits"] = "probabilities",
+        label_smoothing: float = 0.0,
+        class_weights: Sequence[float] | None = None,
         **kwargs: Any,
     ) -> None:
         if num_classes is None:
             raise ValueError(
                 "num_classes is not known: give it, or train with `spectral`, which takes it from the data"
             )
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {label_smoothing}: give a number from 0 to below 1")
+        if class_weights is not None:
+            limits = torch.finfo(torch.float32)
+            wrong = [weight for weight in class_weights if not limits.tiny <= weight <= limits.max]
+            if wrong or len(class_weights) != num_classes:
+                raise ValueError(
+                    f"class_weights has {f'the value {wrong[0]}' if wrong else f'{len(class_weights)} values'}: give "
+                    f"one positive, finite weight for each of the {num_classes} classes"
+                )
         super().__init__(**kwargs)
         self.num_classes = self.num_outputs = num_classes
         self.views_per_forward = views_per_forward
         self.average = average
         self.train_top1 = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
-        self.scores = VideoScores(num_classes)
+        self.scores = VideoScores(num_classes, label_smoothing, class_weights)
+        self.label_smoothing = label_smoothing
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.register_buffer("class_weights", weights, persistent=False)
 
     def load_views(self, path: str | Path) -> Tensor:
         """The views (V, ...) of one file, made as ``spec`` says. Raises VideoReadError if it cannot be read."""
@@ -72,10 +94,16 @@ class ClassificationModule(TaskModule):
 
     # -- training ------------------------------------------------------------------------------------------------
 
+    def cross_entropy(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Mean cross-entropy of logits (N, num_classes) and labels (N,), with label smoothing and class weights."""
+        # logits may come from a network that was moved before this module, as for compression
+        weight = None if self.class_weights is None else self.class_weights.to(logits.device)
+        return F.cross_entropy(logits, label, weight, label_smoothing=self.label_smoothing)
+
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Mean cross-entropy of the batch."""
+        """The loss of the batch."""
         logits = self(batch[self.kind])
-        loss = F.cross_entropy(logits, batch["label"])
+        loss = self.cross_entropy(logits, batch["label"])
         self.log_loss(loss, batch, batch_idx)
         size = len(batch["label"])
         self.train_top1.update(logits.detach().float(), batch["label"])

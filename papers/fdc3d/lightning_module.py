@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from common.datamodules.brats import label_to_regions
 from common.training.classification import VideoClassificationModule
@@ -42,7 +41,7 @@ class FDC3DModule(CompressedModule, VideoClassificationModule):
         return "resnet", {"num_classes": self.hparams["num_classes"], **self.hparams["network"]}
 
     def target_loss(self, output: Tensor, batch: Mapping[str, Any]) -> Tensor:
-        return F.cross_entropy(output, batch["label"].to(output.device))
+        return self.cross_entropy(output, batch["label"].to(output.device))
 
 
 class FDC3DVolumeModule(CompressedModule, VolumeSegmentationModule):

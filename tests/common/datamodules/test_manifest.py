@@ -113,6 +113,15 @@ def test_wrong_header(tmp_path, header, words):
         Manifest.read(write(tmp_path, "", header=header), tmp_path)
 
 
+@pytest.mark.parametrize(
+    "line", ["walk/a.mp4 0", "my videos/a, b.mp4 12", "walk/a.mp4,3", "walk/a 250 7", "/v/a.mp4\t1"]
+)
+def test_a_list_of_another_library_names_the_command(tmp_path, line):
+    path = write(tmp_path, f"{line}\n", header=f"{line}\n")
+    with pytest.raises(DatasetError, match=r"csv:1: '.*' is no header.*`python -m data\.prepare lists --train"):
+        Manifest.read(path, tmp_path)
+
+
 def test_labels_with_gaps_need_a_class_list(tmp_path):
     path = write(tmp_path, "a,0,x,,,,train\nb,3,y,,,,train\n")
     with pytest.raises(DatasetError, match=r"labels go up to 3, but 2 of them have no line \(1, 2\).*classes\.txt"):

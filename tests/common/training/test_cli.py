@@ -196,6 +196,12 @@ def test_predict_shows_the_options_of_the_checkpoint(recipe, capsys):
     assert "--top" in capsys.readouterr().out
 
 
+def test_label_smoothing_and_class_weights_are_options_of_the_model(recipe):
+    options = ["--model.label_smoothing", "0.1", "--model.class_weights", "[1.0, 2.0]"]
+    module = run(["fit", "--config", recipe(), *options, "--trainer.fast_dev_run", "1"]).model
+    assert (module.label_smoothing, module.class_weights.tolist()) == (0.1, [1.0, 2.0])
+
+
 def test_errors_of_the_user_are_one_message(recipe, capsys, tmp_path):
     for args, message in (
         (["--data.root", "nowhere"], "nowhere"),
@@ -217,6 +223,7 @@ def test_a_training_that_cannot_begin_says_what_to_do_and_leaves_no_folder(recip
         (["--model.pretrained", "none.ckpt"], 1, "train the run that it names first; null starts from random weights"),
         (["--trainer.accelerator", "tpu"], 2, "Leave it out to use what this machine has"),
         (["--trainer.logger", "WandbLogger"], 2, "pip install -U 'wandb"),
+        (["--model.class_weights", "[1.0]"], 2, "one positive, finite weight for each of the 2 classes"),
     ):
         assert main(["fit", "--config", recipe(), *args]) == status
         error = capsys.readouterr().err.partition("error: ")[2]

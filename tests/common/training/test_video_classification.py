@@ -2,6 +2,7 @@ import lightning as L
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from common.training.checkpoints import CheckpointError
 from common.training.library_network import LibraryNetworkModule, build_library_network
@@ -98,6 +99,66 @@ def test_an_output_that_is_not_finite_names_the_video(tmp_path):
 
     with pytest.raises(NonFiniteError, match=r"output is NaN or infinite \(videos: clip6.mp4\)"):
         trainer(tmp_path).test(TinyModule(), datamodule=Broken(), verbose=False)
+
+
+@pytest.mark.parametrize(("smoothing", "weights"), [(0.2, None), (0.0, [1.0, 2.0, 0.5]), (0.2, [1.0, 2.0, 0.5])])
+def test_label_smoothing_and_class_weights(tmp_path, smoothing, weights):
+    L.seed_everything(0)
+    plain = TinyModule()
+    L.seed_everything(0)
+    module = TinyModule(label_smoothing=smoothing, class_weights=weights)
+    assert list(module.state_dict()) == list(plain.state_dict())
+    batch = next(iter(SyntheticClips().train_dataloader()))
+    label = batch["label"]
+    weight = None if weights is None else torch.tensor(weights)
+    with torch.inference_mode():
+        expected = F.cross_entropy(module(batch["video"]), label, weight, label_smoothing=smoothing)
+    runner = trainer(tmp_path, limit_train_batches=1, limit_val_batches=0)
+    runner.fit(module, datamodule=SyntheticClips())
+    torch.testing.assert_close(runner.callback_metrics["train_loss"], expected)
+
+    plain.load_state_dict(module.state_dict())
+    for tested in (plain, module):
+        trainer(tmp_path).test(tested, datamodule=SyntheticClips(), verbose=False)
+    scores = plain.result.probabilities.log()
+    weight = None if weight is None else weight.double()
+    expected = F.cross_entropy(scores, plain.result.label, weight, label_smoothing=smoothing)
+    assert module.result.loss == pytest.approx(expected.item())
+    assert module.result.metrics() == {**plain.result.metrics(), "loss": module.result.loss}
+
+    runner.save_checkpoint(tmp_path / "x.ckpt")
+    assert load_module(tmp_path / "x.ckpt", TESTS).hparams["class_weights"] == weights
+
+
+def test_a_checkpoint_from_before_label_smoothing_loads_and_resumes(tmp_path):
+    module, runner = trained(tmp_path)
+    path = tmp_path / "x.ckpt"
+    runner.save_checkpoint(path)
+    content = torch.load(path, weights_only=True)
+    for name in ("label_smoothing", "class_weights"):
+        del content["hyper_parameters"][name]
+    torch.save(content, path)
+    assert load_module(path, TESTS).hparams["label_smoothing"] == 0
+    trainer(tmp_path, max_epochs=2).fit(module, datamodule=SyntheticClips(), ckpt_path=path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_smoothing": 1.0}, r"label_smoothing is 1\.0: give a number from 0 to below 1"),
+        ({"label_smoothing": -0.1}, r"label_smoothing is -0\.1"),
+        ({"label_smoothing": float("nan")}, "label_smoothing is nan"),
+        ({"class_weights": [1.0, 2.0]}, "class_weights has 2 values: give one positive, finite weight .* 3 classes"),
+        ({"class_weights": []}, "class_weights has 0 values"),
+        ({"class_weights": [1.0, 0.0, 1.0]}, r"class_weights has the value 0\.0"),
+        ({"class_weights": [1.0, -1.0, 1.0]}, r"class_weights has the value -1\.0"),
+        ({"class_weights": [1.0, 1.0, float("inf")]}, "class_weights has the value inf"),
+        ({"class_weights": [1e39, 1.0, 1.0]}, r"class_weights has the value 1e\+39: .* 3 classes"),
+    ],
+)
+def test_wrong_label_smoothing_and_class_weights(options, message):
+    with pytest.raises(ValueError, match=message):
+        TinyModule(**options)
 
 
 def test_data_with_other_classes_is_an_error(tmp_path):
