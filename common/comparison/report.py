@@ -22,7 +22,7 @@ from common.reporting.ledger import DASH
 from common.reporting.page import Report
 from common.reporting.tables import ColumnHeader, RenderedTable
 
-XLABEL = "difference of the test scores in points: the method of the paper is better on the right"
+XLABEL = "difference of the test scores in points;\nright of the tick: as the claim says"
 DIFFERENCES = (
     "Differences in points of the test score, which is accuracy unless a name says otherwise, with 95 % intervals."
 )
