@@ -192,7 +192,7 @@ def _pickled_batch(where: str, content: bytes, version: _Version, classes: int) 
 def _unpickle(where: str, content: bytes) -> dict[str, Any]:
     try:
         for operation, argument, _ in pickletools.genops(content):
-            if operation.name in ("PUT", "LONG_BINPUT") and argument > len(content):  # a table of this length is made
+            if operation.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > len(content):  # a table of this length is made
                 raise ValueError(f"it numbers a value {argument}")
         value = _PlainUnpickler(io.BytesIO(content), encoding="latin1").load()
     except Exception as error:  # damaged pickles raise anything
