@@ -191,8 +191,8 @@ def _pickled_batch(where: str, content: bytes, version: _Version, classes: int) 
 
 def _unpickle(where: str, content: bytes) -> dict[str, Any]:
     try:
-        for operation, argument, _ in pickletools.genops(content):
-            if operation.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > len(content):  # a table of this length is made
+        for operation, argument, _ in pickletools.genops(content):  # a table as long as the largest number is made
+            if operation.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > len(content):
                 raise ValueError(f"it numbers a value {argument}")
         value = _PlainUnpickler(io.BytesIO(content), encoding="latin1").load()
     except Exception as error:  # damaged pickles raise anything
