@@ -450,16 +450,20 @@ def path_below(path: str, root: str) -> str:
 
 def leaves_root(path: str) -> bool:
     """Whether a path is absolute, or leads out of the folder that it is relative to."""
-    return os.path.isabs(path) or os.path.normpath(path).split(os.sep, 1)[0] == os.pardir
+    if os.path.isabs(path):
+        return True
+    return os.pardir in path and os.path.normpath(path).split(os.sep, 1)[0] == os.pardir
 
 
 def _repeated(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     """Entries that share their path, by that path."""
-    uses = Counter(os.path.normpath(entry.path) for entry in entries)
+    paths = [os.path.normpath(entry.path) for entry in entries]
+    uses = Counter(paths)
     found: dict[str, list[Entry]] = {}
-    for entry in entries:
-        if uses[path := os.path.normpath(entry.path)] > 1:
-            found.setdefault(path, []).append(entry)
+    if len(uses) < len(paths):
+        for path, entry in zip(paths, entries, strict=True):
+            if uses[path] > 1:
+                found.setdefault(path, []).append(entry)
     return found
 
 

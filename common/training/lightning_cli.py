@@ -457,6 +457,7 @@ def _fill(arguments: Namespace, facts: Mapping[str, Any]) -> None:
 def _check_resumed_optimizer(config: Namespace, recorded: Path) -> None:
     """Refuse an optimiser or a schedule that a training which resumes would not follow."""
     try:
+        check_yaml(recorded)  # the file may be anybody's
         before = yaml.safe_load(recorded.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return  # nothing says what it was
