@@ -7,5 +7,6 @@ RULE = (
     "and decides nothing. Intervals are of 95 %, not corrected for their number: of a mean, Student's over the seeds; "
     "of a difference, the wider of Student's over the seeds (paired) and the bootstrap over seeds and test files. A "
     "difference holds where its interval lies above the smallest that counts, does not hold where it lies below it, "
-    "and is not decided otherwise. A claim holds if all of its comparisons hold, and in part if some do."
+    "and is not decided otherwise. Costs are decided by their ratio, without an interval. A claim holds if all of its "
+    "comparisons hold, and in part if some do."
 )

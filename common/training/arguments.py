@@ -71,7 +71,9 @@ def compare_parser() -> CommandParser:
     parser.add_argument(
         "study", type=lambda path: Path(find_packaged(path)), help="YAML file; papers/*/claims.yaml are examples"
     )
-    parser.add_argument("--out", type=Path, help="folder of trainings and report (default: runs/compare/<study>)")
+    parser.add_argument(
+        "--out", type=Path, help="folder of trainings and report (default: runs/compare/<folder>_<study>)"
+    )
     parser.add_argument("--rows", type=Path, help="CSV file of the rows (default: rows.csv in --out)")
     parser.add_argument("--size", choices=["quick", "full"], default="quick", help="full takes the study's part `full`")
     parser.add_argument("--jobs", type=int, help="trainings at once (default: 1 with a GPU, otherwise one a core)")
