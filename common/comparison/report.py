@@ -163,7 +163,7 @@ def score_table(progress: StudyProgress, data: str) -> RenderedTable:
         ColumnHeader("training step, ms", kind="other"),
         ColumnHeader("memory in training, MB", kind="other"),
     ]
-    cells, notes = [], []
+    cells, notes = [], ["Mean test score over the seeds with its 95 % interval, and mean training score; in per cent."]
     for name in study.methods_on(data):
         rows = {s: r for s, r in progress.scores(data, name).items() if not r.error}
         failed = [r.error for r in progress.rows if (r.data, r.method) == (data, name) and r.error]
@@ -252,10 +252,8 @@ def provenance(progress: StudyProgress, data: str) -> list[str]:
             notes.append(f"The rows are of several versions of the {what}: {', '.join(sorted(values))}.")
         else:
             notes += [f"{what}: {value}." for value in values if value]
-    if progress.left_out:
-        notes.append(
-            f"{len(progress.left_out)} rows of other trainings, before the study or a recipe changed, are left out."
-        )
+    if left_out := sum(row.data == data for row in progress.left_out):
+        notes.append(f"{left_out} rows of other trainings, before the study or a recipe changed, are left out.")
     return notes
 
 
