@@ -344,6 +344,8 @@ class SpectralCLI(LightningCLI):
         return kwargs
 
     def after_fit(self) -> None:
+        if replaced := getattr(self.datamodule, "read_errors", 0):
+            rank_zero_warn(f"in training, videos that cannot be read were replaced by others {replaced} times")
         if self.config["fit"].page and self.run_dir is not None and self.trainer.is_global_zero:
             from common.training.run_page import training_page
 
@@ -371,6 +373,7 @@ class SpectralCLI(LightningCLI):
             "kind": self.model.kind,
             "videos": scores.videos,
             "videos_expected": expected,
+            "unreadable": list(self.model.unreadable.values()),
             "views": views,
             **self.model.result_facts(),
             "params": sum(p.numel() for p in self.model.network.parameters()),
@@ -391,6 +394,8 @@ class SpectralCLI(LightningCLI):
         table = Table(f"{stage}: {scores.videos} of {of}", "")
         shown = [(key, self.model.format_metric(key, value)) for key, value in scores.metrics().items()]
         speed = "clips/s" if self.model.kind == "video" else f"{self.model.kind}s/s"
+        if self.model.unreadable:
+            shown.append((f"{self.model.kind}s not read, not scored", str(len(self.model.unreadable))))
         for key, value in [*shown, (speed, f"{self.result['clips_per_s']:.1f}")]:
             table.add_row(key, value)
         written = [self.run_dir / "result.json", predictions]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from common.training.cli import run
+from tests.common.training.test_cli import with_broken_videos
 
 pytestmark = pytest.mark.slow
 
@@ -39,6 +40,23 @@ def test_scores_are_the_same_on_any_number_of_processes(recipe):
     assert [[result[key] for key in keys] for result in results] == [[results[0][key] for key in keys]] * 3
     assert results[0]["videos"] == 6
     assert tables == [tables[0]] * 3
+
+
+def test_a_process_that_can_read_none_of_its_videos_takes_part(recipe, motion, tmp_path):
+    data = with_broken_videos(motion, tmp_path / "broken", "test/move_left/0000.mp4")
+    path = recipe(data={**data, "on_read_error": "replace", "eval_batch_size": 1})
+    trained = run(["fit", "--config", recipe("whole")]).run_dir / "last.ckpt"
+    torch.set_num_threads(1)
+    results = []
+    for processes in (1, 3):
+        several = ["--trainer.devices", str(processes), *(["--trainer.strategy", "ddp"] if processes > 1 else [])]
+        name = f"test{processes}"
+        printed = spectral("test", "--config", path, "--ckpt_path", str(trained), "--name", name, *several)
+        assert printed.count("test: 1 of 6 videos cannot be read") == 1
+        results.append(json.loads(Path(f"runs/{name}/version_0/result.json").read_text()))
+    keys = ("top1", "loss", "videos", "videos_expected", "unreadable")
+    assert [results[0][key] for key in keys] == [results[1][key] for key in keys]
+    assert results[0]["videos"] == 5
 
 
 def test_the_recipe_trains_on_two_processes_unchanged(recipe):
