@@ -36,7 +36,7 @@ def row_writer(path: Path, columns: Sequence[str], overwrite: bool = False) -> I
         FileExistsError: the file exists and ``overwrite`` is False.
     """
     mode = "w" if overwrite else "x"
-    with _naming(path), path.open(mode, buffering=1, newline="", encoding="utf-8") as file:
+    with naming_full_disk(path), path.open(mode, buffering=1, newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         yield lambda row: writer.writerow({key: cell(value) for key, value in row.items()})
@@ -48,23 +48,21 @@ def write_json(path: Path, content: Any, overwrite: bool = False) -> None:
     Raises:
         FileExistsError: the file exists and ``overwrite`` is False.
     """
-    with _naming(path), path.open("w" if overwrite else "x", encoding="utf-8") as file:
+    with naming_full_disk(path), path.open("w" if overwrite else "x", encoding="utf-8") as file:
         json.dump(content, file, indent=2, default=str)
         file.write("\n")
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming_full_disk(path: Path) -> Iterator[None]:
     """Let the error of a full disk, which names no file, name this one."""
     try:
         yield
     except OSError as error:
-        if error.errno in FULL or "requested and" in str(error):  # numpy's: 1000 requested and 12 written
-            raise OSError(
-                error.errno or errno.ENOSPC,
-                f"{error.strerror or error}; free some space, or write elsewhere",
-                str(path),
-            ) from error
+        numpys = "requested and" in str(error)  # 1000 requested and 12 written
+        if error.filename is None and (error.errno in FULL or numpys):
+            text = f"{error.strerror or error}; free some space, or write elsewhere"
+            raise OSError(error.errno or errno.ENOSPC, text, str(path)) from error
         raise
 
 
@@ -91,7 +89,7 @@ def new_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         temporary = Path(folder) / path.name
-        with _naming(path):
+        with naming_full_disk(path):
             yield temporary
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists; give another name, or --force to overwrite it")

@@ -1,5 +1,6 @@
 import csv
 import json
+import multiprocessing
 import os
 import re
 import subprocess
@@ -10,9 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from common.training.cli import main, run
+from common.training.cli import main, run, user_errors
+from common.training.processes import LostProcessError
 
 ROOT = Path(__file__).resolve().parents[3]
 STOCK = {
@@ -261,6 +264,32 @@ def test_an_unreadable_training_video_is_named(recipe, capsys, tmp_path, motion,
     error = capsys.readouterr().err
     assert "error: " + str(tmp_path / "broken/train/move_left/0000.mp4") in error
     assert "Traceback" not in error
+
+
+class KillLoaders(Callback):
+    """Kills the processes that load data, as a system without memory does."""
+
+    def on_train_batch_start(self, *_) -> None:
+        for child in multiprocessing.active_children():
+            child.kill()
+
+
+def test_a_killed_loader_process_ends_the_training_with_what_to_do(recipe):
+    path = recipe(max_epochs=3, data={"num_workers": 1})
+    with pytest.raises(LostProcessError, match=r"a loader process was killed.*lower data\.num_workers") as caught:
+        run(["fit", "--config", path], [KillLoaders()])
+    assert isinstance(caught.value, user_errors())  # one line, no traceback
+
+
+def test_the_log_of_a_training_fills_the_disk(recipe):
+    path = recipe(max_epochs=2, enable_checkpointing=False)
+    program = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
+    program += "from common.training.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "fit", "--config", path]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 1, done.stderr
+    assert "File too large; free some space, or write elsewhere: 'runs/tiny/version_0'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_scores_without_an_unreadable_video_say_so(recipe, capsys, tmp_path, motion):
