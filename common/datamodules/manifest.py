@@ -372,8 +372,8 @@ def _class_list(csv_path: Path, kinds: Mapping[Kind, int]) -> tuple[list[str], l
     ``kinds`` has the first line of every label, label_name and split.
     """
     first: dict[tuple[str, str], int] = {}
-    for (label, name, _), line in kinds.items():
-        first.setdefault((label, name), line)
+    for (text, name, _), line in kinds.items():
+        first.setdefault((text, name), line)
     names: dict[int, str] = {}
     lines: dict[int, int] = {}
     problems = []
