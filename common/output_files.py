@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
 import json
 import os
@@ -11,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota or file size are used up
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]], overwrite: bool = False) -> None:
@@ -32,7 +35,8 @@ def row_writer(path: Path, columns: Sequence[str], overwrite: bool = False) -> I
     Raises:
         FileExistsError: the file exists and ``overwrite`` is False.
     """
-    with path.open("w" if overwrite else "x", buffering=1, newline="", encoding="utf-8") as file:
+    mode = "w" if overwrite else "x"
+    with naming_full_disk(path), path.open(mode, buffering=1, newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         yield lambda row: writer.writerow({key: cell(value) for key, value in row.items()})
@@ -44,9 +48,22 @@ def write_json(path: Path, content: Any, overwrite: bool = False) -> None:
     Raises:
         FileExistsError: the file exists and ``overwrite`` is False.
     """
-    with path.open("w" if overwrite else "x", encoding="utf-8") as file:
+    with naming_full_disk(path), path.open("w" if overwrite else "x", encoding="utf-8") as file:
         json.dump(content, file, indent=2, default=str)
         file.write("\n")
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Let the error of a full disk, which names no file, name this one."""
+    try:
+        yield
+    except OSError as error:
+        numpys = "requested and" in str(error)  # 1000 requested and 12 written
+        if error.filename is None and (error.errno in FULL or numpys):
+            text = f"{error.strerror or error}; free some space, or write elsewhere"
+            raise OSError(error.errno or errno.ENOSPC, text, str(path)) from error
+        raise
 
 
 @contextmanager
@@ -72,7 +89,8 @@ def new_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         temporary = Path(folder) / path.name
-        yield temporary
+        with naming_full_disk(path):
+            yield temporary
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists; give another name, or --force to overwrite it")
         temporary.replace(path)

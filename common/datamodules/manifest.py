@@ -15,9 +15,10 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,9 @@ CLASSES_FILE = "classes.txt"
 MAX_REPORTED = 10
 NO_LABEL = -1
 Row = tuple[int, list[str]]  # of a CSV file: line number and fields
+Kind = tuple[str, str, str]  # label, label_name and split of a row, as they are written
+_Row = tuple[str, Kind, int | None, float | None, float | None, int]  # path, kind, frames, fps, duration, line
+MAX_KEPT = 100_000  # different numbers of a column that are kept to be shared
 MAX_NUMBER = 10**9  # of labels, frames, frames per second and seconds; more is an error in the file
 LIST_LINE = re.compile(r"(.*[^\s,])[\s,]+([0-9]+)")  # of mmaction2, SlowFast and pytorchvideo: path and label
 
@@ -108,25 +112,22 @@ class Manifest:
             )
         if class_names is None:
             class_names = read_class_names(csv_path.parent / CLASSES_FILE)
-        names, problems = _class_list(csv_path) if class_names is None else (list(class_names), [])
-        entries: list[Entry] = []
-        checks = _Checks(root, names, fixed=class_names is not None)
-        for line, fields in _rows(csv_path):
-            try:
-                entries.append(checks.entry(line, fields))
-            except ValueError as error:
-                problems.append((line, str(error)))
-        problems += _conflicts(entries)
+        rows, kinds, problems = _read_rows(csv_path, os.path.abspath(root))
+        names, wrong = (list(class_names), []) if class_names is not None else _class_list(csv_path, kinds)
+        entries, unlike = _entries(rows, _Labels(names, fixed=class_names is not None))
+        problems += [*wrong, *unlike]
+        repeated = _repeated(entries)
+        problems += _conflicts(repeated)
         if problems:
             lines = [f"{csv_path}:{line}: {text}" for line, text in sorted(problems)]
             raise DatasetError(f"the manifest has wrong lines:\n{shorten(lines)}")
         if not entries:
             raise DatasetError(f"{csv_path} lists no videos.")
         manifest = cls(root, tuple(entries), tuple(names), csv_path, len(entries))
-        if duplicates := manifest.duplicates():
-            shown = [f"  {path}: lines {', '.join(map(str, lines))}" for path, lines in duplicates.items()]
+        if repeated:
+            shown = [f"  {path}: lines {', '.join(str(e.line) for e in same)}" for path, same in repeated.items()]
             warnings.warn(
-                f"{csv_path} lists {len(duplicates)} videos more than once (in one split they count twice, "
+                f"{csv_path} lists {len(repeated)} videos more than once (in one split they count twice, "
                 f"across splits the evaluation sees training videos):\n{shorten(shown)}",
                 stacklevel=2,
             )
@@ -271,8 +272,8 @@ def _stream_csv(path: Path) -> Iterator[Row]:
             reader = csv.reader(file)
             for fields in reader:
                 stripped = [field.strip() for field in fields]
-                if any(stripped):
-                    if "\0" in "".join(stripped):
+                if text := "".join(stripped):
+                    if "\0" in text:
                         read_text(path)  # says where
                     yield reader.line_num, stripped
     except csv.Error as error:
@@ -306,8 +307,36 @@ def read_class_names(path: Path) -> list[str] | None:
 # -- helpers --------------------------------------------------------------------------------------------------------
 
 
-def _rows(csv_path: Path) -> Iterator[Row]:
-    """Lines with their fields in the order of COLUMNS, or with a single text where the number of fields is wrong."""
+def _read_rows(csv_path: Path, root: str) -> tuple[list[_Row], dict[Kind, int], list[tuple[int, str]]]:
+    """The rows with a right path and right numbers, the first line of every label, label_name and split, and the wrong
+    lines with what is wrong. ``root`` is absolute."""
+    width, order, rows = _open_rows(csv_path)
+    pick = itemgetter(*order)
+    found: list[_Row] = []
+    problems: list[tuple[int, str]] = []
+    first: dict[Kind, int] = {}
+    kinds: dict[Kind, Kind] = {}  # one object for equal ones
+    known = (_Numbers("num_frames", int), _Numbers("fps", float), _Numbers("duration", float))
+    for line, fields in rows:
+        if len(fields) != width:
+            problems.append((line, f"{len(fields)} fields, the header has {width}."))
+            continue
+        fields.append("")  # the value of a column that the file lacks
+        path, label, name, frames, fps, duration, split = pick(fields)
+        kind = kinds.setdefault((label, name, split), (label, name, split))
+        first.setdefault(kind, line)
+        try:
+            if not path:
+                raise ValueError("the path is empty.")
+            path = path_below(path, root) if path[0] == os.sep or os.pardir in path else path
+            found.append((path, kind, known[0][frames], known[1][fps], known[2][duration], line))
+        except ValueError as error:
+            problems.append((line, str(error)))
+    return found, first, problems
+
+
+def _open_rows(csv_path: Path) -> tuple[int, list[int], Iterator[Row]]:
+    """Number of fields of the header, the place of each of COLUMNS (behind the last where it lacks), and the rows."""
     if LIST_LINE.fullmatch(first := ",".join(next(_stream_csv(csv_path), (1, []))[1])):
         raise DatasetError(
             f"{csv_path}:1: {_excerpt(first)} is no header of a manifest, but looks like a line 'path label' of a list "
@@ -319,22 +348,32 @@ def _rows(csv_path: Path) -> Iterator[Row]:
         raise DatasetError(f"{csv_path}:1: missing columns: label. Its columns: {','.join(header)}.")
     if unknown := [name for name in header if name not in COLUMNS]:
         raise DatasetError(f"{csv_path}:1: unknown columns: {', '.join(unknown)}. Columns: {','.join(COLUMNS)}.")
-    order = [header.index(name) if name in header else len(header) for name in COLUMNS]
-    for line, fields in rows:
-        right = len(fields) == len(header)
-        fields.append("")
-        yield (
-            line,
-            [fields[k] for k in order] if right else [f"{len(fields) - 1} fields, the header has {len(header)}."],
-        )
+    return len(header), [header.index(name) if name in header else len(header) for name in COLUMNS], rows
 
 
-def _class_list(csv_path: Path) -> tuple[list[str], list[tuple[int, str]]]:
-    """The class list from the rows (name by label; sorted names where no row has a label), and what is wrong there."""
-    first: dict[tuple[str, ...], int] = {}  # the first line of every label and name
-    for line, fields in _rows(csv_path):
-        if len(fields) > 1:
-            first.setdefault((fields[1], fields[2]), line)
+def _entries(rows: list[Any], labels: _Labels) -> tuple[list[Entry], list[tuple[int, str]]]:
+    """The entries of the rows, and the lines whose label is wrong with what is wrong.
+
+    The entries take the places of the rows: both at once would need twice the memory.
+    """
+    problems = []
+    for place, (path, kind, frames, fps, duration, line) in enumerate(rows):
+        number, name, problem = labels[kind]
+        rows[place] = Entry._make((path, number, name, frames, fps, duration, kind[2], line))
+        if problem:
+            rows[place] = None
+            problems.append((line, problem))
+    return [entry for entry in rows if entry is not None] if problems else rows, problems
+
+
+def _class_list(csv_path: Path, kinds: Mapping[Kind, int]) -> tuple[list[str], list[tuple[int, str]]]:
+    """The class list (name by label; sorted names where no row has a label), and what is wrong there.
+
+    ``kinds`` has the first line of every label, label_name and split.
+    """
+    first: dict[tuple[str, str], int] = {}
+    for (text, name, _), line in kinds.items():
+        first.setdefault((text, name), line)
     names: dict[int, str] = {}
     lines: dict[int, int] = {}
     problems = []
@@ -386,32 +425,44 @@ def _excerpt(text: str) -> str:
     return repr(text if len(text) <= 60 else f"{text[:60]}...")
 
 
-class _Checks:
-    """Checks rows; what many rows share, all but the path, is checked once."""
+class _Numbers(dict[str, Any]):
+    """The numbers of a column by their text; many rows share them. Raises ValueError as `_number`."""
 
-    def __init__(self, root: Path, names: Sequence[str], fixed: bool) -> None:
-        self.root, self.names, self.fixed = os.path.abspath(root), names, fixed
+    def __init__(self, key: str, kind: type) -> None:
+        self.key, self.kind = key, kind
+
+    def __missing__(self, text: str) -> Any:
+        value = _number(text, self.key, self.kind)
+        if len(self) < MAX_KEPT:
+            self[text] = value
+        return value
+
+
+class _Labels(dict[Kind, tuple[int | None, str, str]]):
+    """For a label, label_name and split of a manifest: number and name of the class, and what is wrong, or ''.
+
+    Args:
+        names: the class list.
+        fixed: it does not follow from the manifest, so the names there must agree with it.
+    """
+
+    def __init__(self, names: Sequence[str], fixed: bool) -> None:
+        self.names, self.fixed = names, fixed
         self.places = {name: label for label, name in reversed(list(enumerate(names)))}
-        self.known: dict[tuple[str, ...], Any] = {}
 
-    def entry(self, line: int, fields: list[str]) -> Entry:
-        """The entry of a row. Raises ValueError with the text after ``file:line``."""
-        path, *rest = fields
-        if not rest:
-            raise ValueError(path)
-        if not path:
-            raise ValueError("the path is empty.")
-        relative = path_below(path, self.root)
-        if (others := tuple(rest)) not in self.known:
-            self.known[others] = self._checked(*others)
-        return Entry._make((relative, *self.known[others], line))
+    def __missing__(self, kind: Kind) -> tuple[int | None, str, str]:
+        try:
+            number = self._number(*kind)
+            self[kind] = (number, "" if number is None else self.names[number], "")
+        except ValueError as error:
+            self[kind] = (None, "", str(error))
+        return self[kind]
 
-    def _checked(self, label: str, name: str, frames: str, fps: str, duration: str, split: str) -> tuple[Any, ...]:
+    def _number(self, label: str, name: str, split: str) -> int | None:
         if split not in SPLITS:
             raise ValueError(f"split is {_excerpt(split)}; it must be one of {', '.join(SPLITS)}.")
         if len(name.splitlines()) > 1:
             raise ValueError(f"label_name {_excerpt(name)} holds a line break.")
-        number: int | None = None
         if label:
             number = parse_label(label)
             if number is None:
@@ -421,20 +472,14 @@ class _Checks:
             if self.fixed and name not in ("", self.names[number]):
                 here = _excerpt(name)
                 raise ValueError(f"label {number} is {self.names[number]!r} in the class list, here {here}.")
-        elif name:
+            return number
+        if name:
             if name not in self.places:
                 raise ValueError(f"label_name {_excerpt(name)} is not in the class list.")
-            number = self.places[name]
-        elif split != "test":
+            return self.places[name]
+        if split != "test":
             raise ValueError(f"no label; only videos of the split test may lack one, this one is {split}.")
-        return (
-            number,
-            "" if number is None else self.names[number],
-            _number(frames, "num_frames", int),
-            _number(fps, "fps", float),
-            _number(duration, "duration", float),
-            split,
-        )
+        return None
 
 
 def path_below(path: str, root: str) -> str:
@@ -457,21 +502,23 @@ def leaves_root(path: str) -> bool:
 
 def _repeated(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     """Entries that share their path, by that path."""
-    paths = [os.path.normpath(entry.path) for entry in entries]
+    # a path that is written as it should be stays the same object, which takes no memory
+    paths = [entry.path if (path := os.path.normpath(entry.path)) == entry.path else path for entry in entries]
+    if len(set(paths)) == len(paths):
+        return {}
     uses = Counter(paths)
     found: dict[str, list[Entry]] = {}
-    if len(uses) < len(paths):
-        for path, entry in zip(paths, entries, strict=True):
-            if uses[path] > 1:
-                found.setdefault(path, []).append(entry)
+    for path, entry in zip(paths, entries, strict=True):
+        if uses[path] > 1:
+            found.setdefault(path, []).append(entry)
     return found
 
 
-def _conflicts(entries: Sequence[Entry]) -> list[tuple[int, str]]:
+def _conflicts(repeated: Mapping[str, list[Entry]]) -> list[tuple[int, str]]:
     """Lines whose label differs from that of an earlier line with the same path."""
     return [
         (entry.line, f"{entry.path} has label {entry.label}, line {first.line}: {first.label}.")
-        for first, *others in _repeated(entries).values()
+        for first, *others in repeated.values()
         for entry in others
         if entry.label != first.label
     ]

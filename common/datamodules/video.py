@@ -23,8 +23,9 @@ class VideoDataModule(LabelledDataModule):
     A training batch is a dict: ``video`` float32 (B, 3, T, S, S), ``label`` int64 (B,), ``video_index`` int64 (B,).
     Validation, test and prediction batches hold whole videos, with an entry per view: ``video`` (sum of V, 3, T, S, S),
     ``label``, ``video_index``, ``path`` (list of str) and ``repeated``, how many views of the video equal an earlier
-    one because it is too short. Validation uses one central view, test and prediction ``num_clips * num_crops`` views.
-    ``label`` is -1 if it is not known (prediction).
+    one because it is too short; ``unreadable`` has the messages of videos that were left out, by index. Validation uses
+    one central view, test and prediction ``num_clips * num_crops`` views. ``label`` is -1 if it is not known
+    (prediction).
 
     Args:
         root: folder of the videos.
@@ -50,7 +51,8 @@ class VideoDataModule(LabelledDataModule):
         train_crop_size: side of a training clip in pixels; None: ``crop_size``.
         mean, std: normalisation per colour on the scale 0..1.
         on_read_error: ``raise``, or ``replace`` an unreadable training video by another one, with a warning and a
-            count in :attr:`read_errors`. Evaluation always raises.
+            count in :attr:`read_errors`. Validation and test then leave such videos out and name them next to the
+            scores; more than a tenth of them is an error. Prediction always raises.
         on_missing: ``raise`` if a listed file is missing, or ``drop`` it with a warning that says "N of M videos".
         cache_decoded: keep decoded videos in memory; for small datasets.
         class_names: the class list, in place of ``classes.txt``.
@@ -201,7 +203,8 @@ class VideoDataModule(LabelledDataModule):
                 "scored; predict them, or set test_split to another split."
             )
         spec = self.val_spec if stage == "validate" else self.spec
-        return EvalVideos(part.items(), spec, part.expected, self.cache_decoded)
+        leave_out = self.on_read_error == "replace" and stage != "predict"
+        return EvalVideos(part.items(), spec, part.expected, self.cache_decoded, leave_out)
 
     def _files_dataset(self, paths: Sequence[str]) -> EvalVideos:
         return EvalVideos([Item(str(path)) for path in find_files(paths, "video")], self.spec)

@@ -28,6 +28,7 @@ from common.datamodules.video_clips import (
 from common.datamodules.video_reader import open_video
 
 REPLACEMENTS = 10  # videos tried in succession in place of one that cannot be read
+REMEDY = "remove it, or, to train and test without it, set data.on_read_error to replace"
 
 T = TypeVar("T")
 Frames = Callable[[list[int]], Tensor]
@@ -135,8 +136,7 @@ class TrainVideos(VideoDataset):
                 return {"video": video, "label": label, "video_index": index}
             except VideoReadError as error:
                 if not self.replace_unreadable:
-                    reason = f"{error.reason}; remove it, or set data.on_read_error to replace"
-                    raise VideoReadError(error.path, reason) from error
+                    raise VideoReadError(error.path, f"{error.reason}; {REMEDY}") from error
                 with self._errors.get_lock():
                     self._errors.value += 1
                 last, index = error, int(torch.randint(len(self), (), generator=generator))
@@ -158,19 +158,41 @@ def make_training_clip(
 class EvalVideos(VideoDataset):
     """Whole videos with all their views, for validation, test and prediction.
 
-    ``repeated`` of a sample is the number of its views that equal an earlier one because the video is too short.
+    ``repeated`` of a sample is the number of its views that equal an earlier one because the video is too short. With
+    ``leave_out`` the sample of a video that cannot be read is ``{"unreadable": {index: message}}``.
     """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        spec: ClipSpec,
+        expected: int | None = None,
+        cache_decoded: bool = False,
+        leave_out: bool = False,
+    ) -> None:
+        super().__init__(items, spec, expected, cache_decoded)
+        self.leave_out = leave_out
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         spec = self.spec
-        views, clips = self._read(index, lambda n, frames: (make_views(n, frames, spec), view_indices(n, spec)))
+        try:
+            views, clips = self._read(index, lambda n, frames: (make_views(n, frames, spec), view_indices(n, spec)))
+        except VideoReadError as error:
+            if self.leave_out:
+                return {"unreadable": {index: str(error)}}
+            raise VideoReadError(error.path, f"{error.reason}; {REMEDY}") from error
         repeated = (len(clips) - len(clips.unique(dim=0))) * spec.num_crops
         item = self.items[index]
         return {"video": views, "label": item.label, "video_index": index, "path": item.name, "repeated": repeated}
 
     @staticmethod
     def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Join whole videos into a batch with an entry per view: video (sum of V, 3, T, S, S), label, ..."""
+        """Join whole videos into a batch with an entry per view: video (sum of V, 3, T, S, S), label, ...; without
+        those that cannot be read, whose messages by index are ``unreadable``."""
+        unreadable = {index: text for sample in samples for index, text in sample.get("unreadable", {}).items()}
+        samples = [sample for sample in samples if "unreadable" not in sample]
+        if not samples:
+            return {"video_index": torch.empty(0, dtype=torch.int64), "unreadable": unreadable}
         views = torch.tensor([len(sample["video"]) for sample in samples])
         return {
             "video": torch.cat([sample["video"] for sample in samples]),
@@ -179,4 +201,5 @@ class EvalVideos(VideoDataset):
                 name: torch.tensor([sample[name] for sample in samples]).repeat_interleave(views)
                 for name in ("label", "video_index", "repeated")
             },
+            **({"unreadable": unreadable} if unreadable else {}),
         }

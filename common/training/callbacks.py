@@ -166,7 +166,7 @@ class Pictures(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if not batch_idx and not trainer.sanity_checking and isinstance(pl_module, TaskModule):
+        if outputs and not batch_idx and not trainer.sanity_checking and isinstance(pl_module, TaskModule):
             for tag, figure in pl_module.batch_figures(batch, outputs).items():
                 self._add(trainer, tag, figure)
 

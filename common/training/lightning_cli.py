@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -31,7 +32,7 @@ from rich.table import Table
 
 from common.command_line import USER_ERRORS, UsageError, first_line, without_dump
 from common.datamodules.datasets import read_datasets
-from common.output_files import write_json
+from common.output_files import FULL, naming_full_disk, write_json
 from common.plain_yaml import YamlError, check_yaml
 from common.provenance import git_state, package_versions
 from common.training import callbacks, processes, run_folders
@@ -145,9 +146,12 @@ class SpectralCLI(LightningCLI):
                     self.run_dir.parent.rmdir()  # only if no other run is in it
             if self.stop.job_ends and self.trainer.is_global_zero:
                 processes.queue_again()
+            if processes.is_lost_worker(error):
+                raise processes.LostProcessError(processes.LOST_WORKER) from error
             if not processes.is_lost_process(error):
                 self._blame_checkpoint(error)
-                raise
+                with naming_full_disk(self.run_dir or Path()):  # such as that of TensorBoard's files
+                    raise
             if self.stop.asked:  # the other process was, too
                 raise SIGTERMException from error
             raise processes.LostProcessError(f"another process of this run has ended; {processes.GO_ON}") from error
@@ -344,6 +348,8 @@ class SpectralCLI(LightningCLI):
         return kwargs
 
     def after_fit(self) -> None:
+        if replaced := getattr(self.datamodule, "read_errors", 0):
+            rank_zero_warn(f"in training, videos that cannot be read were replaced by others {replaced} times")
         if self.config["fit"].page and self.run_dir is not None and self.trainer.is_global_zero:
             from common.training.run_page import training_page
 
@@ -371,6 +377,7 @@ class SpectralCLI(LightningCLI):
             "kind": self.model.kind,
             "videos": scores.videos,
             "videos_expected": expected,
+            "unreadable": list(self.model.unreadable.values()),
             "views": views,
             **self.model.result_facts(),
             "params": sum(p.numel() for p in self.model.network.parameters()),
@@ -391,6 +398,8 @@ class SpectralCLI(LightningCLI):
         table = Table(f"{stage}: {scores.videos} of {of}", "")
         shown = [(key, self.model.format_metric(key, value)) for key, value in scores.metrics().items()]
         speed = "clips/s" if self.model.kind == "video" else f"{self.model.kind}s/s"
+        if self.model.unreadable:
+            shown.append((f"{self.model.kind}s not read, not scored", str(len(self.model.unreadable))))
         for key, value in [*shown, (speed, f"{self.result['clips_per_s']:.1f}")]:
             table.add_row(key, value)
         written = [self.run_dir / "result.json", predictions]
@@ -473,10 +482,20 @@ def _check_resumed_optimizer(config: Namespace, recorded: Path) -> None:
 def run(args: list[str], callbacks: Sequence[Callback] = ()) -> SpectralCLI:
     """See :func:`common.training.cli.run`."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_not_advertising)
-    with warnings.catch_warnings():
-        for message in EXPECTED_WARNINGS:
-            warnings.filterwarnings("ignore", message=message)
-        return SpectralCLI(run_folders.with_recipe_beside(args), callbacks)
+    threading.excepthook = _report_of_thread
+    try:
+        with warnings.catch_warnings():
+            for message in EXPECTED_WARNINGS:
+                warnings.filterwarnings("ignore", message=message)
+            return SpectralCLI(run_folders.with_recipe_beside(args), callbacks)
+    finally:
+        threading.excepthook = threading.__excepthook__
+
+
+def _report_of_thread(failed: threading.ExceptHookArgs) -> None:
+    """Leave out the traceback of TensorBoard's thread on a full disk: the training gets the error, too."""
+    if not (isinstance(failed.exc_value, OSError) and failed.exc_value.errno in FULL):
+        threading.__excepthook__(failed)
 
 
 class _ParsedOnly(SpectralCLI):

@@ -26,10 +26,19 @@ LAUNCHER = "SPECTRAL_LAUNCHER"  # environment variable: id of the process from w
 GRACE = 10  # seconds that a process has to end by itself after another one
 GO_ON = "what it printed says why; --ckpt_path last resumes a training"
 LOST = re.compile(r"Connection (closed|reset) by peer|Broken pipe|remote process exited|Timed out waiting")
+LOST_WORKER = (
+    "a loader process was killed, perhaps because the memory was full: lower data.num_workers or data.batch_size; "
+    "--ckpt_path last resumes a training"
+)
 
 
 class LostProcessError(Exception):
     """Another process of the run has ended or does not answer."""
+
+
+def is_lost_worker(error: BaseException) -> bool:
+    """Whether a process that loads data was killed."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
 
 
 def is_lost_process(error: BaseException) -> bool:

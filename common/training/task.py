@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from common.backbones.imagenet import load_imagenet
-from common.datamodules.manifest import is_text
+from common.datamodules.errors import DatasetError
+from common.datamodules.manifest import is_text, shorten
 from common.datamodules.spec import InputSpec
 from common.training.checkpoints import (
     CheckpointError,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 TRUSTED = ("papers", "common")  # packages whose modules a checkpoint may name
 MAX_NAME = 10_000  # characters of the name of an output
+MAX_UNREADABLE = 0.1  # share of the files of an evaluation that may be left out
 STORED = "spectral"  # entry of a checkpoint with what TaskModule needs besides weights and arguments
 
 
@@ -106,6 +108,7 @@ class TaskModule(L.LightningModule):
         self.manifest_hash: str | None = None
         self.result: Any = None
         self.paths: dict[int, str] = {}  # of what was evaluated last, by index
+        self.unreadable: dict[int, str] = {}  # what is wrong with files that were left out of it, by index
         self.views_per_video = 1
         self.evaluation_seconds = 0.0
         self.network = self.build_network()
@@ -230,25 +233,52 @@ class TaskModule(L.LightningModule):
             )
 
     def finish_evaluation(self, prefix: str) -> None:
-        """Compute and log the result."""
+        """Compute and log the result; name the files that could not be read."""
+        self.paths, self.unreadable = self._of_all_processes(self.paths), self._of_all_processes(self.unreadable)
+        self._check_unreadable()
+        if self.trainer.sanity_checking and self.unreadable and not self.paths:
+            return  # the few files of the check cannot be read
         self.result = self.compute_result()
-        if self.trainer.world_size > 1 and not self.trainer.sanity_checking:
-            every: list[dict[int, str]] = [{} for _ in range(self.trainer.world_size)]
-            torch.distributed.all_gather_object(every, self.paths)
-            self.paths = {index: path for paths in every for index, path in paths.items()}
+        if self.unreadable:
+            rank_zero_warn(
+                f"{prefix}: {len(self.unreadable)} of {len(self.unreadable) + self.result.videos} {self.kind}s cannot "
+                f"be read, the scores are without them:\n{shorten(list(self.unreadable.values()))}"
+            )
         for name, value in self.result.metrics().items():
             self.log(f"{prefix}_{name}", value, prog_bar=name == self.score)
         self.evaluation_seconds = time.perf_counter() - self._started
 
+    def _of_all_processes(self, texts: dict[int, str]) -> dict[int, str]:
+        if self.trainer.world_size == 1:
+            return dict(sorted(texts.items()))
+        every: list[dict[int, str]] = [{} for _ in range(self.trainer.world_size)]
+        torch.distributed.all_gather_object(every, texts)
+        return dict(sorted(item for part in every for item in part.items()))
+
+    def _check_unreadable(self) -> None:
+        """Raise DatasetError if too many files of an evaluation cannot be read, for a score of the others to count."""
+        if not self.unreadable:
+            return
+        loaders = self.trainer.test_dataloaders if self.trainer.testing else self.trainer.val_dataloaders
+        number = len(loaders.dataset)  # type: ignore[union-attr]
+        if len(self.unreadable) > max(1, int(MAX_UNREADABLE * number)) or len(self.unreadable) == number:
+            raise DatasetError(
+                f"{len(self.unreadable)} of {number} {self.kind}s cannot be read, more than can be left out of a score "
+                f"({MAX_UNREADABLE:.0%}, or one); repair them or remove them from the data:\n"
+                f"{shorten(list(self.unreadable.values()))}"
+            )
+
     def on_validation_epoch_start(self) -> None:
-        self.paths = {}
+        self.paths, self.unreadable = {}, {}
         self._started = time.perf_counter()
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
         if "path" in batch:
             index = batch[f"{self.kind}_index"].tolist()
             self.paths.update({i: str(path) for i, path in zip(index, batch["path"], strict=True)})
-        return self.evaluate_batch(batch)
+        self.unreadable.update(batch.get("unreadable", {}))
+        self._check_unreadable()
+        return self.evaluate_batch(batch) if len(batch[f"{self.kind}_index"]) else {}
 
     def on_validation_epoch_end(self) -> None:
         self.finish_evaluation("val")

@@ -156,10 +156,11 @@ class CompressedModule(TaskModule):
         self._dense = [dense.to(self.device).eval(), copy.deepcopy(self.scores)]
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        if self._dense:
+        outputs = super().test_step(batch, batch_idx)
+        if self._dense and outputs:
             with self._as_dense():
                 self.evaluate_batch(batch)
-        return super().test_step(batch, batch_idx)
+        return outputs
 
     def on_test_epoch_end(self) -> None:
         super().on_test_epoch_end()

@@ -394,12 +394,30 @@ def test_replacing_gives_up_when_nothing_can_be_read(tmp_path):
         list(dm.train_dataloader())
 
 
-@pytest.mark.parametrize("policy", ["raise", "replace"])
-def test_evaluation_always_raises(damaged, policy):
-    dm = module(damaged, on_read_error=policy)
+def test_unreadable_validation_video_is_named(damaged):
+    dm = module(damaged)
     dm.setup("validate")
-    with pytest.raises(VideoReadError, match=r"val/v14\.mp4.*0 bytes.*video 3"):
+    with pytest.raises(VideoReadError, match=r"val/v14\.mp4.*0 bytes.*video 3.*set data\.on_read_error to replace"):
         list(dm.val_dataloader())
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_unreadable_validation_video_is_left_out_of_its_batch_and_named_there(damaged, size):
+    dm = module(damaged, on_read_error="replace", eval_batch_size=size)
+    dm.setup("validate")
+    batches = list(dm.val_dataloader())
+    assert [i for batch in batches for i in batch["video_index"].tolist()] == [0, 1, 2, 4]
+    assert [batch["video"].shape for batch in batches if "video" in batch][-1][1:] == (3, 4, 16, 16)
+    [(index, message)] = [item for batch in batches for item in batch.get("unreadable", {}).items()]
+    assert index == 3
+    assert "val/v14.mp4" in message
+
+
+def test_prediction_raises_whatever_the_policy(damaged):
+    dm = module(damaged, on_read_error="replace", predict_paths=[str(damaged / "val" / "v14.mp4")])
+    dm.setup("predict")
+    with pytest.raises(VideoReadError, match=r"val/v14\.mp4"):
+        list(dm.predict_dataloader())
 
 
 def test_missing_files(damaged):

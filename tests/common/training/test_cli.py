@@ -1,16 +1,21 @@
 import csv
 import json
+import multiprocessing
 import os
+import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from common.training.cli import main, run
+from common.training.cli import main, run, user_errors
+from common.training.processes import LostProcessError
 
 ROOT = Path(__file__).resolve().parents[3]
 STOCK = {
@@ -243,18 +248,84 @@ def test_warnings_are_one_line(recipe):
     assert not [line for line in lines if ".py:" in line]
 
 
+def with_broken_videos(motion: Path, broken: Path, *names: str) -> dict:
+    """Arguments of data that is ``motion`` with files ``names`` that are no videos."""
+    for video in motion.parent.rglob("*.*"):
+        name = video.relative_to(motion.parent)
+        (broken / name).parent.mkdir(parents=True, exist_ok=True)
+        (broken / name).write_bytes(b"no video" if str(name) in names else video.read_bytes())
+    return {"root": str(broken), "manifest": str(broken / "manifest.csv")}
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_an_unreadable_training_video_is_named(recipe, capsys, tmp_path, motion, num_workers):
-    broken = tmp_path / "broken"
-    for video in motion.parent.rglob("*.*"):
-        target = broken / video.relative_to(motion.parent)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(b"no video" if video.match("train/move_left/0000.mp4") else video.read_bytes())
-    data = {"root": str(broken), "manifest": str(broken / "manifest.csv"), "num_workers": num_workers}
-    assert main(["fit", "--config", recipe(data=data)]) == 1
+    data = with_broken_videos(motion, tmp_path / "broken", "train/move_left/0000.mp4")
+    assert main(["fit", "--config", recipe(data={**data, "num_workers": num_workers})]) == 1
     error = capsys.readouterr().err
-    assert "error: " + str(broken / "train/move_left/0000.mp4") in error
+    assert "error: " + str(tmp_path / "broken/train/move_left/0000.mp4") in error
     assert "Traceback" not in error
+
+
+class KillLoaders(Callback):
+    """Kills the processes that load data, as a system without memory does."""
+
+    def on_train_batch_start(self, *_) -> None:
+        for child in multiprocessing.active_children():
+            child.kill()
+
+
+def test_a_killed_loader_process_ends_the_training_with_what_to_do(recipe):
+    path = recipe(max_epochs=3, data={"num_workers": 1})
+    with pytest.raises(LostProcessError, match=r"a loader process was killed.*lower data\.num_workers") as caught:
+        run(["fit", "--config", path], [KillLoaders()])
+    assert isinstance(caught.value, user_errors())  # one line, no traceback
+
+
+def test_the_log_of_a_training_fills_the_disk(recipe):
+    path = recipe(max_epochs=2, enable_checkpointing=False)
+    program = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
+    program += "from common.training.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "fit", "--config", path]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 1, done.stderr
+    assert "File too large; free some space, or write elsewhere: 'runs/tiny/version_0'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_scores_without_an_unreadable_video_say_so(recipe, capsys, tmp_path, motion):
+    names = ("train/move_left/0000.mp4", "val/move_left/0000.mp4", "test/move_right/0001.mp4")
+    data = with_broken_videos(motion, tmp_path / "broken", *names)
+    path = recipe(data={**data, "num_workers": 1, "on_read_error": "replace", "eval_batch_size": 1})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert main(["fit", "--config", path]) == 0
+        assert main(["test", "--config", path, "--ckpt_path", "last", "--page", "true"]) == 0
+    said = [str(warning.message) for warning in caught]
+    for stage, name in (("val", names[1]), ("test", names[2])):
+        text = f"{stage}: 1 of 6 videos cannot be read, the scores are without them:\n{tmp_path}/broken/{name}: "
+        assert [message for message in said if message.startswith(text)]
+    assert [message for message in said if re.search(r"videos that cannot be read were replaced .* \d+ times", message)]
+    result = json.loads(Path("runs/tiny/version_1/result.json").read_text())
+    assert (result["videos"], result["videos_expected"], len(result["unreadable"])) == (5, 6, 1)
+    assert names[2] in result["unreadable"][0]
+    assert len(read_csv(Path("runs/tiny/version_1/predictions.csv"))) == 5
+    out = capsys.readouterr().out
+    assert "5 of 6 videos" in out
+    assert "videos not read, not scored" in out
+    page = Path("runs/tiny/version_1/page/index.html").read_text()
+    assert "5 of 6" in page
+    assert "videos not read, not scored" in page
+
+
+@pytest.mark.parametrize(("count", "size"), [(2, 1), (6, 6)])
+def test_a_score_is_refused_where_many_videos_are_unreadable(recipe, capsys, tmp_path, motion, count, size):
+    names = [f"test/{name}/{k:04}.mp4" for name in ("move_left", "move_right") for k in range(3)][:count]
+    data = with_broken_videos(motion, tmp_path / "broken", *names)
+    path = recipe(data={**data, "on_read_error": "replace", "eval_batch_size": size})
+    assert main(["test", "--config", path]) == 1
+    error = capsys.readouterr().err
+    assert f"error: {count} of 6 videos cannot be read, more than can be left out of a score (10%, or one)" in error
+    assert str(tmp_path / "broken" / names[0]) in error
 
 
 def test_debug_shows_where(recipe):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from common.training.cli import run
+from tests.common.training.test_cli import with_broken_videos
 
 pytestmark = pytest.mark.slow
 
@@ -39,6 +40,20 @@ def test_scores_are_the_same_on_any_number_of_processes(recipe):
     assert [[result[key] for key in keys] for result in results] == [[results[0][key] for key in keys]] * 3
     assert results[0]["videos"] == 6
     assert tables == [tables[0]] * 3
+
+
+def test_a_process_that_can_read_none_of_its_videos_takes_part(recipe, motion, tmp_path):
+    data = with_broken_videos(motion, tmp_path / "broken", "test/move_right/0002.mp4")  # the second batch of two
+    path = recipe(data={**data, "on_read_error": "replace", "eval_batch_size": 5})
+    torch.set_num_threads(1)
+    with pytest.warns(UserWarning, match="test: 1 of 6 videos cannot be read"):
+        one = run(["test", "--config", path]).result
+    printed = spectral("test", "--config", path, "--trainer.devices", "2", "--trainer.strategy", "ddp")
+    assert printed.count("test: 1 of 6 videos cannot be read") == 1
+    two = json.loads(Path("runs/tiny/version_1/result.json").read_text())
+    keys = ("top1", "loss", "videos", "videos_expected", "unreadable")
+    assert [two[key] for key in keys] == [one[key] for key in keys]
+    assert two["videos"] == 5
 
 
 def test_the_recipe_trains_on_two_processes_unchanged(recipe):
