@@ -16,6 +16,7 @@ from torch import Tensor
 
 from common.datamodules.image_dataset import open_image
 from common.datamodules.keypoints import PersonDataset
+from common.datamodules.manifest import read_json
 from common.datamodules.pose_geometry import KeypointSpec, PersonCrop
 from common.evaluation.figures import draw_persons
 from common.evaluation.keypoints import (
@@ -309,8 +310,8 @@ def read_boxes(path: str | Path) -> dict[str, list[list[float]]]:
     Raises:
         ValueError: the file is neither.
     """
+    content = read_json(Path(path))
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
         if "annotations" in content:
             names = {image["id"]: image["file_name"] for image in content["images"]}
             entries = [(names[a["image_id"]], a["bbox"]) for a in content["annotations"] if not a.get("iscrowd")]
