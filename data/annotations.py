@@ -8,7 +8,6 @@ mmaction2, SlowFast and pytorchvideo train on.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -28,6 +27,7 @@ from common.datamodules.manifest import (
     path_below,
     read_class_names,
     read_csv,
+    read_json,
     read_text,
     shorten,
 )
@@ -133,10 +133,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _json(path: Path, kind: type) -> Any:
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DatasetError(f"{path}:{error.lineno}: not valid JSON: {error.msg}.") from None
+    content = read_json(path)
     if not isinstance(content, kind):
         raise DatasetError(f"{path}: holds a JSON {type(content).__name__}, expected a {kind.__name__}.")
     return content

@@ -247,7 +247,6 @@ class C2DBody(nn.Module):
         # Rounded up: a single frame is kept.
         self.temporal_pool = nn.MaxPool3d((2, 1, 1), ceil_mode=True)
         self.temporal_pool_after_stage = tuple(temporal_pool_after_stage)
-        self.stage_channels: tuple[int, ...] = ()
         for number, stage in enumerate(STAGES):
             planes = scale_width(64 * 2**number, width)
             blocks = []
@@ -257,7 +256,6 @@ class C2DBody(nn.Module):
                 blocks.append(kind(channels, planes, *place, first_conv, mid_block, after_block))
                 channels = planes * kind.expansion
             self.add_module(f"layer{number + 1}", nn.Sequential(*blocks))
-            self.stage_channels += (channels,)
         self.out_channels = channels
         inserted = {id(module) for block in self.residual_blocks() for module in block.inserted_modules()}
         for module in self.modules():

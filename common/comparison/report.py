@@ -151,18 +151,10 @@ def claims_table(progress: StudyProgress) -> RenderedTable:
 def score_table(progress: StudyProgress, data: str) -> RenderedTable:
     """The methods on some data: scores with intervals, the chosen rate, sizes and times."""
     study = progress.study
-    heads = [
-        ColumnHeader("Method"),
-        ColumnHeader("test", kind="ours"),
-        ColumnHeader("train", kind="other"),
-        ColumnHeader("seeds", kind="other"),
-        ColumnHeader("learning rate", kind="other"),
-        ColumnHeader("parameters", kind="other"),
-        ColumnHeader("multiply-adds, full count", kind="other"),
-        ColumnHeader("inference, ms", kind="other"),
-        ColumnHeader("training step, ms", kind="other"),
-        ColumnHeader("memory in training, MB", kind="other"),
-    ]
+    names = ["train", "seeds", "learning rate", "parameters", "multiply-adds, full count", "inference, ms"]
+    names += ["training step, ms", "memory in training, MB"]
+    heads = [ColumnHeader("Method"), ColumnHeader("test", kind="ours")]
+    heads += [ColumnHeader(name, kind="other") for name in names]
     cells, notes = [], ["Mean test score over the seeds with its 95 % interval, and mean training score; in per cent."]
     for name in study.methods_on(data):
         rows = {s: r for s, r in progress.scores(data, name).items() if not r.error}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -82,7 +83,7 @@ class BaseDataModule(L.LightningDataModule):
 
     # -- facts ----------------------------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def spec(self) -> InputSpec:
         """How a file becomes the network's input in testing; stored in checkpoints."""
         raise NotImplementedError
@@ -220,14 +221,15 @@ class BaseDataModule(L.LightningDataModule):
 class LabelledDataModule(BaseDataModule):
     """Loaders of videos or images with one label each. The arguments are those of :class:`BaseDataModule`."""
 
+    @cached_property
     def _loaded(self) -> Any:
-        """The class names and the hash of the data, as `class_names` and `hash`; read on the first call."""
+        """The class names and the hash of the data, as `class_names` and `hash`."""
         raise NotImplementedError
 
     @property
     def class_names(self) -> list[str]:
         """Names by label."""
-        return list(self._loaded().class_names)
+        return list(self._loaded.class_names)
 
     @property
     def output_names(self) -> list[str]:
@@ -237,7 +239,7 @@ class LabelledDataModule(BaseDataModule):
     @property
     def manifest_hash(self) -> str:
         """SHA-256 of the class list and of the entries, or of the images of an archive."""
-        return self._loaded().hash
+        return self._loaded.hash
 
     def setup(self, stage: str | None = None) -> None:
         """As :meth:`BaseDataModule.setup`, with a warning for a training on a single class."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.datamodules.errors import DatasetError
-from common.datamodules.manifest import is_text, leaves_root, shorten
+from common.datamodules.manifest import is_text, leaves_root, read_json, shorten
 
 Array = NDArray[np.float64]
 MAX_SIDE = 10**6  # of an image, in pixels
@@ -90,7 +89,7 @@ def read_annotations(path: str | Path, category: str = "person") -> KeypointAnno
             names the annotation's id.
     """
     path = Path(path)
-    content = _read_json(path)
+    content = read_json(path)
     lists = [content.get(key) for key in ("images", "categories")] if isinstance(content, dict) else [None]
     if not all(isinstance(part, list) for part in lists) or not isinstance(content.get("annotations", []), list):
         raise DatasetError(f"{path}: not an annotation file of COCO: it lacks the lists images and categories.")
@@ -137,16 +136,6 @@ def _keypoints(
             raise DatasetError(f"{path}: {bone} in the skeleton is not a pair of keypoints from 1 to {len(names)}.")
         skeleton.append((bone[0] - 1, bone[1] - 1))
     return tuple(str(name) for name in names), tuple(skeleton)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        with path.open(encoding="utf-8") as file:
-            return json.load(file)
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read ({error.strerror}); resolved: {os.path.realpath(path)}.") from error
-    except (ValueError, RecursionError) as error:  # ValueError: also of wrong encodings
-        raise DatasetError(f"{path}: not a JSON file, or an incomplete one ({error}).") from error
 
 
 def _are_numbers(values: Any, count: int) -> bool:
@@ -203,7 +192,7 @@ def detected_persons(
         DatasetError: the file is missing or has another format.
     """
     path = Path(path)
-    content = _read_json(path)
+    content = read_json(path)
     if not isinstance(content, list):
         raise DatasetError(f"{path}: not a file of detections in COCO's results format: it is not a list.")
     images = {image["id"]: image for image in annotations.content["images"]}

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -95,46 +95,40 @@ class ImageDataModule(LabelledDataModule):
         self.cache_decoded = cache_decoded
         self._colours = None if card["mean"] is None else (tuple(card["mean"]), tuple(card["std"]))
         self._published: dict[str, int] = card["counts"] or {}
-        self._source: Manifest | ImageArchive | None = None
-        self._spec: ImageSpec | None = None
         self._parts: dict[str, tuple[list[Item], Tensor | None]] = {}
 
-    @property
+    @cached_property
     def spec(self) -> ImageSpec:
         """Size and normalisation. For a folder they are computed from its training images."""
-        if self._spec is None:
-            name = next(name for name in ("train", "val", "test") if name in self._splits())
-            items, pixels = self._part(name)
-            first = read_image(items[0].path) if pixels is None else pixels[0]
-            height, width = (self.image_size,) * 2 if self.image_size else first.shape[-2:]
-            if self._colours is None and name != "train":
-                raise DatasetError(f"{self.root} has no training images to compute mean and std from; give both.")
-            mean, std = self._colours or ((0.0,) * 3, (1.0,) * 3)
-            spec = ImageSpec(height, width, mean, std)
-            if self._colours is None:
-                mean, std = colour_statistics(self._images("train", spec))
-                spec = replace(spec, mean=mean, std=std)
-            self._spec = spec
-        return self._spec
+        name = next(name for name in ("train", "val", "test") if name in self._splits())
+        items, pixels = self._part(name)
+        first = read_image(items[0].path) if pixels is None else pixels[0]
+        height, width = (self.image_size,) * 2 if self.image_size else first.shape[-2:]
+        if self._colours is None and name != "train":
+            raise DatasetError(f"{self.root} has no training images to compute mean and std from; give both.")
+        mean, std = self._colours or ((0.0,) * 3, (1.0,) * 3)
+        spec = ImageSpec(height, width, mean, std)
+        if self._colours is None:
+            mean, std = colour_statistics(self._images("train", spec))
+            spec = replace(spec, mean=mean, std=std)
+        return spec
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
+    @cached_property
     def _loaded(self) -> Manifest | ImageArchive:
-        if self._source is None:
-            read = ARCHIVES.get(self.dataset or "")
-            if read is None:
-                self._check_root()
-            self._source = read(self.root) if read else read_class_folders(self.root, kind="image")
-            if isinstance(self._source, ImageArchive):
-                for split, expected in self._published.items():
-                    if (count := len(self._source.splits[split][1])) != expected:
-                        warnings.warn(
-                            f"{self.root}: {count} of {expected} {split} images of {self.dataset}.", stacklevel=2
-                        )
-        return self._source
+        read = ARCHIVES.get(self.dataset or "")
+        if read is None:
+            self._check_root()
+            return read_class_folders(self.root, kind="image")
+        source = read(self.root)
+        for split, expected in self._published.items():
+            if (count := len(source.splits[split][1])) != expected:
+                warnings.warn(f"{self.root}: {count} of {expected} {split} images of {self.dataset}.", stacklevel=2)
+        return source
 
     def _splits(self) -> tuple[str, ...]:
-        source = self._loaded()
+        source = self._loaded
         if isinstance(source, Manifest):
             return source.splits()
         return ("train", "val", "test") if self.val_per_class else ("train", "test")
@@ -142,7 +136,7 @@ class ImageDataModule(LabelledDataModule):
     def _part(self, split: str) -> tuple[list[Item], Tensor | None]:
         """Items of a split and, if they are in memory, their images."""
         if split not in self._parts:
-            source = self._loaded()
+            source = self._loaded
             if isinstance(source, Manifest):
                 items, pixels = source.split(split).items(), None
                 chosen = torch.arange(len(items))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,6 @@ class KeypointDataModule(BaseDataModule):
         self.sigma = height / 128 if sigma is None else sigma
         self.augmentation = PoseAugmentation(scale, rotation, flip, self.seed)
         self._read: dict[str, KeypointAnnotations] = {}
-        self._hash: str | None = None
 
     @property
     def output_names(self) -> list[str]:
@@ -189,24 +189,22 @@ class KeypointDataModule(BaseDataModule):
         """The number of keypoints, and height and width of a crop."""
         return {"num_joints": len(self.output_names), "input_size": (self._size.height, self._size.width)}
 
-    @property
+    @cached_property
     def spec(self) -> KeypointSpec:
         """Size, normalisation, left-right pairs and skeleton."""
         annotations = self._any()
         return replace(self._size, left_right=annotations.left_right, skeleton=annotations.skeleton)
 
-    @property
+    @cached_property
     def manifest_hash(self) -> str:
         """SHA-256 of the annotation files, and of the detections."""
-        if self._hash is None:
-            digest = hashlib.sha256()
-            files = [annotations for annotations, _ in self.files.values()]
-            for file in dict.fromkeys(files + ([self.detections] if self.detections else [])):
-                path = self.root / file
-                if path.is_file():
-                    digest.update(file.encode() + path.read_bytes())
-            self._hash = digest.hexdigest()
-        return self._hash
+        digest = hashlib.sha256()
+        files = [annotations for annotations, _ in self.files.values()]
+        for file in dict.fromkeys(files + ([self.detections] if self.detections else [])):
+            path = self.root / file
+            if path.is_file():
+                digest.update(file.encode() + path.read_bytes())
+        return digest.hexdigest()
 
     # -- parts ------------------------------------------------------------------------------------------------------
 

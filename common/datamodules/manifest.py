@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
 import os
 import re
 import warnings
@@ -240,6 +241,20 @@ def read_text(path: Path) -> str:
         line = text[: text.index("\0")].count("\n") + 1
         raise DatasetError(f"{path}:{line}: holds a NUL character: it is not a text file, or damaged.")
     return text
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file in UTF-8.
+
+    Raises:
+        DatasetError: the file cannot be read or is not JSON; the message names the line where that is known.
+    """
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise DatasetError(f"{path}{line}: not valid JSON, or an incomplete file: {error}.") from error
 
 
 def is_text(name: str) -> bool:

@@ -4,6 +4,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,7 +109,7 @@ class VideoDataModule(LabelledDataModule):
         self.dataset, self.root, self.manifest_path = dataset, Path(card["root"]), card["manifest"]
         self.on_read_error, self.on_missing, self.cache_decoded = on_read_error, on_missing, cache_decoded
         self.test_split = card["test_split"]
-        self._spec = ClipSpec(
+        self.spec: ClipSpec = ClipSpec(
             num_frames, sampling, frame_stride, num_clips, num_crops, crop_size, card["resize"], mean, std
         )
         sides = None if resize_range is None else (int(resize_range[0]), int(resize_range[1]))
@@ -118,12 +119,6 @@ class VideoDataModule(LabelledDataModule):
             check_choice("swap_left_right", horizontal_flip=flip)
         self.augmentation = ClipAugmentation(scales, bool(flip), self.seed, sides, crop_places)
         self._given_names = class_names
-        self._manifest: Manifest | None = None
-
-    @property
-    def spec(self) -> ClipSpec:
-        """How the test views of a video are made."""
-        return self._spec
 
     @property
     def train_spec(self) -> ClipSpec:
@@ -146,12 +141,8 @@ class VideoDataModule(LabelledDataModule):
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
+    @cached_property
     def _loaded(self) -> Manifest:
-        if self._manifest is None:
-            self._manifest = self._read_manifest()
-        return self._manifest
-
-    def _read_manifest(self) -> Manifest:
         self._check_root()
         path = self.root / (self.manifest_path or "manifest.csv")
         if self.manifest_path is None and not path.is_file():
@@ -166,15 +157,15 @@ class VideoDataModule(LabelledDataModule):
         return Manifest.read(path, self.root, class_names=self._given_names)
 
     def _splits(self) -> Sequence[str]:
-        return self._loaded().splits()
+        return self._loaded.splits()
 
     def _scored_split(self) -> str:
-        entries = [entry for entry in self._loaded().entries if entry.split == "test"]
+        entries = [entry for entry in self._loaded.entries if entry.split == "test"]
         return "test" if entries and all(entry.label is not None for entry in entries) else "val"
 
     def _present(self, split: str) -> Manifest:
         """The entries of a split whose files exist."""
-        manifest, missing = self._loaded().split(split).present()
+        manifest, missing = self._loaded.split(split).present()
         if missing:
             lines = shorten([f"  {entry.path}" for entry in missing])
             text = f"{manifest.source}, split {split}: {manifest.counts()} are in {manifest.root}; missing:\n{lines}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -182,9 +183,7 @@ class VolumeDataModule(BaseDataModule):
         self.tumour_patches, self.flip, self.intensity = tumour_patches, flip, intensity
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.cache_decoded = cache_decoded
-        self._spec = VolumeSpec(patch_size, modalities, overlap)
-        self._cases: dict[str, list[Case]] | None = None
-        self._hash = ""
+        self.spec: VolumeSpec = VolumeSpec(patch_size, modalities, overlap)
 
     @property
     def output_names(self) -> list[str]:
@@ -196,42 +195,36 @@ class VolumeDataModule(BaseDataModule):
         return {"num_regions": len(REGIONS), "in_channels": len(self.spec.modalities)}
 
     @property
-    def spec(self) -> VolumeSpec:
-        """How a case becomes the network's input."""
-        return self._spec
-
-    @property
     def manifest_hash(self) -> str:
         """SHA-256 of the names, splits, file sizes and shapes of the cases."""
-        self._loaded()
-        return self._hash
+        return self._loaded[1]
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
-    def _loaded(self) -> dict[str, list[Case]]:
-        if self._cases is None:
-            self._check_root()
-            folders = find_case_folders([self.root])
-            cases = [find_case(folder, self.spec.modalities, labelled=True) for folder in folders]
-            cases.sort(key=lambda case: case.name)
-            for one, other in pairwise(cases):
-                if one.name == other.name:
-                    raise DatasetError(f"the case {one.name} exists twice: {one.folder} and {other.folder}.")
-            shapes = [check_case(case) for case in cases]
-            recent = sum(is_named_as_in_2023(case.images[0]) for case in cases)
-            if recent:
-                rank_zero_info(
-                    f"{recent} of {len(cases)} cases are named as in BraTS 2023: the enhancing tumour has the label 3"
-                )
-            split = self._read_splits(cases) if self.splits_file else self._draw_splits(cases)
-            by_split: dict[str, list[Case]] = {}
-            digest = hashlib.sha256()
-            for case, shape in zip(cases, shapes, strict=True):
-                by_split.setdefault(split[case.name], []).append(case)
-                sizes = [path.stat().st_size for path in (*case.images, case.label) if path is not None]
-                digest.update(f"{case.name} {split[case.name]} {shape} {sizes}\n".encode())
-            self._cases, self._hash = by_split, digest.hexdigest()
-        return self._cases
+    @cached_property
+    def _loaded(self) -> tuple[dict[str, list[Case]], str]:
+        """The cases by split, and the hash of the data."""
+        self._check_root()
+        folders = find_case_folders([self.root])
+        cases = [find_case(folder, self.spec.modalities, labelled=True) for folder in folders]
+        cases.sort(key=lambda case: case.name)
+        for one, other in pairwise(cases):
+            if one.name == other.name:
+                raise DatasetError(f"the case {one.name} exists twice: {one.folder} and {other.folder}.")
+        shapes = [check_case(case) for case in cases]
+        recent = sum(is_named_as_in_2023(case.images[0]) for case in cases)
+        if recent:
+            rank_zero_info(
+                f"{recent} of {len(cases)} cases are named as in BraTS 2023: the enhancing tumour has the label 3"
+            )
+        split = self._read_splits(cases) if self.splits_file else self._draw_splits(cases)
+        by_split: dict[str, list[Case]] = {}
+        digest = hashlib.sha256()
+        for case, shape in zip(cases, shapes, strict=True):
+            by_split.setdefault(split[case.name], []).append(case)
+            sizes = [path.stat().st_size for path in (*case.images, case.label) if path is not None]
+            digest.update(f"{case.name} {split[case.name]} {shape} {sizes}\n".encode())
+        return by_split, digest.hexdigest()
 
     def _draw_splits(self, cases: Sequence[Case]) -> dict[str, str]:
         order = torch.randperm(len(cases), generator=sample_generator(self.split_seed)).tolist()
@@ -271,7 +264,7 @@ class VolumeDataModule(BaseDataModule):
         return Compose(steps)
 
     def _splits(self) -> Sequence[str]:
-        return tuple(self._loaded())
+        return tuple(self._loaded[0])
 
     def _train_dataset(self) -> VolumeDataset:
         return self._dataset("train", self._augmentation())
@@ -280,7 +273,7 @@ class VolumeDataModule(BaseDataModule):
         return self._dataset(split)
 
     def _dataset(self, split: str, augment: Compose | None = None) -> VolumeDataset:
-        cases = self._loaded().get(split, [])
+        cases = self._loaded[0].get(split, [])
         if not cases:
             raise DatasetError(f"{self.root} has no {split} cases; see val_fraction and splits.")
         return VolumeDataset(cases, self.spec, augment, self.seed, self.cache_decoded)

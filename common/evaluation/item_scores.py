@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ class ItemScores(Metric):
         for name in self.rows:
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
-    def add(self, **values: Tensor) -> None:
+    def update(self, **values: Tensor) -> None:
         """Add items: the values of ``rows`` (N, ...), and ``index`` (N,), unique in the dataset."""
         for name, row in self.rows.items():
             getattr(self, name).append(values[name].detach().to(row.dtype))
@@ -41,11 +42,11 @@ class ItemScores(Metric):
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Gather over the processes; one that saw no item takes part with empty tensors of the right shape."""
         if not self.index:
-            self.add(**{name: row.to(self.device) for name, row in self.rows.items()})
+            ItemScores.update(self, **{name: row.to(self.device) for name, row in self.rows.items()})
         super().sync(*args, **kwargs)
 
-    def gather(self) -> dict[str, Tensor]:
-        """All rows and ``index``, by name, on the CPU, ascending by index, each item once.
+    def compute(self) -> Any:
+        """All rows and ``index``, as attributes, on the CPU, ascending by index, each item once.
 
         Raises:
             ValueError: no item was added, or one was added with two labels (two values of an integer row).
@@ -61,4 +62,5 @@ class ItemScores(Metric):
             if not value.is_floating_point() and (clash := repeated & (value[1:] != value[:-1])).any():
                 raise ValueError(f"{self.kind} index {index[1:][clash][0].item()} came with two {name}s")
         first = torch.cat([torch.ones(1, dtype=torch.bool), ~repeated])
-        return {name: value[first] for name, value in values.items()}
+        # No dict or dataclass: torchmetrics would squeeze the tensors of a single item in one.
+        return SimpleNamespace(**{name: value[first] for name, value in values.items()})

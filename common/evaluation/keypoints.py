@@ -18,8 +18,6 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 from torch import Tensor
 
-from common.evaluation.item_scores import ItemScores
-
 #: the ten numbers of COCOeval for keypoints, in its order
 METRICS = ("ap", "ap50", "ap75", "ap_medium", "ap_large", "ar", "ar50", "ar75", "ar_medium", "ar_large")
 CONFIDENT = 0.2  # keypoints below do not count towards a person's score
@@ -75,22 +73,6 @@ def to_image(points: Tensor, centre: Tensor, size: Tensor, heatmap_size: tuple[i
     factor = size.double()[:, None, :1] / heatmap_size[1]
     xy = (points[..., :2] - middle) * factor + centre.double()[:, None]
     return torch.cat([xy, points[..., 2:]], dim=-1)
-
-
-class KeypointScores(ItemScores):
-    """Collects the keypoints and losses of persons."""
-
-    def __init__(self, num_joints: int, **kwargs: Any) -> None:
-        super().__init__({"keypoints": torch.empty(0, num_joints, 3), "loss": torch.empty(0)}, kind="person", **kwargs)
-
-    def update(self, keypoints: Tensor, loss: Tensor, person_index: Tensor) -> None:
-        """Add persons: keypoints (N, J, 3) in the image, loss (N,) (NaN: unknown), index (N,) in the dataset."""
-        self.add(keypoints=keypoints, loss=loss, index=person_index)
-
-    def compute(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Keypoints (N, J, 3), loss (N,) and index (N,). Raises ValueError if no person was added."""
-        values = self.gather()
-        return values["keypoints"], values["loss"], values["index"]
 
 
 @dataclass(frozen=True)

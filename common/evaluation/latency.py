@@ -7,11 +7,9 @@ The networks take turns, so that whatever else the machine does meets all of the
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -28,21 +26,13 @@ class Latency:
 
     Attributes:
         seconds: median time of a call.
-        fastest, slowest: seconds.
+        fastest: time of the fastest call.
         ratio: `seconds` over those of the first network.
-        peak_bytes: most memory that a call took beyond what was in use before it: allocated by PyTorch on a GPU,
-            resident memory of the process on Linux, None elsewhere.
-        repeats, threads, device: how it was measured.
     """
 
     seconds: float
     fastest: float
-    slowest: float
     ratio: float
-    peak_bytes: int | None
-    repeats: int
-    threads: int
-    device: str
 
 
 def measure_latency(
@@ -69,7 +59,6 @@ def measure_latency(
     """
     if not networks or repeats < 1:
         raise ValueError(f"there is nothing to measure: {len(networks)} networks, {repeats} repeats")
-    device = x.device
 
     def run(network: nn.Module) -> None:
         with torch.set_grad_enabled(backward):
@@ -78,34 +67,30 @@ def measure_latency(
                 output.sum().backward()
                 network.zero_grad(set_to_none=True)
 
-    peaks = {}
-    for name, network in networks.items():
+    for network in networks.values():
         for _ in range(max(warmup, 1)):
             run(network)
-        peaks[name] = _peak_bytes(lambda network=network: run(network), device)  # type: ignore[misc]
     times: dict[str, list[float]] = {name: [] for name in networks}
     for _ in range(repeats):
         for name, network in networks.items():
-            _wait(device)
-            began = time.perf_counter()
-            run(network)
-            _wait(device)
-            times[name].append(time.perf_counter() - began)
+            times[name].append(timed(lambda network=network: run(network), x.device))  # type: ignore[misc]
     first = median(next(iter(times.values())))
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {
-        name: Latency(
-            seconds=median(measured),
-            fastest=min(measured),
-            slowest=max(measured),
-            ratio=median(measured) / first,
-            peak_bytes=peaks[name],
-            repeats=repeats,
-            threads=torch.get_num_threads(),
-            device=where,
-        )
-        for name, measured in times.items()
-    }
+    return {name: Latency(median(own), min(own), median(own) / first) for name, own in times.items()}
+
+
+def timed(run: Callable[[], Any], device: torch.device) -> float:
+    """Seconds that a call takes, until its work on the device is done."""
+    synchronize(device)
+    began = time.perf_counter()
+    run()
+    synchronize(device)
+    return time.perf_counter() - began
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the work on a device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 @contextlib.contextmanager
@@ -156,29 +141,3 @@ class _Allocations(TorchDispatchMode):
         self._live = {key: entry for key, entry in self._live.items() if not entry[0].expired()}
         self.peak = max(self.peak, sum(size for _, size in self._live.values()))
         return result
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _peak_bytes(run: Callable[[], None], device: torch.device) -> int | None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run()
-        _wait(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    with contextlib.suppress(OSError):  # not Linux, or not allowed
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-        before = _status("VmRSS")
-        run()
-        return max(0, _status("VmHWM") - before)
-    return None
-
-
-def _status(name: str) -> int:
-    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None, f"/proc/self/status has no {name}"
-    return 1024 * int(found[1])

@@ -142,7 +142,7 @@ class VideoScores(ItemScores):
         self.num_classes = num_classes
         self.label_smoothing, self.class_weights = label_smoothing, class_weights
 
-    def update(
+    def update(  # type: ignore[override]
         self,
         scores: Tensor,
         label: Tensor,
@@ -175,21 +175,14 @@ class VideoScores(ItemScores):
             )
         repeated = torch.zeros_like(video_index) if repeated is None else repeated
         view_top1 = torch.full_like(video_index, torch.nan, dtype=torch.float64) if view_top1 is None else view_top1
-        self.add(scores=scores, label=label, repeated=repeated, view_top1=view_top1, index=video_index)
+        super().update(scores=scores, label=label, repeated=repeated, view_top1=view_top1, index=video_index)
 
     def compute(self) -> VideoResult:
         """The result over all videos of all processes. Raises ValueError if no video was added."""
-        values = self.gather()
-        view_top1 = None if values["view_top1"].isnan().any() else values["view_top1"]
-        return VideoResult(
-            values["scores"],
-            values["label"],
-            values["index"],
-            values["repeated"],
-            view_top1,
-            self.label_smoothing,
-            self.class_weights,
-        )
+        found = super().compute()
+        view_top1 = None if found.view_top1.isnan().any() else found.view_top1
+        loss = (self.label_smoothing, self.class_weights)
+        return VideoResult(found.scores, found.label, found.index, found.repeated, view_top1, *loss)
 
 
 def prediction_table(

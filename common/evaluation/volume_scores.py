@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
-import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance
 from torch import Tensor
-
-from common.evaluation.item_scores import ItemScores
 
 MISSED_MM = (240**2 + 240**2 + 155**2) ** 0.5  # of the voxels of 1 mm of BraTS
 
@@ -29,47 +26,41 @@ def hausdorff_per_case(predicted: Tensor, true: Tensor, spacing: Tensor) -> Tens
     ``spacing`` (N, 3) is the size of the voxels in mm. Where only one of the two has a region the value is that of
     BraTS, the diagonal of its volumes; where none has it, 0.
     """
-    found = torch.zeros(true.shape[:2])
+    predicted, true = predicted.cpu(), true.cpu()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of empty regions, which are handled here
-        for n, (p, t, size) in enumerate(zip(predicted.cpu(), true.cpu(), spacing.tolist(), strict=True)):
-            distance = compute_hausdorff_distance(
-                p[None].float(), t[None].float(), include_background=True, percentile=95, spacing=size
-            )[0]
-            one, other = p.flatten(1).any(dim=1), t.flatten(1).any(dim=1)
-            distance[one != other], distance[~one & ~other] = MISSED_MM, 0.0
-            found[n] = distance
+        found = compute_hausdorff_distance(
+            predicted.float(), true.float(), include_background=True, percentile=95, spacing=spacing.tolist()
+        ).float()
+    one, other = predicted.flatten(2).any(dim=2), true.flatten(2).any(dim=2)
+    found[one != other], found[~one & ~other] = MISSED_MM, 0.0
     return found
 
 
-class VolumeResult:  # no dataclass: torchmetrics would squeeze the tensors of a single case in one
+@dataclass(frozen=True, eq=False)
+class VolumeResult:
     """Scores of a set of volumes.
 
-    Args:
+    Attributes:
         dice: (cases, regions).
         loss: (cases,).
         hausdorff: (cases, regions) in mm; nan in a validation, where it is not computed.
         volume: (cases, regions), true size of the regions in ml; nan likewise.
         index: (cases,) int64.
         region_names: name of each region.
-
-    Attributes:
-        dice, loss, hausdorff, volume, index: as given.
-        videos: number of cases.
     """
 
-    def __init__(
-        self,
-        dice: Tensor,
-        loss: Tensor,
-        hausdorff: Tensor,
-        volume: Tensor,
-        index: Tensor,
-        region_names: Sequence[str],
-    ) -> None:
-        self.dice, self.loss, self.hausdorff, self.volume, self.index = dice, loss, hausdorff, volume, index
-        self.region_names = list(region_names)
-        self.videos = len(index)
+    dice: Tensor
+    loss: Tensor
+    hausdorff: Tensor
+    volume: Tensor
+    index: Tensor
+    region_names: Sequence[str]
+
+    @property
+    def videos(self) -> int:
+        """Number of cases."""
+        return len(self.index)
 
     def metrics(self) -> dict[str, float]:
         """``dice_<region>`` and ``loss``, means over the cases; ``dice``, the mean over the regions.
@@ -89,27 +80,3 @@ class VolumeResult:  # no dataclass: torchmetrics would squeeze the tensors of a
     def _by_region(self, name: str, values: Tensor) -> dict[str, float]:
         means = values.double().mean(dim=0).tolist()
         return {f"{name}_{region.lower()}": mean for region, mean in zip(self.region_names, means, strict=True)}
-
-
-class VolumeScores(ItemScores):
-    """Collects the scores of cases; :meth:`compute` returns a :class:`VolumeResult`."""
-
-    def __init__(self, region_names: Sequence[str], **kwargs: Any) -> None:
-        per_region = torch.empty(0, len(region_names))
-        rows = {"dice": per_region, "loss": torch.empty(0), "hausdorff": per_region, "volume": per_region}
-        super().__init__(rows, kind="volume", **kwargs)
-        self.region_names = list(region_names)
-
-    def update(
-        self, dice: Tensor, loss: Tensor, index: Tensor, hausdorff: Tensor | None = None, volume: Tensor | None = None
-    ) -> None:
-        """Add cases: dice (N, regions), loss (N,), index (N,); in a test also Hausdorff distances and true sizes, both
-        (N, regions).
-        """
-        unknown = torch.full_like(dice, torch.nan)
-        hausdorff, volume = (unknown if x is None else x.to(dice.device) for x in (hausdorff, volume))
-        self.add(dice=dice, loss=loss, index=index, hausdorff=hausdorff, volume=volume)
-
-    def compute(self) -> VolumeResult:
-        """The result over all cases of all processes. Raises ValueError if no case was added."""
-        return VolumeResult(**self.gather(), region_names=self.region_names)

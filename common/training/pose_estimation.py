@@ -16,12 +16,13 @@ from torch import Tensor
 
 from common.datamodules.image_dataset import open_image
 from common.datamodules.keypoints import PersonDataset
+from common.datamodules.manifest import read_json
 from common.datamodules.pose_geometry import KeypointSpec, PersonCrop
 from common.evaluation.figures import draw_persons
+from common.evaluation.item_scores import ItemScores
 from common.evaluation.keypoints import (
     CONFIDENT,
     KeypointResult,
-    KeypointScores,
     decode_heatmaps,
     default_sigmas,
     evaluate_oks,
@@ -143,7 +144,8 @@ class PoseEstimationModule(TaskModule):
         if oks_sigmas is not None and (len(oks_sigmas) != num_joints or min(oks_sigmas) <= 0):
             raise ValueError(f"oks_sigmas must be {num_joints} numbers above 0, one per keypoint; got {oks_sigmas}")
         self.oks_sigmas = None if oks_sigmas is None else np.array(oks_sigmas, dtype=np.float64)
-        self.scores = KeypointScores(num_joints)
+        # in the image; the loss is NaN where it is not known
+        self.scores = ItemScores({"keypoints": torch.empty(0, num_joints, 3), "loss": torch.empty(0)}, "person")
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -212,24 +214,23 @@ class PoseEstimationModule(TaskModule):
         loss = heatmaps.new_full((len(heatmaps),), torch.nan)
         if "heatmap" in batch:
             loss = self.losses(heatmaps, batch["heatmap"], batch["weight"])
-        self.scores.update(keypoints, loss, batch["person_index"])
+        self.scores.update(keypoints=keypoints, loss=loss, index=batch["person_index"])
         return {"heatmaps": heatmaps}
 
     def predict_batch(self, batch: Mapping[str, Any]) -> Tensor:
         return self.predict_heatmaps(batch["image"])
 
     def compute_result(self) -> KeypointResult:
-        keypoints, *others = super().compute_result()
-        loss, index = (value.flatten() for value in others)  # torchmetrics makes a scalar of a single person's
+        found = super().compute_result()
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         dataset: PersonDataset = data.test_dataset if self.trainer.testing else data.val_dataset
         self._boxes = "ground truth" if dataset.items[0].keypoints is not None else str(data.detections)
         assert dataset.annotations is not None
         assert self.oks_sigmas is not None
-        persons = [dataset.items[i] for i in index.tolist()]
+        persons = [dataset.items[i] for i in found.index.tolist()]
         areas = np.array([PersonCrop.around(person.box, dataset.spec).size.prod() for person in persons])
         detections = to_detections(
-            keypoints.numpy(),
+            found.keypoints.numpy(),
             [person.image_id for person in persons],
             np.array([person.score for person in persons]),
             areas,
@@ -237,9 +238,9 @@ class PoseEstimationModule(TaskModule):
             dataset.annotations.category_id,
         )
         scores = evaluate_oks(dataset.annotations.content, detections, self.oks_sigmas)
-        known = loss.isfinite()
-        mean = loss[known].double().mean().item() if known.any() else None
-        losses = [(p.path, p.name, value) for p, value in zip(persons, loss.tolist(), strict=True) if value == value]
+        known = found.loss.isfinite()
+        mean = found.loss[known].double().mean().item() if known.any() else None
+        losses = [(p.path, p.name, x) for p, x in zip(persons, found.loss.tolist(), strict=True) if x == x]
         return KeypointResult(len(persons), detections, scores, mean, losses)
 
     def result_facts(self) -> dict[str, Any]:
@@ -309,8 +310,8 @@ def read_boxes(path: str | Path) -> dict[str, list[list[float]]]:
     Raises:
         ValueError: the file is neither.
     """
+    content = read_json(Path(path))
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
         if "annotations" in content:
             names = {image["id"]: image["file_name"] for image in content["images"]}
             entries = [(names[a["image_id"]], a["bbox"]) for a in content["annotations"] if not a.get("iscrowd")]

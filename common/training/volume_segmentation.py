@@ -27,7 +27,8 @@ from common.datamodules.brats import (
 )
 from common.datamodules.volumes import VolumeSpec
 from common.evaluation.figures import slice_figure
-from common.evaluation.volume_scores import VolumeResult, VolumeScores, dice_per_case, hausdorff_per_case
+from common.evaluation.item_scores import ItemScores
+from common.evaluation.volume_scores import VolumeResult, dice_per_case, hausdorff_per_case
 from common.output_files import write_rows
 from common.training.predict import Predictor
 from common.training.task import TaskModule
@@ -109,7 +110,9 @@ class VolumeSegmentationModule(TaskModule):
             raise ValueError(f"loss is {loss!r}; it is dice or dice-bce")
         self.loss, self.windows_per_forward = loss, windows_per_forward
         self.dice_loss = DiceLoss(sigmoid=True, squared_pred=True, smooth_nr=1.0, smooth_dr=1.0, reduction="none")
-        self.scores = VolumeScores(list(REGIONS))
+        per_region, per_case = torch.empty(0, len(REGIONS)), torch.empty(0)
+        rows = {"dice": per_region, "loss": per_case, "hausdorff": per_region, "volume": per_region}
+        self.scores = ItemScores(rows, "volume")
 
     def loss_per_case(self, logits: Tensor, regions: Tensor) -> Tensor:
         """Loss of each volume: logits and regions (B, R, D, H, W) -> (B,)."""
@@ -152,14 +155,17 @@ class VolumeSegmentationModule(TaskModule):
         logits, regions = self.segment(batch["volume"]), label_to_regions(batch["label"])
         self.check_finite(logits, batch)
         predicted = logits > 0
-        more = {}
+        dice, loss = dice_per_case(predicted, regions), self.loss_per_case(logits, regions)
+        size = hausdorff = torch.full_like(dice, torch.nan)
         if self._trainer is not None and self.trainer.testing:  # surfaces take longer than the network
             ml = batch["spacing"].prod(dim=1, keepdim=True) / 1000
-            more["volume"] = regions.flatten(2).sum(dim=2) * ml
-            more["hausdorff"] = hausdorff_per_case(predicted, regions, batch["spacing"])
-        dice, loss = dice_per_case(predicted, regions), self.loss_per_case(logits, regions)
-        self.scores.update(dice, loss, batch["volume_index"], **more)
+            size = regions.flatten(2).sum(dim=2) * ml
+            hausdorff = hausdorff_per_case(predicted, regions, batch["spacing"]).to(dice.device)
+        self.scores.update(dice=dice, loss=loss, hausdorff=hausdorff, volume=size, index=batch["volume_index"])
         return {"predicted": predicted}
+
+    def compute_result(self) -> VolumeResult:
+        return VolumeResult(**vars(super().compute_result()), region_names=list(REGIONS))
 
     def predict_batch(self, batch: Mapping[str, Any]) -> Tensor:
         return self.segment(batch["volume"])

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -308,16 +309,8 @@ def _complex_product(x: Tensor, y: Tensor) -> Tensor:
 
 def _interpolation(old: Tensor, new: Tensor) -> Tensor:
     """Matrix (new, old) of linear interpolation from positions `old`, ascending, to `new`; constant beyond the ends."""
-    right = torch.searchsorted(old, new).clamp(1, max(len(old) - 1, 1))
-    if len(old) == 1:
-        return torch.ones(len(new), 1, dtype=old.dtype)
-    low, high = old[right - 1], old[right]
-    share = ((new - low) / (high - low)).clamp(0, 1)
-    matrix = torch.zeros(len(new), len(old), dtype=old.dtype)
-    rows = torch.arange(len(new))
-    matrix[rows, right - 1] = 1 - share
-    matrix[rows, right] = share
-    return matrix
+    columns = [np.interp(new, old, basis) for basis in np.eye(len(old))]
+    return torch.from_numpy(np.stack(columns, axis=1))
 
 
 def _frequency_resampling(old: int, new: int, zero_ends: bool) -> Tensor:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from common.evaluation.latency import measure_latency
+from common.evaluation.latency import measure_latency, synchronize, timed
 from papers.fdc3d.layers import LAYOUTS, CompactConv3d, Execution, Layout
 from papers.fdc3d.report import CompressionReport
 
@@ -39,7 +39,7 @@ def choose_executions(network: nn.Module, *inputs: Tensor, repeats: int = 5) -> 
         for i, plan in enumerate(plans):
             _apply(network, *plan)
             network(*inputs)
-            times[i] = min(times[i], _timed(lambda: network(*inputs), inputs[0]))
+            times[i] = min(times[i], timed(lambda: network(*inputs), inputs[0].device))
     _apply(network, *plans[times.index(min(times))])
     return network
 
@@ -69,12 +69,12 @@ def _fastest(module: CompactConv3d, x: Tensor, repeats: int) -> Execution:
     for name in module.executions():
         module.execution = name
         module.forward(x)  # not called, because a call would run the hook that measures
-        best[name] = _timed(lambda: module.forward(x), x)
+        best[name] = timed(lambda: module.forward(x), x.device)
     for _ in range(repeats):  # in turns, without those that are far behind
         for name in [n for n in best if best[n] < 2 * min(best.values())]:
             module.execution = name
             module.forward(x)  # prepares its kernel
-            best[name] = min(best[name], *(_timed(lambda: module.forward(x), x) for _ in range(2)))
+            best[name] = min(best[name], *(timed(lambda: module.forward(x), x.device) for _ in range(2)))
     return min(best, key=best.__getitem__)
 
 
@@ -87,19 +87,6 @@ def _apply(network: nn.Module, layout: Layout, executions: Mapping[CompactConv3d
             module.weight.data = module.weight.data.contiguous(memory_format=memory_format)
     for module, name in executions.items():
         module.execution = name
-
-
-def _wait(x: Tensor) -> None:
-    if x.device.type == "cuda":
-        torch.cuda.synchronize(x.device)
-
-
-def _timed(run: Callable[[], Any], x: Tensor) -> float:
-    _wait(x)
-    began = time.perf_counter()
-    run()
-    _wait(x)
-    return time.perf_counter() - began
 
 
 @torch.no_grad()
@@ -122,11 +109,11 @@ def measure(
 
     def watch(key: tuple[str, str], module: nn.Module, hooks: ExitStack) -> None:
         def began(*_: Any) -> None:
-            _wait(x)
+            synchronize(x.device)
             starts[key] = time.perf_counter()
 
         def ended(*_: Any) -> None:
-            _wait(x)
+            synchronize(x.device)
             times.setdefault(key, []).append(time.perf_counter() - starts[key])
 
         hooks.enter_context(module.register_forward_pre_hook(began))

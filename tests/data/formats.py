@@ -261,6 +261,7 @@ WRONG_LINES: list[tuple[Writer, str, str, str, str]] = [
     (something_v2, "something-something-v2-labels.json", '"1"', '"one"', "index is 'one'"),
     (something_v2, "something-something-v2-labels.json", '"1"', '"5"', "indices of the 3 classes should be 0..2"),
     (something_v2, "something-something-v2-train.json", "]", "", ":1: not valid JSON"),
+    (something_v2, "something-something-v2-train.json", "[", "[" * 100_000, ": not valid JSON"),
     (something_v2, "something-something-v2-train.json", '"id": "2"', '"ident": "2"', ":entry 2: lacks an 'id'"),
     (something_v2, "something-something-v2-train.json", "feather", "stone", ":entry 3: (id 7) class 'Something fall"),
     (something_v2, "something-something-v2-validation.json", "template", "tmpl", ":entry 1: (id 3) lacks a 'template'"),

@@ -7,9 +7,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from common.datamodules.pose_geometry import KeypointSpec, PersonCrop, draw_heatmaps
+from common.evaluation.item_scores import ItemScores
 from common.evaluation.keypoints import (
     METRICS,
-    KeypointScores,
     decode_heatmaps,
     default_sigmas,
     evaluate_oks,
@@ -185,12 +185,13 @@ def test_other_keypoints_need_constants():
 
 def test_each_person_counts_once_in_any_order():
     keypoints = torch.rand(5, 17, 3)
-    scores = KeypointScores(17)
+    scores = ItemScores({"keypoints": torch.empty(0, 17, 3), "loss": torch.empty(0)}, "person")
     for part in ([3, 4], [0, 1, 2], [4, 0]):  # as a process repeats a batch
-        scores.update(keypoints[part], torch.tensor(part).float(), torch.tensor(part))
-    found, loss, index = scores.compute()
-    assert index.tolist() == [0, 1, 2, 3, 4] == loss.tolist()
-    assert torch.equal(found, keypoints)
+        index = torch.tensor(part)
+        scores.update(keypoints=keypoints[part], loss=index.float(), index=index)
+    found = scores.compute()
+    assert found.index.tolist() == [0, 1, 2, 3, 4] == found.loss.tolist()
+    assert torch.equal(found.keypoints, keypoints)
     scores.reset()
     with pytest.raises(ValueError, match="no person was scored"):
         scores.compute()

