@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,13 +17,20 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota or file size are
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]], overwrite: bool = False) -> None:
-    """Write rows as CSV; the columns are those of all rows.
+    """Write rows as CSV, the whole file or nothing; the columns are those of all rows.
 
     Raises:
         FileExistsError: the file exists and ``overwrite`` is False.
     """
+    with new_file(path, overwrite) as temporary:
+        save_rows(temporary, rows)
+
+
+def save_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows as CSV to a path of :func:`new_file` or :func:`new_files`."""
     columns = list(dict.fromkeys(key for row in sorted(rows, key=len, reverse=True) for key in row))
-    with row_writer(path, columns, overwrite) as write:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        write = _row_function(file, columns)
         for row in rows:
             write(row)
 
@@ -37,18 +44,28 @@ def row_writer(path: Path, columns: Sequence[str], overwrite: bool = False) -> I
     """
     mode = "w" if overwrite else "x"
     with naming_full_disk(path), path.open(mode, buffering=1, newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        yield lambda row: writer.writerow({key: cell(value) for key, value in row.items()})
+        yield _row_function(file, columns)
+
+
+def _row_function(file: IO[str], columns: Sequence[str]) -> Callable[[dict], None]:
+    writer = csv.DictWriter(file, columns)
+    writer.writeheader()
+    return lambda row: writer.writerow({key: cell(value) for key, value in row.items()})
 
 
 def write_json(path: Path, content: Any, overwrite: bool = False) -> None:
-    """Write values as JSON; what JSON does not know becomes text.
+    """Write values as JSON, the whole file or nothing; what JSON does not know becomes text.
 
     Raises:
         FileExistsError: the file exists and ``overwrite`` is False.
     """
-    with naming_full_disk(path), path.open("w" if overwrite else "x", encoding="utf-8") as file:
+    with new_file(path, overwrite) as temporary:
+        save_json(temporary, content)
+
+
+def save_json(path: Path, content: Any) -> None:
+    """Write values as JSON to a path of :func:`new_file` or :func:`new_files`."""
+    with path.open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=2, default=str)
         file.write("\n")
 
@@ -94,6 +111,23 @@ def new_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists; give another name, or --force to overwrite it")
         temporary.replace(path)
+
+
+@contextmanager
+def new_files(overwrite: bool = False) -> Iterator[Callable[[Path], Path]]:
+    """A function that gives :func:`new_file` for a path; all files appear at the end, and none after an error.
+
+    With ``overwrite``, links, devices and pipes, such as /dev/stdout, are written in place.
+    """
+    with ExitStack() as files:
+
+        def new(path: Path) -> Path:
+            if overwrite and path.exists() and (path.is_symlink() or not path.is_file()):
+                files.enter_context(naming_full_disk(path))
+                return path
+            return files.enter_context(new_file(path, overwrite))
+
+        yield new
 
 
 @contextmanager

@@ -8,11 +8,23 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from matplotlib.figure import Figure
-from rich.progress import Progress, TaskID
+from rich import get_console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+from rich.text import Text
 
 from common.evaluation.figures import kernel_figure
 from common.training.task import TaskModule
@@ -116,8 +128,8 @@ class StepSeed(Callback):
 class Throughput(Callback):
     """Logs ``clips_per_s`` over all processes and ``data_wait``, the share of the time spent waiting for batches.
 
-    Both are averages since the last logged step. ``data_wait`` is also on the progress bar: near 0 the network is the
-    bottleneck, near 1 the videos are read too slowly (raise ``num_workers``).
+    Both are averages since the last logged step. ``data_wait`` is also on the progress bar, as ``wait``: near 0 the
+    network is the bottleneck, near 1 the videos are read too slowly (raise ``num_workers``).
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -193,3 +205,38 @@ class StepProgress(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         self.progress.update(self.task, completed=trainer.global_step)
+
+
+class OneLineProgressBar(RichProgressBar):
+    """Lightning's progress bar in one line of a terminal of 80 columns, where the parent takes five.
+
+    It shows the time that passed and that is left. Metrics have short names, and what has no room is cut.
+    """
+
+    def configure_columns(self, trainer: L.Trainer) -> list[ProgressColumn]:
+        return [
+            TextColumn("{task.description}"),
+            BarColumn(get_console().width // 10, table_column=Column(no_wrap=True)),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeElapsedColumn(table_column=Column(no_wrap=True)),
+            TextColumn("•"),
+            TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
+            _Metrics(),
+        ]
+
+    def _update_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Give the metrics to our own column; that of the parent, which wraps, stays empty."""
+        if self.progress is None or self.train_progress_bar_id is None:
+            return
+        metrics = dict(trainer.progress_bar_metrics)
+        if "data_wait" in metrics:
+            metrics["wait"] = metrics.pop("data_wait")  # the last one, which is cut first
+        shown = [f"{name.removeprefix('train_').removesuffix('_step')} {value:.3f}" for name, value in metrics.items()]
+        self.progress.update(self.train_progress_bar_id, metrics=" ".join(shown))
+
+
+class _Metrics(ProgressColumn):
+    """The one column that rich may narrow, because it alone may wrap, with a text that is cut instead."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields.get("metrics", ""), style="italic", no_wrap=True, overflow="ellipsis")

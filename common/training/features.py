@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.output_files import new_file, write_rows
+from common.output_files import save_rows
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -67,24 +69,22 @@ class FeatureRecorder:
         self._inputs.clear()
         self.rows.append({"path": path, "start": start, "end": end, "features": features})
 
-    def write(self, path: Path, overwrite: bool = False) -> None:
+    def write(self, path: Path, new: Callable[[Path], Path]) -> None:
         """Write an npz file with the arrays ``path``, ``start``, ``end`` and ``features`` (rows, C), or an npy file
-        with the last and a CSV file of the others beside it.
-
-        Raises:
-            FileExistsError: a file exists and ``overwrite`` is False.
+        with the last and a CSV file of the others beside it. ``new`` is of :func:`~common.output_files.new_files`.
         """
         features = np.stack([row["features"] for row in self.rows]) if self.rows else np.zeros((0, 0), np.float32)
-        with new_file(path, overwrite) as temporary, temporary.open("wb") as file:  # numpy adds an extension to names
+        with new(path).open("wb") as file:  # numpy adds an extension to names
             if path.suffix.lower() == ".npz":
                 paths = np.array([row["path"] for row in self.rows], str)
                 start, end = (np.array([row[name] for row in self.rows], np.float64) for name in ("start", "end"))
                 np.savez(file, path=paths, start=start, end=end, features=features)
             else:
-                np.save(file, features)
+                writer: Any = SimpleNamespace(write=file.write)  # with a file, numpy can miss that the disk is full
+                np.save(writer, features)
         if table := paths_file(path):
             rows = [{name: row[name] for name in ("path", "start", "end")} for row in self.rows]
-            write_rows(table, rows, overwrite)
+            save_rows(new(table), rows)
 
 
 def paths_file(path: Path) -> Path | None:

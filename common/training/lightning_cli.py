@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import lightning as L
 import yaml
 from jsonargparse import ArgumentParser, Namespace
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
@@ -311,7 +311,10 @@ class SpectralCLI(LightningCLI):
             if self.subcommand == "fit" and settings.enable_checkpointing is not False:
                 extra += callbacks.checkpoint_callbacks(self.run_dir, self.model.score, config.checkpoint_every_n_steps)
         own = settings.callbacks or []
-        kwargs["callbacks"] = [*(own if isinstance(own, list) else [own]), *self.more_callbacks, *extra]
+        own = [*(own if isinstance(own, list) else [own]), *self.more_callbacks]
+        if settings.enable_progress_bar is not False and not any(isinstance(given, ProgressBar) for given in own):
+            extra.append(callbacks.OneLineProgressBar())
+        kwargs["callbacks"] = [*own, *extra]
         try:
             return super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ImportError) as error:  # a missing library of TPUs

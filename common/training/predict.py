@@ -21,7 +21,7 @@ from common.command_line import first_line, printable
 from common.datamodules.errors import ReadError
 from common.datamodules.folders import find_files
 from common.evaluation.scores import prediction_table
-from common.output_files import write_json, write_rows
+from common.output_files import new_files, save_json, save_rows
 from common.training.arguments import predict_parser
 from common.training.checkpoints import CheckpointError
 from common.training.features import FeatureRecorder, paths_file
@@ -255,16 +255,17 @@ class ClassPredictor(Predictor):
         self.rows.append({"path": path, "error": reason})
 
     def finish(self) -> list[str]:
-        force = self.options.force
-        if self.options.csv and not self.csv_written:
-            write_rows(self.options.csv, self.rows, overwrite=force)
-        if self.options.json:
-            write_json(self.options.json, self.rows, overwrite=force)
-        if self.features is not None:
-            self.features.write(self.options.features, overwrite=force)
-            count, layer = len(self.features.rows), self.features.layer
-            return [f"Written: {self.options.features}, {count} rows with the input of the layer {layer}"]
-        return []
+        options, notes = self.options, []
+        with new_files(options.force) as new:
+            if options.csv and not self.csv_written:
+                save_rows(new(options.csv), self.rows)
+            if options.json:
+                save_json(new(options.json), self.rows)
+            if self.features is not None:
+                self.features.write(options.features, new)
+                count, layer = len(self.features.rows), self.features.layer
+                notes.append(f"Written: {options.features}, {count} rows with the input of the layer {layer}")
+        return notes
 
 
 def main(args: list[str]) -> int:

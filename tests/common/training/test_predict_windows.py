@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import resource
 import sys
 import weakref
 from pathlib import Path
@@ -217,3 +218,28 @@ def test_wrong_options_are_said_before_anything_is_predicted(predict, capsys, ar
     assert predict("in.mp4", *args) == 1
     assert message in capsys.readouterr().err
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["in.mp4", "net"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "files", "full"),
+    [
+        (5_000, {"--csv": "a.csv", "--json": "a.json"}, "a.csv"),
+        (20_000, {"--csv": "a.csv", "--json": "a.json"}, "a.json"),
+        (2_000, {"--features": "a.npy"}, "a.npy"),
+        (2_500, {"--features": "a.npy"}, "a.csv"),
+    ],
+)
+def test_a_full_disk_leaves_no_file(predict, capsys, limit, files, full) -> None:
+    """The same command, without --force, works when there is space."""
+    write_colours(Path("in.mp4"), ["red", "blue"], 2)
+    command = ["in.mp4", "--windows", 0.2, "--stride", 0.02, *(word for pair in files.items() for word in pair)]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        assert predict(*command) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert f"free some space, or write elsewhere: '{full}'" in capsys.readouterr().err
+    assert {path.name for path in Path().iterdir()} == {"in.mp4", "net"}
+    assert predict(*command, "--rows", 1) == 0
+    assert {path.name for path in Path().iterdir()} >= {"in.mp4", "net", *files.values()}
