@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from functools import lru_cache
 from itertools import groupby, product
 from typing import Any, NamedTuple
 
@@ -162,13 +163,16 @@ def stft_kernels(
     """
     sizes = _check_kernel_size(kernel_size)
     chosen = _check_frequencies(sizes, lowest_frequencies(sizes) if frequencies is None else frequencies)
-    offsets = [range(-(n // 2), n // 2 + 1) for n in sizes]
-    rows: list[float] = []
-    for v in chosen:
-        turns = [sum(m * d / n for m, d, n in zip(v, delta, sizes, strict=True)) for delta in product(*offsets)]
-        rows += [math.cos(2 * math.pi * turn) for turn in turns]
-        rows += [math.sin(2 * math.pi * turn) for turn in turns]
+    rows = [row for v in chosen for row in _waves(sizes, v)]
     return torch.tensor(rows, dtype=torch.float64).reshape(2 * len(chosen), *sizes)
+
+
+def _waves(sizes: tuple[int, ...], frequency: tuple[float, ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """cos and sin of 2 pi v^T d for every offset d of the window."""
+    offsets = product(*(range(-(n // 2), n // 2 + 1) for n in sizes))
+    turns = [sum(m * d / n for m, d, n in zip(frequency, delta, sizes, strict=True)) for delta in offsets]
+    angles = [2 * math.pi * turn for turn in turns]
+    return tuple(map(math.cos, angles)), tuple(map(math.sin, angles))
 
 
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -219,17 +223,18 @@ def _axis_groups(kernel_size: tuple[int, ...]) -> list[tuple[int, ...]]:
     return groups
 
 
+@lru_cache  # the layers of a network have the same few filters
 def _factorized(
     kernel_size: tuple[int, ...], frequencies: tuple[tuple[float, ...], ...]
-) -> tuple[list[_Stage], Tensor]:
-    """Factors of the filter matrix, one per group of axes, and the entries of all their matrices in float64.
+) -> tuple[list[_Stage], list[float]]:
+    """Factors of the filter matrix, one per group of axes, and the entries of all their matrices, one after another.
 
     The basis functions separate: exp(j 2 pi v^T d) is the product over the axes. Between two stages there is one
     complex field per distinct frequency of the axes done so far (a real one where that frequency is zero).
     """
     groups = _axis_groups(kernel_size)
     stages = []
-    matrices: list[Tensor] = []
+    entries: list[float] = []
     done: tuple[int, ...] = ()
     fields: dict[tuple[float, ...], slice] = {(): slice(0, 1)}  # frequency of the axes done so far -> rows
     for axes in groups:
@@ -242,23 +247,22 @@ def _factorized(
         after: dict[tuple[float, ...], slice] = {}
         parts = []
         for before, run in groupby(keys, key=lambda key: key[:first]):
-            matrix: list[Tensor] = []
+            matrix: list[tuple[float, ...]] = []
             start, source = rows_out, fields[before]
             for key in run:
-                cos, sin = stft_kernels([kernel_size[a] for a in axes], [key[first:]]).flatten(1)
+                cos, sin = _waves(tuple(kernel_size[a] for a in axes), key[first:])
                 real_only = source.stop - source.start == 1
                 # (re + j im)(cos + j sin), or re (cos + j sin)
-                matrix.append(cos if real_only else torch.cat([cos, -sin]))
+                matrix.append(cos if real_only else cos + tuple(-value for value in sin))
                 if last or any(key):
-                    matrix.append(sin if real_only else torch.cat([sin, cos]))
+                    matrix.append(sin if real_only else sin + cos)
                 after[key] = slice(rows_out, start + len(matrix))
                 rows_out = start + len(matrix)
-            entries = sum(m.numel() for m in matrices)
-            matrices.append(torch.stack(matrix))
-            parts.append(_StagePart(slice(start, rows_out), source, entries, (len(matrix), len(matrix[0]))))
+            parts.append(_StagePart(slice(start, rows_out), source, len(entries), (len(matrix), len(matrix[0]))))
+            entries += [value for row in matrix for value in row]
         stages.append(_Stage(axes, rows_in, parts))
         fields = after
-    return stages, torch.cat([matrix.flatten() for matrix in matrices])
+    return stages, entries
 
 
 def _border(field: Tensor, spatial: Sequence[int], axis: int, shift: int) -> Tensor:
@@ -437,7 +441,8 @@ class DepthwiseSTFT(ConstantBuffers):
     def constants(self) -> dict[str, Tensor]:
         """The filters, and the matrices of the stages behind one another."""
         _, factors = _factorized(self.kernel_size, self.frequencies)
-        return {"kernels": stft_kernels(self.kernel_size, self.frequencies).unsqueeze(1), "factors": factors}
+        kernels = stft_kernels(self.kernel_size, self.frequencies).unsqueeze(1)
+        return {"kernels": kernels, "factors": torch.tensor(factors, dtype=torch.float64)}
 
     def extra_repr(self) -> str:
         return (

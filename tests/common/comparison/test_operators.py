@@ -23,7 +23,7 @@ def motion(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.mark.parametrize("method", STUDY.methods)
 def test_a_method_trains(method: str, motion: list[str], tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    for data in STUDY.data:
+    for data in (name for name in STUDY.data if method in STUDY.methods_on(name)):
         lightning_cli.check_arguments(["fit", *STUDY.arguments(data, method, 0.03)])
     done = cli.run(["fit", *STUDY.arguments("motion", method, 0.03), *motion, "--trainer.fast_dev_run", "1"])
     assert done.trainer.global_step == 1
@@ -33,5 +33,5 @@ def test_a_method_trains(method: str, motion: list[str], tmp_path: Path, monkeyp
         for parameter in network.parameters():  # new blocks do little
             parameter += 0.05 * torch.randn_like(parameter)
         difference = (network(clip) - network(clip.flip(2))).abs().max()
-    order_blind = STUDY.methods[method].bound == 0.5  # cannot tell a motion from the opposite one
-    assert (difference < 1e-12) == order_blind
+    order_blind = STUDY.methods[method].bound_on("motion") == 0.5  # cannot tell a motion from the opposite one
+    assert (difference < 1e-10) == order_blind

@@ -74,7 +74,9 @@ def test_takes_one_pixel_and_odd_sizes(name: str) -> None:
     robustness.takes_sizes(build, shape, [(*shape[1:3], *size) for size in small])
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(
+    "name", ["dtf", *(pytest.param(name, marks=pytest.mark.slow) for name in LAYERS if name != "dtf")]
+)
 def test_layers_export_with_dynamic_batch_height_and_width(name: str) -> None:
     build, shape = LAYERS[name]
     robustness.exports(build, shape, [(5, *shape[1:3], 22, 21), (6, *shape[1:3], 9, 10)])

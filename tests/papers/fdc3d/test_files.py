@@ -178,7 +178,7 @@ def test_unet(layout):
     assert count(result.network, x.shape).macs_paper < result.report.macs_compact
 
 
-@pytest.mark.parametrize("trimmed", [False, True])
+@pytest.mark.parametrize("trimmed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_onnx_computes_the_same(result, tmp_path, trimmed):
     x = tiny_batches()[0][0]
     network = rebuild(describe(result.network))
