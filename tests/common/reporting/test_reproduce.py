@@ -98,6 +98,7 @@ def test_a_failure_is_told_and_the_rest_goes_on(paper: Path, out: Path, capsys: 
     assert "droppout" in log.read_text()
 
 
+@pytest.mark.slow
 def test_an_interrupted_demo_is_resumed_in_its_folder(
     paper: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

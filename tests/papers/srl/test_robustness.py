@@ -48,7 +48,13 @@ def test_fused_attention_under_functional_transforms():
     robustness.has_functional_transforms(lambda: NonLocalBlock(16, "before"), CLIPS)
 
 
-@every_block
+@pytest.mark.parametrize(
+    ("build", "shape"),
+    [
+        pytest.param(*case, id=name, marks=[] if name == next(iter(CASES)) else pytest.mark.slow)
+        for name, case in CASES.items()
+    ],
+)
 def test_traced_and_exported_batches(build, shape):
     sizes = [(size, *shape[1:]) for size in (1, 3, 5)]
     robustness.traces(build, shape, sizes)
