@@ -250,7 +250,8 @@ def test_drift_of_the_learnt_matrices(corrected: bool) -> None:
         assert transform.orthogonality_error() > 0.01
 
 
-@pytest.mark.parametrize(("spectrum", "size"), [("half", (6, 5)), ("full", (4, 8))])
+@pytest.mark.parametrize("spectrum", ["half", "full"])
+@pytest.mark.parametrize("size", [(6, 5), pytest.param((4, 8), marks=pytest.mark.slow)])
 def test_fourier_exports_as_real_products(spectrum: str, size: tuple[int, int]) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

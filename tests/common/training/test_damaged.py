@@ -111,6 +111,9 @@ def test_a_training_does_not_resume_from_a_spoiled_state(trained, change, messag
 def test_limits_are_raised_by_the_environment(monkeypatch, capfd) -> None:
     monkeypatch.setenv("SPECTRAL_LIMITS", "4")
     assert limit(100) == 400
+    size = "from common.datamodules.brats import MAX_VOXELS; print(MAX_VOXELS)"
+    subprocess.run([sys.executable, "-c", size], check=True)
+    assert capfd.readouterr().out == f"{4 * 2**28}\n"
     monkeypatch.setenv("SPECTRAL_LIMITS", "four")
     recipe = "papers/stft3d/recipes/demo.yaml"
     assert subprocess.run([sys.executable, "-m", "common.training.cli", "fit", "--config", recipe]).returncode == 1
