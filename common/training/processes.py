@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ class LostProcessError(Exception):
 
 def is_lost_worker(error: BaseException) -> bool:
     """Whether a process that loads data was killed."""
+    if isinstance(error, (ConnectionError, EOFError)):  # while its batch was being read, before its end was noticed
+        return any(code.f_code.co_name == "_try_get_data" for code, _ in traceback.walk_tb(error.__traceback__))
     return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
 
 

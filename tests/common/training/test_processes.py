@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader
 
+from common.training.processes import is_lost_worker
 from tests.common.training.tiny import assert_equal_states, state
 
 pytestmark = pytest.mark.slow
@@ -159,3 +161,28 @@ def test_processes_end_after_torchrun_is_killed(recipe):
     done = fit("torchrun", path, number=KILL, rank=0, to_parent=True, step=7)
     assert done.returncode == -KILL
     assert "the process that started this one has ended" in done.stderr
+
+
+class Unreadable:
+    """Raises ``error`` where it is unpickled, as a tensor does whose sender is gone."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __reduce__(self):
+        return raise_error, (self.error,)
+
+
+def raise_error(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), ConnectionRefusedError(111, "no"), EOFError()])
+def test_a_batch_whose_sender_is_gone_means_a_killed_loader_process(error):
+    loader = DataLoader([0], num_workers=1, collate_fn=lambda items: Unreadable(error))
+    with pytest.raises(type(error)) as caught:
+        next(iter(loader))
+    assert is_lost_worker(caught.value)
+    with pytest.raises(type(error)) as caught:
+        raise_error(error)
+    assert not is_lost_worker(caught.value.with_traceback(None))
