@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
 
-def lazy_attributes(package: str, **names: str) -> Callable[[str], Any]:
-    """The `__getattr__` of a package that takes names, given by submodule and with a space between, on first use.
+def lazy_attributes(package: str, **names: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """The `__getattr__` and `__dir__` of a package that imports some names, given by submodule and with a space
+    between, on first use.
 
-    The papers' packages offer their modules like this, so that networks and layers need no Lightning.
+    The papers' packages offer their names like this, so that networks need no Lightning, and lists no PyTorch.
     """
     homes = {name: submodule for submodule, listed in names.items() for name in listed.split()}
 
@@ -19,4 +21,4 @@ def lazy_attributes(package: str, **names: str) -> Callable[[str], Any]:
             return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
-    return attribute
+    return attribute, lambda: sorted({*vars(sys.modules[package]), *homes})

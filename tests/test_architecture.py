@@ -19,6 +19,7 @@ PAPER_FILES = (
     "networks.py",
     "lightning_module.py",
     "ledger.yaml",
+    "figures.py",
     "reproduce.py",
     "recipes/demo.yaml",
 )
@@ -68,7 +69,8 @@ def test_only_the_fixed_names_stand_at_the_top() -> None:
 
 def test_reporting_flows_one_way() -> None:
     """Ledger, counting, runs, tables and plots, page, command: each imports only what stands before it."""
-    order = ["strict_yaml", "results", "ledger", "workers", "counting", "runs", "plots", "tables", "page", "reproduce"]
+    order = ["strict_yaml", "results", "ledger", "listing", "workers", "counting", "runs", "plots", "tables", "page"]
+    order += ["main_job", "reproduce"]
     folder = ROOT / "common" / "reporting"
     assert {path.stem for path in folder.glob("*.py")} - {"__init__"} == set(order)
     for position, name in enumerate(order):
@@ -107,6 +109,16 @@ def test_networks_need_torch_alone() -> None:
     code += "del sys.modules['torchvision']; import papers.stft2d.networks"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_a_list_needs_no_torch(paper: str) -> None:
+    """Nor Matplotlib: importing them takes several seconds."""
+    code = "import runpy, sys; sys.modules.update(dict.fromkeys(['torch', 'torchvision', 'matplotlib', 'lightning'])); "
+    code += f"sys.argv[1:] = ['--list']; runpy.run_module('papers.{paper}.reproduce', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "spectral fit" in done.stdout
 
 
 def test_without_the_environment_the_error_says_how_to_get_it() -> None:

@@ -31,4 +31,4 @@ __all__ = [
     "scale_width",
 ]
 
-__getattr__ = lazy_attributes(__name__, swin="C2DSwin")
+__getattr__, __dir__ = lazy_attributes(__name__, swin="C2DSwin")

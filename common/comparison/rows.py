@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -149,25 +149,58 @@ class StudyProgress:
         data = self.study.data[data].rates_of or data
         return {r.rate: r for r in self.rows if (r.data, r.method, r.stage) == (data, method, "rate")}
 
+    def rates(self, data: str, method: str) -> list[float]:
+        """The learning rates to choose from: the study's, and those by which they are widened so far."""
+        rates = list(self.study.rates_on(data, method))
+        for _ in range(self.study.widen_on(method)):
+            beyond = self._beyond(rates, self._validation(data, method))
+            if beyond is None or beyond in rates:
+                break
+            rates.append(beyond)
+        return rates
+
+    def _validation(self, data: str, method: str) -> dict[float, float]:
+        """Learning rate -> validation score, minus infinity where the training failed."""
+        tried = self.tried(data, method).items()
+        return {rate: -math.inf if row.error or row.val is None else row.val for rate, row in tried}
+
+    @staticmethod
+    def _beyond(rates: list[float], found: Mapping[float, float]) -> float | None:
+        """The rate next to the smallest or the largest, to one digit, if that one is better than its neighbour."""
+        if len(rates) == 1 or not set(rates) <= set(found):
+            return None
+        best = max(found[rate] for rate in rates)
+        rates = sorted(rates)
+        for edge, neighbour in (rates[:2], rates[:-3:-1]):
+            if found[edge] == best > found[neighbour]:
+                return float(f"{edge * edge / neighbour:.0e}")
+        return None
+
+    def at_edge(self, data: str, method: str) -> bool:
+        """Whether a better rate may lie beyond those that were tried."""
+        rates = self.rates(data, method)
+        beyond = self._beyond(rates, self._validation(data, method))
+        return beyond is not None and beyond not in rates
+
     def rate(self, data: str, method: str) -> float | None:
         """The learning rate with the best validation score, the smaller of equal ones.
 
         None if some were not tried; NaN if every training failed.
         """
-        rates = self.study.rates_on(data, method)
+        rates = self.rates(data, method)
         if len(rates) == 1:
             return rates[0]
-        tried = self.tried(data, method)
-        if not set(rates) <= set(tried):
+        found = self._validation(data, method)
+        if not set(rates) <= set(found):
             return None
-        scored = [(tried[r].val, -r) for r in rates if tried[r].val is not None and not tried[r].error]
-        return -max(scored)[1] if scored else float("nan")
+        best = max(rates, key=lambda rate: (found[rate], -rate))
+        return best if found[best] > -math.inf else math.nan
 
     def scores(self, data: str, method: str) -> dict[int, StudyRow]:
         """Seed -> the tested training with the chosen rate, of those that did not fail."""
         rate = self.rate(data, method)
         found = {r.seed: r for r in self.rows if (r.data, r.method, r.stage, r.rate) == (data, method, "score", rate)}
-        return {seed: found[seed] for seed in self.study.seeds if seed in found}
+        return {seed: found[seed] for seed in self.study.seeds_on(data) if seed in found}
 
     def tests(self, data: str, method: str) -> NDArray[np.float64]:
         """The test scores of `scores`, (S,)."""
@@ -177,22 +210,23 @@ class StudyProgress:
         """Trainings that can begin now, one data after the other: all rates, then the seeds of what has a rate."""
         found: list[StudyRow] = []
         for data in self.study.data:
+            seeds = self.study.seeds_on(data)
             first, then = [], []
             for method in self.study.methods_on(data):
                 start = self.study.methods[method].starts_from
-                parents = self.scores(data, start) if start else dict.fromkeys(self.study.seeds)
+                parents = self.scores(data, start) if start else dict.fromkeys(seeds)
                 parents = {seed: row for seed, row in parents.items() if row is None or not row.error}
                 rate = self.rate(data, method)
                 if rate is None:
-                    if self.study.data[data].rates_of is None and self.study.seeds[0] in parents:
+                    if self.study.data[data].rates_of is None and seeds[0] in parents:
                         tried = self.tried(data, method)
-                        missing = [r for r in self.study.rates_on(data, method) if r not in tried]
-                        first += [self._item(data, method, "rate", self.study.seeds[0], r) for r in missing]
+                        missing = [r for r in self.rates(data, method) if r not in tried]
+                        first += [self._item(data, method, "rate", seeds[0], r) for r in missing]
                 elif rate == rate:
                     done = self.scores(data, method)
                     then += [
                         self._item(data, method, "score", seed, rate)
-                        for seed in self.study.seeds
+                        for seed in seeds
                         if seed not in done and seed in parents
                     ]
             found += first + then
@@ -202,14 +236,14 @@ class StudyProgress:
         return StudyRow(data, method, stage, seed, rate, self.study.key(data, method, rate))
 
     def trainings_left(self) -> int:
-        """Upper bound of the trainings still to do."""
+        """Trainings still to do, as far as is known before the rates are widened."""
         total = 0
         for data, own in self.study.data.items():
             for method in self.study.methods_on(data):
-                rates = self.study.rates_on(data, method)
+                rates = self.rates(data, method)
                 tried = len(self.tried(data, method))
                 total += max(0, len(rates) - tried) if len(rates) > 1 and own.rates_of is None else 0
-                total += len(self.study.seeds) - len(self.scores(data, method))
+                total += len(self.study.seeds_on(data)) - len(self.scores(data, method))
         return total
 
     def is_trained(self, data: str, method: str) -> bool | None:

@@ -26,8 +26,8 @@ from common.evaluation.complexity import count
 from common.evaluation.latency import measure_latency, one_thread, peak_allocated
 from common.output_files import locked
 from common.provenance import git_state
+from common.reporting.results import ReproduceError
 from common.reporting.runs import (
-    ReproduceError,
     data_arguments,
     fit,
     last_checkpoint,

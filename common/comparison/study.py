@@ -6,6 +6,7 @@ A study is a YAML file:
     score: top1                       # the metric of `result.json` that is compared
     seeds: [0, 1, 2, 3, 4]
     rates: [0.01, 0.03, 0.1]          # learning rates that every method is tried with
+    widen: 2                          # up to so many more, while the best one is the smallest or the largest
     epochs: 20                        # or `steps`
     data:
       motion: {demo: "motion --frames 8 --fps 6"}         # generated, or
@@ -52,6 +53,7 @@ class StudyData:
         options: of `spectral`, such as `--data.root DIR`.
         rates_of: other data of the study whose chosen learning rates are used here; None: they are chosen here.
         score: the metric that is compared on it, in place of the study's.
+        seeds: in place of the study's.
         fitted: the share of the best training score that counts as trained on it, in place of the study's.
     """
 
@@ -60,6 +62,7 @@ class StudyData:
     options: str = ""
     rates_of: str | None = None
     score: str = ""
+    seeds: list[int] = field(default_factory=list)
     fitted: float | None = None
     line: int = 0
 
@@ -76,7 +79,7 @@ class StudyMethod:
         bound: the best score that the method can reach on training data, by data or for all: 0.5 for a network that
             cannot see what tells two classes apart.
         data: the data that it is compared on; all by default.
-        rates: learning rates in place of the study's.
+        rates, widen: in place of the study's.
         epochs, steps: budget in place of the study's, for a method that continues another.
     """
 
@@ -87,6 +90,7 @@ class StudyMethod:
     bound: Any = 1.0
     data: list[str] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
+    widen: int | None = None
     epochs: int | None = None
     steps: int | None = None
     line: int = 0
@@ -133,6 +137,8 @@ class Study:
     """A study; see the module's text for the keys.
 
     Attributes:
+        widen: how many rates beyond `rates` a method is tried with: while the best rate is the smallest or the largest,
+            one more, as far from it as its neighbour is.
         fitted: share of the best training score that a method must reach to count as trained.
         options: of `spectral`, for all methods and data.
         text: what a reader should know of the protocol.
@@ -145,6 +151,7 @@ class Study:
     rates: list[float]
     data: dict[str, StudyData]
     methods: dict[str, StudyMethod]
+    widen: int = 0
     epochs: int | None = None
     steps: int | None = None
     score: str = "top1"
@@ -160,8 +167,17 @@ class Study:
         return [name for name, method in self.methods.items() if not method.data or data in method.data]
 
     def rates_on(self, data: str, method: str) -> list[float]:
-        """Learning rates to choose from."""
+        """Learning rates to choose from, before they are widened."""
         return self.methods[method].rates or self.rates
+
+    def widen_on(self, method: str) -> int:
+        """How many rates may be tried beyond these."""
+        own = self.methods[method].widen
+        return self.widen if own is None else own
+
+    def seeds_on(self, data: str) -> list[int]:
+        """Seeds on some data; the learning rate is chosen with the first."""
+        return self.data[data].seeds or self.seeds
 
     def score_on(self, data: str) -> str:
         """The metric that is compared on some data."""
@@ -200,6 +216,7 @@ class Study:
         about.append((self.path.parent / own.recipe).read_text(encoding="utf-8"))
         if own.starts_from:
             about.append([self.key(data, own.starts_from, r) for r in self.rates_on(data, own.starts_from)])
+            about += [self.widen_on(own.starts_from)] if self.widen_on(own.starts_from) else []
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:10]
 
 
@@ -238,10 +255,18 @@ def _check(study: Study) -> None:
     def fail(entry: Any, message: str) -> NoReturn:
         raise StudyError(f"{study.path}:{getattr(entry, 'line', 1)}: {message}")
 
-    if not study.seeds or not study.rates or len(set(study.seeds)) != len(study.seeds):
-        fail(study, "give at least one rate and one seed, each seed once")
-    if min(study.seeds) < 0:
-        fail(study, f"a seed is {min(study.seeds)}; it must not be negative")
+    if not study.seeds or not study.rates:
+        fail(study, "give at least one rate and one seed")
+    with_seeds: list[Any] = [study, *study.data.values()]
+    for entry in with_seeds:
+        if len(set(entry.seeds)) != len(entry.seeds):
+            fail(entry, "give each seed once")
+        if entry.seeds and min(entry.seeds) < 0:
+            fail(entry, f"a seed is {min(entry.seeds)}; it must not be negative")
+    with_widen: list[Any] = [study, *study.methods.values()]
+    for tried in with_widen:
+        if tried.widen is not None and not 0 <= tried.widen <= 9:
+            fail(tried, f"widen is {tried.widen}; give a number from 0 to 9")
     _check_words(study, "options", study.options, fail)
     for name, data in study.data.items():
         _check_name(data, name, fail)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ImageDataModule", "KeypointDataModule", "VideoDataModule", "VolumeDataModule"]
 
-__getattr__ = lazy_attributes(
+__getattr__, __dir__ = lazy_attributes(
     __name__,
     image="ImageDataModule",
     keypoints="KeypointDataModule",

@@ -20,7 +20,7 @@
   `arguments` are of all networks of the row, `input` is the shape of their input. `recipes` maps datasets to
   `{file, overrides, runs}`, or lists some of the shared ones; `runs` lists the overrides of runs whose results are
   averaged; `overrides` are those of all recipes of the row;
-- `figures`: `{id, title, statuses, function, location}`, `function` being one of the paper's `reproduce.py`;
+- `figures`: `{id, title, statuses, function, location}`, `function` being one of the paper's `figures.py`;
 - `demos`: `{id, title, text, data, folder, recipe, score, columns, rows}`: `data` are the arguments of
   `python -m data.demo`, `folder` the name of the folder that they are written to (their first word by default). `score`
   is the key of `result.json` that is plotted against cost (`top1` by default), `columns` are what the table shows of
@@ -43,15 +43,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
-from torch import nn
 
 from common.command_line import did_you_mean
-from common.evaluation.complexity import Complexity, count
 from common.reporting import strict_yaml
+
+if TYPE_CHECKING:  # what only lists needs no torch
+    from torch import nn
+
+    from common.evaluation.complexity import Complexity
 
 #: status -> its mark in the tables
 STATUSES = {"computed": "C", "demo": "D", "recipe": "R", "literature": "L", "diagram": "G"}
@@ -326,7 +328,9 @@ class Ledger:
 
     def count(self, spec: RowNetwork) -> Complexity:
         """Count a network; nothing is computed, so any size takes about a second."""
-        counter = _find(spec.counter) if spec.counter else count
+        import torch
+
+        counter = _find(spec.counter or "common.evaluation.complexity.count")
         with torch.device("meta"):
             network = self.network(spec).build()
         found: Complexity = counter(network, spec.input)

@@ -24,6 +24,10 @@ class ResultError(ValueError):
     """A result file cannot be read; the message names it."""
 
 
+class ReproduceError(ValueError):
+    """A row could not be computed, trained or tested."""
+
+
 @dataclass(frozen=True)
 class Result:
     """A measured row.

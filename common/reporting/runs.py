@@ -36,15 +36,11 @@ from common.evaluation.frequency_use import accuracies
 from common.output_files import cell, locked, written_whole
 from common.reporting.counting import ROOT, source_hash
 from common.reporting.ledger import Demo, DemoRow, Ledger, Recipe, Row
-from common.reporting.results import Result, from_json
+from common.reporting.results import ReproduceError, Result, from_json
 from common.reporting.workers import pool
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
-
-
-class ReproduceError(ValueError):
-    """A row could not be computed, trained or tested."""
 
 
 @dataclass

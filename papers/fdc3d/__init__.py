@@ -6,15 +6,15 @@ Hanting Chen, Yunhe Wang, Han Shu, Yehui Tang, Chunjing Xu, Boxin Shi, Chao Xu, 
 from typing import TYPE_CHECKING
 
 from common.lazy import lazy_attributes
-from papers.fdc3d.deployment import fold_batch_norms, trim_producers
-from papers.fdc3d.layers import CompactConv3d, MaskedConv3d
-from papers.fdc3d.networks import resnet, unet
-from papers.fdc3d.rates import CompressionOptions
 
 if TYPE_CHECKING:
     from papers.fdc3d.compression import Compressed, compress
+    from papers.fdc3d.deployment import fold_batch_norms, trim_producers
     from papers.fdc3d.files import load_compact, save_compact
+    from papers.fdc3d.layers import CompactConv3d, MaskedConv3d
     from papers.fdc3d.lightning_module import FDC3DModule, FDC3DVolumeModule
+    from papers.fdc3d.networks import resnet, unet
+    from papers.fdc3d.rates import CompressionOptions
     from papers.fdc3d.report import CompressionReport
     from papers.fdc3d.timing import choose_executions, measure
 
@@ -37,11 +37,15 @@ __all__ = [
     "unet",
 ]
 
-__getattr__ = lazy_attributes(
+__getattr__, __dir__ = lazy_attributes(
     __name__,
     compression="Compressed compress",
+    deployment="fold_batch_norms trim_producers",
     files="load_compact save_compact",
+    layers="CompactConv3d MaskedConv3d",
     lightning_module="FDC3DModule FDC3DVolumeModule",
+    networks="resnet unet",
+    rates="CompressionOptions",
     report="CompressionReport",
     timing="choose_executions measure",
 )

@@ -6,11 +6,13 @@ Sudhakar Kumawat, Manisha Verma, Yuta Nakashima, Shanmuganathan Raman. IEEE TPAM
 from typing import TYPE_CHECKING
 
 from common.lazy import lazy_attributes
-from papers.stft3d.networks import fact_dw, i2d, i3d, relpv, s3d, s3d_g, s_stft, st_stft, stft_c2d, t_stft
 
 if TYPE_CHECKING:
     from papers.stft3d.lightning_module import STFT3DModule
+    from papers.stft3d.networks import fact_dw, i2d, i3d, relpv, s3d, s3d_g, s_stft, st_stft, stft_c2d, t_stft
 
 __all__ = ["STFT3DModule", "fact_dw", "i2d", "i3d", "relpv", "s3d", "s3d_g", "s_stft", "st_stft", "stft_c2d", "t_stft"]
 
-__getattr__ = lazy_attributes(__name__, lightning_module="STFT3DModule")
+__getattr__, __dir__ = lazy_attributes(
+    __name__, lightning_module="STFT3DModule", networks="fact_dw i2d i3d relpv s3d s3d_g s_stft st_stft stft_c2d t_stft"
+)

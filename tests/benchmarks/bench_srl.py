@@ -20,8 +20,8 @@ from rich.table import Table
 from torch import nn
 
 from common.evaluation.latency import measure_latency, peak_allocated
+from papers.srl.figures import blocks
 from papers.srl.layers import NonLocalBlock, SRLBlock
-from papers.srl.reproduce import blocks
 
 #: batch, channels, size: feature maps of ResNets on pictures and clips
 MAPS = ((2, 128, 28), (2, 256, 28), (2, 64, 40), (1, 256, 56))

@@ -108,15 +108,11 @@ class {name}MixModule(VideoClassificationModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return cosine_over_training(self, sgd(self), 1.0)
 ''',
-    "reproduce.py": '''
-"""The tables and figures of the paper; see `common.reporting.reproduce`."""
-
-import sys
-from pathlib import Path
+    "figures.py": '''
+"""The figures of the paper."""
 
 from matplotlib.figure import Figure
 
-from common.reporting.reproduce import main
 from common.reporting.runs import Job
 
 
@@ -125,10 +121,17 @@ def figure1(job: Job | None = None) -> Figure:
     figure = Figure()
     figure.subplots().plot([0, 1, 0])
     return figure
+''',
+    "reproduce.py": '''
+"""The tables and figures of the paper; see `common.reporting.reproduce`."""
 
+import sys
+from pathlib import Path
+
+from common.reporting.reproduce import main
 
 if __name__ == "__main__":
-    sys.exit(main(Path(__file__).resolve().parent, {{"figure1": figure1}}))
+    sys.exit(main(Path(__file__).resolve().parent, "{package}.figures"))
 ''',
     "recipes/demo.yaml": """
 # At demo size on generated clips: python -m data.demo motion --out runs/demo/motion

@@ -35,9 +35,9 @@ from common.comparison.command import finished_studies, study_of_operators
 from common.comparison.rows import StudyProgress, read_rows
 from common.comparison.study import load as read_study
 from common.reporting.ledger import Ledger, LedgerError, Network, Recipe, RowNetwork, load, package_root
+from common.reporting.listing import list_records
 from common.reporting.page import png
-from common.reporting.reproduce import list_records
-from common.reporting.runs import ReproduceError
+from common.reporting.results import ReproduceError
 from common.reporting.tables import to_markdown
 from common.training import cli, lightning_cli
 from common.training.arguments import predict_parser
@@ -503,9 +503,9 @@ def test_the_readme_shows_the_verdicts_on_all_claims() -> None:
 
 def test_every_figure_draws(figure: tuple[Path, Any]) -> None:
     folder, entry = figure
-    module = importlib.import_module(f"{package(folder)}.reproduce")
+    module = importlib.import_module(f"{package(folder)}.figures")
     function = getattr(module, entry.function, None)
-    assert function is not None, f"{folder}/ledger.yaml:{entry.line}: reproduce.py has no function {entry.function}"
+    assert function is not None, f"{folder}/ledger.yaml:{entry.line}: figures.py has no function {entry.function}"
     try:
         drawn = function(None)
     except ReproduceError:  # of a trained network

@@ -63,7 +63,7 @@ FAULTS = {
         "gradient of .* is zero",
     ),
     "not_finite": ("layers.py", "x.roll(1, 2))", "x.roll(1, 2)) / 0", {NETWORKS, RECIPES}, ""),
-    "figure": ("reproduce.py", "figure = Figure()", "figure = Figur()", {FIGURES}, "Figur"),
+    "figure": ("figures.py", "figure = Figure()", "figure = Figur()", {FIGURES}, "Figur"),
     "figure_name": ("ledger.yaml", "function: figure1", "function: figure2", {FIGURES}, "figure2"),
     "dataset": (JESTER, "dataset: jester", "dataset: jestr", {RECIPES, COMMANDS, COUNTS}, "jestr"),
 }

@@ -21,7 +21,7 @@ from common.comparison import command, report, runs
 from common.comparison.rows import StudyProgress, append_row, read_rows
 from common.comparison.study import StudyError, load
 from common.output_files import locked
-from common.reporting.runs import ReproduceError
+from common.reporting.results import ReproduceError
 from common.training import cli
 from tests.common.comparison.test_rows import Trainings
 from tests.common.comparison.test_study import write

@@ -115,6 +115,47 @@ def test_a_rate_that_failed_is_not_chosen_and_a_method_without_a_rate_ends(tmp_p
     assert progress.scores("a", "three") == {}, "there is nothing that it can continue from"
 
 
+@pytest.mark.parametrize(
+    ("widen", "validation", "tried", "chosen", "edge"),
+    [
+        (0, {0.01: 0.7, 0.1: 0.6}, [0.01, 0.1], 0.01, True),
+        (2, {0.01: 0.7, 0.1: 0.6, 0.001: 0.65}, [0.001, 0.01, 0.1], 0.01, False),
+        (2, {0.01: 0.7, 0.1: 0.6, 0.001: 0.7}, [0.001, 0.01, 0.1], 0.001, False),
+        (1, {0.01: 0.7, 0.1: 0.6, 0.001: 0.8}, [0.001, 0.01, 0.1], 0.001, True),
+        (2, {0.01: 0.6, 0.1: 0.7, 1.0: 0.8, 10.0: 0.9}, [0.01, 0.1, 1.0, 10.0], 10.0, True),
+        (3, {0.01: 0.6, 0.1: 0.7, 1.0: None}, [0.01, 0.1, 1.0], 0.1, False),
+        (2, {0.01: 0.7, 0.1: 0.7}, [0.01, 0.1], 0.01, False),
+    ],
+)
+def test_the_rates_are_widened_while_the_best_is_at_their_edge(
+    tmp_path: Path,
+    widen: int,
+    validation: dict[float, float | None],
+    tried: list[float],
+    chosen: float,
+    edge: bool,
+) -> None:
+    study = load(write(tmp_path, widen=widen, rates=[0.1, 0.01]))
+    trainings = Trainings(study, {("one", rate): value for rate, value in validation.items()})
+    while items := [item for item in trainings.progress.pending() if item.method == "one"]:
+        failed = items[0].stage == "rate" and validation[items[0].rate] is None
+        trainings.do(items[0], **({"error": "the loss is NaN", "val": None} if failed else {}))
+    progress = trainings.progress
+    assert sorted(row.rate for row in trainings.rows if (row.data, row.stage) == ("a", "rate")) == tried
+    assert (progress.rate("a", "one"), progress.at_edge("a", "one")) == (chosen, edge)
+    assert list(progress.scores("a", "one")) == study.seeds
+
+
+def test_seeds_of_one_data(tmp_path: Path) -> None:
+    data = {"a": {"demo": "digits", "seeds": [3, 4, 5]}, "b": {"demo": "digits --size 8"}}
+    trainings = Trainings(load(write(tmp_path, data=data)), {})
+    left = trainings.progress.trainings_left()
+    assert trainings.finish() == left
+    progress = trainings.progress
+    assert (list(progress.scores("a", "one")), list(progress.scores("b", "two"))) == ([3, 4, 5], [0, 1])
+    assert {row.seed for row in trainings.rows if (row.data, row.stage) == ("a", "rate")} == {3}
+
+
 def test_rows_of_another_study_are_left_out(tmp_path: Path) -> None:
     trainings = Trainings(load(write(tmp_path)), {})
     trainings.finish()

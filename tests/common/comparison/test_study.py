@@ -61,6 +61,9 @@ def test_the_key_follows_all_that_a_training_depends_on(tmp_path: Path) -> None:
     assert load(write(tmp_path, epochs=3)).key("a", "two", 0.1) != key
     longer = load(write(tmp_path, epochs=3))
     assert longer.key("a", "three", 0.1) != continued, "what it continues from is trained for longer"
+    wider = load(write(tmp_path, widen=1))
+    assert wider.key("a", "two", 0.1) == key
+    assert wider.key("a", "three", 0.1) != continued, "what it continues from may have another rate"
     path = write(tmp_path)
     (tmp_path / "recipe.yaml").write_text("model: {class_path: other}\n")
     assert load(path).key("a", "two", 0.1) != key
@@ -81,6 +84,9 @@ def test_the_full_size_replaces_keys(tmp_path: Path) -> None:
         ({"seeds": [0, 0]}, "each seed once"),
         ({"seeds": ["a"]}, "expected int, found 'a'"),
         ({"seeds": [-1]}, "must not be negative"),
+        ({"widen": -1}, "widen is -1; give a number from 0 to 9"),
+        ({"methods": {"x": {"recipe": "recipe.yaml", "widen": 10}}}, "widen is 10"),
+        ({"data": {"a": {"demo": "digits", "seeds": [1, 1]}}}, "each seed once"),
         ({"rates": [0.1, float("nan")]}, "a rate is nan; it must be positive"),
         ({"options": "--help"}, "options: --help cannot be given"),
         ({"options": "--name 'x"}, "options: No closing quotation"),

@@ -15,19 +15,19 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from common.evaluation.complexity import count
-from common.reporting import counting, reproduce, runs
-from common.reporting.ledger import load
+from common.reporting import counting, main_job, reproduce, runs
+from common.reporting.ledger import Ledger, load
 from common.reporting.reproduce import main
 from common.reporting.results import Result, read
 
 
-def curve(job: reproduce.Job | None) -> Figure:
+def curve(job: runs.Job | None) -> Figure:
     figure = Figure(figsize=(1, 1))
     figure.subplots().plot([0, 1 if job is None or job.data() is None else 2])
     return figure
 
 
-FIGURES = {"curve": curve}
+FIGURES = __name__  # the module with the figures
 
 
 @pytest.fixture
@@ -62,10 +62,10 @@ def test_the_whole_job_and_a_second_run(
     assert [row.entry for row in read(paper / "results.csv")] == ["demo/one", "demo/two"]
 
     monkeypatch.setattr(runs, "run_recipe", forbid)
-    monkeypatch.setattr(reproduce.Ledger, "count", forbid)
+    monkeypatch.setattr(Ledger, "count", forbid)
     took: list[float] = []
-    facts = reproduce.run_facts
-    monkeypatch.setattr(reproduce, "run_facts", lambda job, seconds: took.append(seconds) or facts(job, seconds))
+    facts = main_job.run_facts
+    monkeypatch.setattr(main_job, "run_facts", lambda job, seconds: took.append(seconds) or facts(job, seconds))
     began = time.monotonic()
     assert main(paper, FIGURES, ["--out", str(out)]) == 0
     assert 0 < took[0] < time.monotonic() - began
@@ -254,7 +254,7 @@ def test_data_of_several_data_sets_are_named(paper: Path, tmp_path: Path) -> Non
 
 def test_progress_without_a_terminal_is_told_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
     printed, deadline = "", time.monotonic() + 10
-    with reproduce._ProgressLines(seconds=0.05) as progress:
+    with main_job._ProgressLines(seconds=0.05) as progress:
         task = progress.add_task("Training", total=2)
         progress.update(task, advance=1)
         while "Training: 1 of 2" not in printed and time.monotonic() < deadline:
@@ -270,7 +270,7 @@ def test_progress_without_a_terminal_is_told_in_lines(capsys: pytest.CaptureFixt
 @pytest.mark.slow
 def test_a_reader_that_stops_early_gets_no_traceback(paper: Path) -> None:
     code = "import sys, pathlib; from common.reporting.reproduce import main; "
-    code += "sys.exit(main(pathlib.Path(sys.argv[1]), {}, ['--list', '--json']))"
+    code += "sys.exit(main(pathlib.Path(sys.argv[1]), '', ['--list', '--json']))"
     command = [sys.executable, "-c", code, str(paper)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -281,8 +281,8 @@ def test_a_reader_that_stops_early_gets_no_traceback(paper: Path) -> None:
 
 
 def test_a_figure_without_its_function(paper: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(paper, {}, ["figure2", "--out", str(out)]) == 2
-    assert "no figure function curve" in capsys.readouterr().err
+    assert main(paper, "math", ["figure2", "--out", str(out)]) == 2
+    assert "math has no function curve" in capsys.readouterr().err
 
 
 def test_data_that_was_made_otherwise_is_not_touched(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from matplotlib.figure import Figure
@@ -36,7 +38,9 @@ def two(paper: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("jobs", ["1", "2"])
-def test_both_are_trained_and_shown(jobs: str, two: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_are_trained_and_shown(
+    jobs: str, two: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "runs" / "tiny"
     seen: list[Job] = []
 
@@ -45,7 +49,8 @@ def test_both_are_trained_and_shown(jobs: str, two: Path, tmp_path: Path, capsys
         seen.append(job)
         return Figure(figsize=(1, 1))
 
-    assert main(two, {"curve": curve}, ["--out", str(out), "--epochs", "1", "--jobs", jobs]) == 0
+    monkeypatch.setitem(sys.modules, "drawn", SimpleNamespace(curve=curve))
+    assert main(two, "drawn", ["--out", str(out), "--epochs", "1", "--jobs", jobs]) == 0
     entries = [row.entry for row in read(out / "results.csv")]
     assert entries == ["demo/one", "demo/two", "demo-more/first", "demo-more/second"]
     first, second = (next((out / "demo-more" / name).iterdir()) for name in ("first", "second"))

@@ -13,8 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import IMAGES, Event
 
 from common.training.cli import main, run
 from papers.dtf import DTFModule, DTFTransformerModule, dtf_net
+from papers.dtf.figures import moving_picture, with_active_blocks
 from papers.dtf.networks import DTFNetOptions, DTFTransformerOptions
-from papers.dtf.reproduce import moving_picture, with_active_blocks
 from tests.datasets import read_recipe
 
 RECIPES = sorted((Path(__file__).resolve().parents[3] / "papers/dtf/recipes").glob("dtf-*.yaml"))

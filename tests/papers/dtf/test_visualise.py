@@ -12,8 +12,8 @@ from torch import nn
 from common.reporting.page import png
 from common.training.cli import run
 from papers.dtf import dtf_net, dtf_transformer, visualise
+from papers.dtf.figures import moving_picture, with_active_blocks
 from papers.dtf.networks import dtf_blocks
-from papers.dtf.reproduce import moving_picture, with_active_blocks
 from tests import media
 
 RECIPE = Path(__file__).resolve().parents[3] / "papers/dtf/recipes/demo.yaml"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from common.reporting.ledger import Ledger
-from papers.stft2d import reproduce
+from papers.stft2d import figures
 
 
 def test_rows_of_table2_name_what_they_train(ledger: Ledger) -> None:
@@ -44,6 +44,6 @@ def test_layers_of_table1(ledger: Ledger) -> None:
 
 
 def test_figure2_is_drawn() -> None:
-    figure = reproduce.figure2()
+    figure = figures.figure2()
     assert isinstance(figure, Figure)
     assert len([axes for axes in figure.axes if axes.images]) == 18
