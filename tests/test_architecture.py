@@ -114,11 +114,13 @@ def test_networks_need_torch_alone() -> None:
 @pytest.mark.parametrize("paper", PAPERS)
 def test_a_list_needs_no_torch(paper: str) -> None:
     """Nor Matplotlib: importing them takes several seconds."""
-    code = "import runpy, sys; sys.modules.update(dict.fromkeys(['torch', 'torchvision', 'matplotlib', 'lightning'])); "
-    code += f"sys.argv[1:] = ['--list']; runpy.run_module('papers.{paper}.reproduce', run_name='__main__')"
+    code = "import atexit, runpy, sys; sys.argv[1:] = ['--list']; "
+    code += "atexit.register(lambda: print({'torch', 'torchvision', 'matplotlib', 'lightning'} & set(sys.modules))); "
+    code += f"runpy.run_module('papers.{paper}.reproduce', run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "spectral fit" in done.stdout
+    assert done.stdout.splitlines()[-1] == "set()"
 
 
 def test_without_the_environment_the_error_says_how_to_get_it() -> None:
