@@ -16,7 +16,7 @@ from common.comparison import RULE
 from common.comparison.rows import StudyProgress
 from common.comparison.runs import Place
 from common.comparison.statistics import Interval, Verdict, combine, decide, mean_interval, paired_difference
-from common.comparison.study import COSTS, Claim, Comparison, pairs
+from common.comparison.study import COSTS, SCATTER, TIMES, Claim, Comparison, pairs
 from common.reporting import plots
 from common.reporting.ledger import DASH
 from common.reporting.page import Report
@@ -57,10 +57,11 @@ class Outcome:
         if self.found is None:
             return f"{what}: {self.reason}"
         if self.measure != "score":
-            return f"{what}: {self.found.mean:.2f}" + (f" (needs ≤ {1 - self.by:g})" if self.by else "")
-        text = f"{what}: {signed(self.found)}"
-        text += f", McNemar p = {self.found.p:.2g}" if self.found.p is not None else ""
-        said = [self.reason, f"needs > {100 * self.by:+g}" if self.by else ""]
+            text, needed = f"{what}: {self.found.mean:.2f}", f"needs ≤ {1 - self.by:g}"
+        else:
+            text, needed = f"{what}: {signed(self.found)}", f"needs > {100 * self.by:+g}"
+            text += f", McNemar p = {self.found.p:.2g}" if self.found.p is not None else ""
+        said = [self.reason, needed if self.by else ""]
         return f"{text} ({'; '.join(filter(None, said))})" if any(said) else text
 
 
@@ -78,6 +79,14 @@ class Finding:
     claim: Claim
     outcomes: list[Outcome]
     verdict: Verdict
+
+    def verdict_text(self) -> str:
+        """The verdict in Markdown; of one in part, how many comparisons hold and how many do not."""
+        if self.verdict != "holds in part":
+            return f"**{self.verdict}**"
+        held, failed = (sum(o.verdict == verdict for o in self.outcomes) for verdict in ("holds", "does not hold"))
+        failing = f"; {failed} {'does' if failed == 1 else 'do'} not" if failed else ""
+        return f"**holds in part** ({held} of {len(self.outcomes)}{failing})"
 
     def text(self, most: int | None = None) -> str:
         """The differences in words, the first `most` of them, and how many more there are."""
@@ -113,6 +122,8 @@ def _outcome(progress: StudyProgress, comparison: Comparison, data: str, better:
         if ours is None or theirs is None:
             return undecided("not measured")
         ratio = Interval(ours / theirs, ours / theirs, ours / theirs)
+        if measure in TIMES and abs(ratio.mean - 1) <= SCATTER:
+            return undecided(f"equal within {100 * SCATTER:g} %", ratio)
         verdict: Verdict = "holds" if ratio.mean <= 1 - by else "does not hold"
         return Outcome(data, better, than, measure, by, ratio, verdict)
     both = [progress.scores(data, method) for method in (better, than)]
@@ -141,10 +152,10 @@ def _outcome(progress: StudyProgress, comparison: Comparison, data: str, better:
 
 def claims_table(progress: StudyProgress) -> RenderedTable:
     """Every claim with the paper's evidence, ours, and the verdict."""
-    heads = [ColumnHeader("Claim"), ColumnHeader("Verdict"), ColumnHeader("Here"), ColumnHeader("Paper")]
+    heads = [ColumnHeader("Claim"), ColumnHeader("Verdict"), ColumnHeader("Measured here"), ColumnHeader("Paper")]
     cells = []
     for found in findings(progress):
-        cells.append([found.claim.claim, f"**{found.verdict}**", found.text(), found.claim.paper or DASH])
+        cells.append([found.claim.claim, found.verdict_text(), found.text(), found.claim.paper or DASH])
     return RenderedTable("Claims", heads, cells, [DIFFERENCES], "claims")
 
 
@@ -204,7 +215,7 @@ def _has_untrained(progress: StudyProgress, data: str) -> bool:
 def _not_trained(progress: StudyProgress, data: str) -> str:
     """What `not trained` means on some data."""
     share = 100 * progress.study.share_on(data)
-    return f"not trained: below {share:g} % of what the method can reach on its training data."
+    return f"not trained: the mean training score is below {share:g} % of what the method can reach."
 
 
 def _score(progress: StudyProgress, data: str, method: str) -> str:
@@ -250,9 +261,9 @@ def provenance(progress: StudyProgress, data: str) -> list[str]:
 
 def overview(papers: Mapping[str, Sequence[Finding]]) -> RenderedTable:
     """The claims of several studies with their verdicts, one line each."""
-    heads = [ColumnHeader("Paper"), ColumnHeader("Claim"), ColumnHeader("Verdict"), ColumnHeader("Here")]
+    heads = [ColumnHeader("Paper"), ColumnHeader("Claim"), ColumnHeader("Verdict"), ColumnHeader("Measured here")]
     cells = [
-        [paper, found.claim.claim, f"**{found.verdict}**", found.text(most=2)]
+        [paper, found.claim.claim, found.verdict_text(), found.text(most=2)]
         for paper, own in papers.items()
         for found in own
     ]

@@ -107,7 +107,7 @@ def test_a_study_from_plan_to_tables(tmp_path: Path, capsys: pytest.CaptureFixtu
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("a\n<!-- claims: begin (by hand: no) -->\n")
     assert text.endswith("<!-- claims: end -->\nb\n")
-    assert "| **holds in part** |" in text
+    assert "| **holds in part** (1 of 2; 1 does not) |" in text
     page = (place / "report" / "index.html").read_text()
     assert "Fixed &lt;b&gt;" in page
     assert "Fixed <b>" not in page

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from common.comparison import report
 from common.comparison.runs import Place
 from common.comparison.study import load
@@ -29,3 +31,31 @@ def test_methods_on_different_data_are_not_compared(tmp_path: Path) -> None:
         assert outcome.verdict == "not decided"
         assert "the data of the two differ" in outcome.text(progress)
     assert "several versions of the data hash" in " ".join(report.provenance(progress, "a"))
+
+
+@pytest.mark.parametrize(
+    ("measure", "ratio", "by", "verdict"),
+    [
+        ("train_ms", 0.8, 0.0, "holds"),
+        ("train_ms", 0.9, 0.0, "not decided"),
+        ("infer_ms", 1.1, 0.0, "not decided"),
+        ("infer_ms", 1.2, 0.0, "does not hold"),
+        ("train_ms", 0.8, 0.3, "does not hold"),
+        ("macs", 0.97, 0.0, "holds"),
+        ("macs", 0.97, 0.05, "does not hold"),
+        ("params", 1.01, 0.0, "does not hold"),
+    ],
+)
+def test_times_that_are_about_equal_decide_nothing(
+    tmp_path: Path, measure: str, ratio: float, by: float, verdict: str
+) -> None:
+    comparison = {"better": "one", "than": ["two"], "measure": measure, "by": by, "data": ["a"]}
+    claims = [{"id": "x", "claim": "x", "comparisons": [comparison]}]
+    trainings = Trainings(load(write(tmp_path, claims=claims)), {})
+    trainings.finish()
+    values = {"one": 10 * ratio, "two": 10.0}
+    trainings.rows = [replace(row, **{measure: values.get(row.method)}) for row in trainings.rows]
+    progress = trainings.progress
+    (outcome,) = report.outcomes(progress, progress.study.claims[0].comparisons[0])
+    assert outcome.verdict == verdict
+    assert f"{ratio:.2f}" in outcome.text(progress)
