@@ -70,15 +70,22 @@ class FeatureRecorder:
         self.rows.append({"path": path, "start": start, "end": end, "features": features})
 
     def write(self, path: Path, new: Callable[[Path], Path]) -> None:
-        """Write an npz file with the arrays ``path``, ``start``, ``end`` and ``features`` (rows, C), or an npy file
-        with the last and a CSV file of the others beside it. ``new`` is of :func:`~common.output_files.new_files`.
+        """Write an npz file with the arrays ``path``, ``start``, ``end`` and ``features`` (rows, C), a Parquet file
+        with columns of these names, or an npy file with the last and a CSV file of the others beside it. ``new`` is
+        of :func:`~common.output_files.new_files`.
         """
         features = np.stack([row["features"] for row in self.rows]) if self.rows else np.zeros((0, 0), np.float32)
+        paths = np.array([row["path"] for row in self.rows], str)
+        start, end = (np.array([row[name] for row in self.rows], np.float64) for name in ("start", "end"))
         with new(path).open("wb") as file:  # numpy adds an extension to names
             if path.suffix.lower() == ".npz":
-                paths = np.array([row["path"] for row in self.rows], str)
-                start, end = (np.array([row[name] for row in self.rows], np.float64) for name in ("start", "end"))
                 np.savez(file, path=paths, start=start, end=end, features=features)
+            elif path.suffix.lower() == ".parquet":
+                pyarrow = parquet_writer()
+                columns = {"path": paths, "start": start, "end": end}
+                arrays = {name: pyarrow.array(values, from_pandas=True) for name, values in columns.items()}
+                arrays["features"] = pyarrow.FixedSizeListArray.from_arrays(features.ravel(), features.shape[1] or 1)
+                pyarrow.parquet.write_table(pyarrow.table(arrays), file)
             else:
                 writer: Any = SimpleNamespace(write=file.write)  # with a file, numpy can miss that the disk is full
                 np.save(writer, features)
@@ -87,6 +94,15 @@ class FeatureRecorder:
             save_rows(new(table), rows)
 
 
+def parquet_writer() -> Any:
+    """The package ``pyarrow``. Raises ValueError if it is not installed."""
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise ValueError("a .parquet file needs pyarrow: pip install pyarrow, or write .npz") from None
+    return pyarrow
+
+
 def paths_file(path: Path) -> Path | None:
-    """The CSV file with the rows of an npy file; None for npz, which holds them itself."""
+    """The CSV file with the rows of an npy file; None for files that hold them themselves."""
     return path.with_suffix(".csv") if path.suffix.lower() == ".npy" else None

@@ -24,10 +24,10 @@ from common.evaluation.scores import prediction_table
 from common.output_files import new_files, save_json, save_rows
 from common.training.arguments import predict_parser
 from common.training.checkpoints import CheckpointError
-from common.training.features import FeatureRecorder, paths_file
+from common.training.features import FeatureRecorder, parquet_writer, paths_file
 from common.training.task import TRUSTED, NonFiniteError, TaskModule, load_module
 
-SUFFIXES = {"--features": (".npz", ".npy"), "--video": (".mp4",)}  # of the files that options name
+SUFFIXES = {"--features": (".npz", ".npy", ".parquet"), "--video": (".mp4",)}  # of the files that options name
 
 
 class Predictor:
@@ -204,6 +204,8 @@ class ClassPredictor(Predictor):
             if (other := files.setdefault(path.resolve(), option)) != option:
                 raise ValueError(f"{other} and {option} both write {path}; give them different names")
         self.features = FeatureRecorder(module.network, module.num_classes) if options.features else None
+        if options.features and options.features.suffix.lower() == ".parquet":
+            parquet_writer()
         self.complete = [path for path in (options.csv, options.json) if path]
         self.columns = (module.kind, "prediction", "probability")
         self.rows: list[dict[str, Any]] = []
@@ -217,7 +219,8 @@ class ClassPredictor(Predictor):
             type=Path,
             metavar="FILE",
             help="also write the input of the last linear layer, averaged over views, as float32: .npz with the arrays "
-            "path, start, end and features, or .npy with a .csv of the paths beside it",
+            "path, start, end and features, .parquet with columns of these names (needs pyarrow), or .npy with a .csv "
+            "of the paths beside it",
         )
         parser.add_argument("--top", type=int, default=5, help="number of classes to show (default 5)")
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import av
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -184,6 +185,25 @@ def test_paths_on_standard_input_and_features_of_files(predict, capsys, monkeypa
     assert "reads paths from standard input, one a line, and there are none" in capsys.readouterr().err
 
 
+def test_features_in_parquet(predict, capsys, monkeypatch) -> None:
+    video = write_colours(Path("a.mp4"), ["red", "blue"])
+    assert predict(video, "--windows", 2, "--features", "x.parquet") == 0
+    assert predict(video, "--features", "whole.parquet") == 0
+    windows, whole = pd.read_parquet("x.parquet"), pd.read_parquet("whole.parquet")
+    assert list(windows) == list(whole) == ["path", "start", "end", "features"]
+    assert windows[["path", "start", "end"]].values.tolist() == [["a.mp4", 0.0, 2.0], ["a.mp4", 2.0, 4.0]]
+    assert [(row.dtype, row.argmax()) for row in windows["features"]] == [(np.float32, 0), (np.float32, 2)]
+    assert whole["start"].isna().all()
+    Path("text.mp4").write_text("no video")
+    assert predict("text.mp4", "--features", "none.parquet") == 1
+    assert len(pd.read_parquet("none.parquet")) == 0
+    capsys.readouterr()
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    assert predict(video, "--features", "y.parquet") == 1
+    assert "a .parquet file needs pyarrow: pip install pyarrow" in capsys.readouterr().err
+    assert not Path("y.parquet").exists()
+
+
 def test_a_window_longer_than_the_video_is_one_window(predict, capsys) -> None:
     video = write_colours(Path("in.mp4"), ["blue"])
     assert predict(video, "--windows", 60, "--csv", "a.csv") == 0
@@ -206,7 +226,7 @@ def test_a_window_longer_than_the_video_is_one_window(predict, capsys) -> None:
         (["--windows", "1", "--video", "none/x.mp4"], "--video is none/x.mp4, but there is no folder none"),
         (["--windows", "1", "--video", "in.mp4", "--force"], "--video is in.mp4, which is also an input"),
         (["in.mp4", "--windows", "1", "--video", "x.mp4"], "--video is drawn on one video, and the paths are 2"),
-        (["--features", "x.txt"], "--features is x.txt; the name must end in .npz or .npy"),
+        (["--features", "x.txt"], "--features is x.txt; the name must end in .npz or .npy or .parquet"),
         (["--csv", "net"], "--csv is net, which is a folder"),
         (["--csv", "a", "--json", "./a"], "--csv and --json both write a"),
         (["--csv", "in.mp4", "--force"], "--csv is in.mp4, which is also an input"),
