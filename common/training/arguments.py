@@ -54,7 +54,11 @@ def export_parser() -> CommandParser:
         "--out", type=Path, help="file to write (default: next to the checkpoint, with another extension)"
     )
     parser.add_argument("--half", action="store_true", help="half precision")
-    parser.add_argument("--input", type=Path, help="file to compare on (default: random numbers); not for persons")
+    parser.add_argument(
+        "--input",
+        type=Path,
+        help="file to compare on (default: the first of the recipe's manifest, else random numbers); not for persons",
+    )
     parser.add_argument("--force", action="store_true", help="overwrite an existing file")
     parser.add_argument("--allow", metavar="PACKAGE", action="append", default=[], help=ALLOW_HELP)
     return parser

@@ -15,10 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 
 from common.command_line import first_line
+from common.datamodules.errors import DatasetError
+from common.datamodules.manifest import Manifest
 from common.limits import HINT
+from common.plain_yaml import YamlError, check_yaml
 from common.training.arguments import EXPORT_SUFFIXES, export_parser
 from common.training.checkpoints import MAX_CLAIMED, CheckpointError, building_what_a_file_says, find_checkpoint
 from common.training.task import TRUSTED, TaskModule, check_stored_facts, load_module, module_class_of
@@ -47,9 +51,23 @@ def main(argv: list[str]) -> int:
         raise FileExistsError(f"{out} exists; give another name, or --force to overwrite it")
     config = find_checkpoint(options.checkpoint).with_name("config.yaml")
     recipe = config.read_text(encoding="utf-8") if config.is_file() else None
-    difference = export(module, out, options.format, options.half, options.input, recipe)
+    example = options.input or (_own_file(config) if recipe and hasattr(module, "load_views") else None)
+    difference = export(module, out, options.format, options.half, example, recipe)
     print(f"Written: {out} ({out.stat().st_size:,} bytes); largest difference from the network {difference:.1e}")
+    print(f"Compared on {example or 'random numbers'}")
     return 0
+
+
+def _own_file(config: Path) -> Path | None:
+    """The first file of the manifest that a run was trained with; None if it, or the manifest, is not there any more."""
+    try:
+        check_yaml(config)
+        data = yaml.safe_load(config.read_text(encoding="utf-8")).get("data") or {}
+        root, manifest = ((data.get("init_args") or {}).get(name) for name in ("root", "manifest"))
+        entries = Manifest.read(manifest or Path(root, "manifest.csv"), root).entries if root else []
+    except (YamlError, DatasetError, OSError):
+        return None
+    return next((path for entry in entries if (path := Path(root, entry.path)).is_file()), None)
 
 
 def export(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from common.datamodules.image_dataset import ImageSpec
+from common.datamodules.manifest import Manifest
 from common.datamodules.pose_geometry import KeypointSpec
 from common.datamodules.video_clips import ClipSpec
 from common.datamodules.volumes import VolumeSpec
@@ -124,6 +126,22 @@ def test_from_training_to_predictions(
     assert about["output_names"][0] == "zero"
     assert len(about["manifest_hash"]) == 64
     assert about["recipe"] == Path("runs/run/version_0/config.yaml").read_text()
+
+
+def test_a_file_of_the_training_is_compared_if_it_is_still_there(
+    recipe: Any, motion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "clips"
+    shutil.copytree(motion.parent, copy)
+    path = recipe(data={"root": str(copy), "manifest": str(copy / motion.name)})
+    assert main(["fit", "--config", path]) == 0
+    command = ["export", "runs/tiny/version_0/last.ckpt", "--format", "torch-export", "--allow", "tests", "--force"]
+    first = Manifest.read(motion, motion.parent).entries[0].path
+    assert main(command) == 0
+    assert f"Compared on {copy / first}" in capsys.readouterr().out
+    shutil.rmtree(copy)
+    assert main(command) == 0
+    assert "Compared on random numbers" in capsys.readouterr().out
 
 
 def test_persons_are_compared_on_random_numbers(tmp_path: Path) -> None:
