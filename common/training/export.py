@@ -59,15 +59,16 @@ def main(argv: list[str]) -> int:
 
 
 def _own_file(config: Path) -> Path | None:
-    """The first file of the manifest that a run was trained with; None if it, or the manifest, is not there any more."""
+    """The first file of the manifest that a run was trained with; None if one of the two is not there any more."""
     try:
         check_yaml(config)
         data = yaml.safe_load(config.read_text(encoding="utf-8")).get("data") or {}
-        root, manifest = ((data.get("init_args") or {}).get(name) for name in ("root", "manifest"))
-        entries = Manifest.read(manifest or Path(root, "manifest.csv"), root).entries if root else []
+        options = {"root": None, "manifest": None} | (data.get("init_args") or {})
+        root = Path(options["root"] or ".")
+        entries = Manifest.read(options["manifest"] or root / "manifest.csv", root).entries
     except (YamlError, DatasetError, OSError):
         return None
-    return next((path for entry in entries if (path := Path(root, entry.path)).is_file()), None)
+    return next((path for entry in entries if (path := root / entry.path).is_file()), None)
 
 
 def export(
