@@ -18,6 +18,7 @@ VIDEO_EXTENSIONS = frozenset(
     (
         *(".mp4", ".m4v", ".mov", ".qt", ".avi", ".divx", ".mkv", ".webm", ".mpg", ".mpeg", ".vob", ".ts", ".mts"),
         *(".m2ts", ".wmv", ".asf", ".flv", ".f4v", ".3gp", ".3g2", ".ogv", ".ogm", ".mxf", ".rm", ".rmvb", ".gif"),
+        *(".m1v", ".m2v", ".mpv", ".h264", ".264", ".h265", ".265", ".hevc", ".ivf", ".y4m", ".nut", ".wtv", ".ismv"),
     )
 )
 IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png"})
@@ -191,6 +192,7 @@ def _list_classes(root: Path, groups: dict[str, list[Path]], names: Sequence[str
             others += unknown
             label = names.index(folder.name)
             entries += [Entry(path, label, folder.name, None, None, None, split) for path in paths]
+    _warn_of_loose_files(root, {folder.parent for folders in groups.values() for folder in folders}, kind)
     if empty:
         frames = f"; a folder of {' '.join(sorted(IMAGE_EXTENSIONS))} is a video" if kind == "video" else ""
         raise DatasetError(
@@ -200,6 +202,19 @@ def _list_classes(root: Path, groups: dict[str, list[Path]], names: Sequence[str
     if others:
         warnings.warn(f"{root}: {len(entries)} {kind}s; {_by_extension(others)}.", UnusedFilesWarning, stacklevel=3)
     return entries
+
+
+def _warn_of_loose_files(root: Path, parents: set[Path], kind: Kind) -> None:
+    """Warn of files of the kind that lie beside the class folders, or beside the folders of the splits."""
+    files = sorted(path for parent in {root, *parents} for path in parent.iterdir() if path.is_file())
+    loose = [path for path in files if _extension(path.name) in _EXTENSIONS[kind] and not path.name.startswith(".")]
+    if loose:
+        count = f"1 {kind} lies" if len(loose) == 1 else f"{len(loose)} {kind}s lie"
+        warnings.warn(
+            f"{root}: {count} in no class folder, and cannot be used ({loose[0].relative_to(root)}).",
+            UnusedFilesWarning,
+            stacklevel=4,
+        )
 
 
 def _by_extension(paths: Sequence[str]) -> str:

@@ -107,9 +107,12 @@ class _Parser(LightningArgumentParser):
 
 
 class _SaveRun(SaveConfigCallback):
-    """Writes ``config.yaml`` and ``run.json`` into the run folder before anything else is written there."""
+    """Writes ``config.yaml`` and ``run.json`` into the run folder, whatever the folder of the logger, before anything
+    else is written there."""
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        folder = Path(trainer.default_root_dir)  # log_dir would wait for the other ranks
+        self.parser.save(self.config, folder / self.config_filename, skip_none=False, multifile=self.multifile)
         description = {
             "command": stage,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -121,7 +124,7 @@ class _SaveRun(SaveConfigCallback):
             **git_state(),
             "versions": package_versions(),
         }
-        write_json(Path(trainer.default_root_dir) / "run.json", description)  # log_dir would wait for the other ranks
+        write_json(folder / "run.json", description)
 
 
 class SpectralCLI(LightningCLI):
@@ -163,6 +166,7 @@ class SpectralCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=_SaveRun,
+            save_config_kwargs={"save_to_log_dir": False},  # `_SaveRun` writes to the run folder
             trainer_defaults={
                 "use_distributed_sampler": False,  # the samplers of the data module know the processes themselves
                 "default_root_dir": "runs",
@@ -353,6 +357,8 @@ class SpectralCLI(LightningCLI):
     def after_fit(self) -> None:
         if replaced := getattr(self.datamodule, "read_errors", 0):
             rank_zero_warn(f"in training, videos that cannot be read were replaced by others {replaced} times")
+        if self.run_dir is not None and self.trainer.is_global_zero:
+            run_folders.add_scores(self.run_dir, self.trainer.checkpoint_callbacks)
         if self.config["fit"].page and self.run_dir is not None and self.trainer.is_global_zero:
             from common.training.run_page import training_page
 

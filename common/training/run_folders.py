@@ -8,7 +8,7 @@ import json
 import re
 import shlex
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from common.command_line import CommandParser, UsageError
+from common.output_files import write_json
 
 FILES = {
     "config.yaml": "the recipe with every option as it ran",
-    "run.json": "when, with which commit, versions, seed and data",
+    "run.json": "when, with which commit, versions, seed and data, and the best validation score",
     "last.ckpt": "the state after the last epoch; a training resumes from it",
     "last-previous.ckpt": "the one before, in case last.ckpt is damaged",
     "best.ckpt": "the weights with the best validation score",
@@ -30,6 +31,8 @@ FILES = {
     "classes.csv": "accuracy of every class, and what it is most often taken for",
     "page/index.html": "with --page true: the curves of a training, or scores, classes and mistakes of a test",
 }
+
+SCORES = ("top1", "ap", "dice", "loss", "videos")  # of a test, in the list of runs
 
 
 def new_run_dir(runs: Path) -> Path:
@@ -96,6 +99,14 @@ def explain(folder: Path, args: Sequence[str], package: str) -> None:
     (folder / "README.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def add_scores(folder: Path, checkpoints: Iterable[Any]) -> None:
+    """Add the best validation scores that the checkpoint callbacks of a training have seen to its ``run.json``."""
+    found = {c.monitor: float(c.best_model_score) for c in checkpoints if c.monitor and c.best_model_score is not None}
+    if found:
+        record = folder / "run.json"
+        write_json(record, {**_read_dict(record), "best": found}, overwrite=True)
+
+
 def list_runs(root: Path, name: str | None = None) -> list[dict[str, Any]]:
     """The runs below a folder, newest first: dicts of ``folder``, ``command``, ``created``, ``scores``, ``files``.
 
@@ -111,15 +122,15 @@ def list_runs(root: Path, name: str | None = None) -> list[dict[str, Any]]:
             about = _read_dict(record)
             result = folder / "result.json"
             scores = _read_dict(result) if result.is_file() else {}
-        except (OSError, ValueError, RecursionError) as error:
-            about, scores = {"command": f"damaged: {error}"}, {}
-        keys = ("top1", "ap", "dice", "loss", "videos", "kind")
+            best = dict(about.get("best") or {})
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            about, scores, best = {"command": f"damaged: {error}"}, {}, {}
         found.append(
             {
                 "folder": folder,
                 "command": str(about.get("command") or ""),
                 "created": str(about.get("created") or ""),
-                "scores": {key: scores[key] for key in keys if key in scores},
+                "scores": {**{key: scores[key] for key in SCORES if key in scores}, **best},
                 "files": [file for file in ("last.ckpt", "best.ckpt") if (folder / file).is_file()],
             }
         )
@@ -168,9 +179,9 @@ def main(argv: list[str]) -> int:
     if not options.folder.is_dir():
         raise FileNotFoundError(f"{options.folder} is no folder; runs are in `runs` of the folder they were started in")
     runs = list_runs(options.folder, options.name)
-    table = Table(Column("run", no_wrap=True), "command", "created", "scores", "checkpoints")
+    table = Table(Column("run", no_wrap=True), "command", "created", Column("scores", no_wrap=True), "checkpoints")
     for run in runs:
-        scores = ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in run["scores"].items())
+        scores = "\n".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in run["scores"].items())
         cells = (str(run["folder"]), run["command"], run["created"][:16].replace("T", " "), scores)
         table.add_row(*map(Text, (*cells, ", ".join(run["files"]))))
     if runs:

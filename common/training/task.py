@@ -351,7 +351,7 @@ class TaskModule(L.LightningModule):
             raise CheckpointError(
                 f"the checkpoint belongs to another network (module {stored.get('class_path', 'unknown')}, this is "
                 f"{type(self).__module__}.{type(self).__qualname__}):\n{differences}\nUse the recipe it was trained "
-                "with, or, to start from its weights with another number of outputs, --model.init_args.pretrained "
+                "with, or, to start from its weights with another number of outputs, --model.pretrained "
                 "instead of --ckpt_path."
             )
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
@@ -446,7 +446,9 @@ def module_class_of(class_path: str, path: str | Path, trusted_packages: Sequenc
     try:
         module_class = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
-        raise CheckpointError(f"{path}: {class_path} does not exist here ({error})") from error
+        raise CheckpointError(
+            f"{path}: {class_path} does not exist here ({error}); it must be installed or lie in the current folder"
+        ) from error
     if not (isinstance(module_class, type) and issubclass(module_class, TaskModule)):
         raise CheckpointError(f"{path}: {class_path} is not a module of this project")
     return module_class

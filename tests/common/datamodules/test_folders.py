@@ -73,6 +73,15 @@ def test_files_that_are_not_videos_are_counted_in_one_line(tmp_path):
     assert [entry.path.rpartition("/")[2] for entry in manifest.entries] == ["a.mp4", "b.MP4", "c.gif", "f"]
 
 
+def test_videos_in_no_class_folder_are_counted(tmp_path):
+    touch(tmp_path, "train/run/a.mp4", "val/run/b.mp4", "train/loose.mp4", "c.y4m", "classes.csv", ".hidden.mp4")
+    with pytest.warns(UserWarning, match="no class folder") as caught:
+        assert len(read_class_folders(tmp_path).entries) == 2
+    assert [str(warning.message) for warning in caught] == [
+        f"{tmp_path}: 2 videos lie in no class folder, and cannot be used (c.y4m)."
+    ]
+
+
 def test_missing_root_names_the_remedy(tmp_path):
     with pytest.raises(DatasetError, match=r"no folder .*gone .*folder of the images"):
         read_class_folders(tmp_path / "gone", kind="image")

@@ -31,11 +31,21 @@ def test_a_run_is_tested_and_resumed_from_its_own_files(recipe, capsys) -> None:
     assert main(["runs"]) == 0
     printed = capsys.readouterr().out
     assert "runs/tiny/version_2" in printed
-    assert f"top1 {tested.result['top1']:.4f}" in " ".join(printed.split())
+    assert f"top1 {tested.result['top1']:.4f}" in printed
     runs = list_runs(Path("runs"))
     assert [run["folder"].name for run in runs] == ["version_2", "version_1", "version_0"]
     assert [run["files"] for run in runs] == [[], ["last.ckpt"], ["last.ckpt", "best.ckpt"]]
+    assert all(0 <= run["scores"]["val_top1"] <= 1 for run in runs[1:])  # of the trainings
+    assert f"val_top1 {runs[2]['scores']['val_top1']:.4f}" in printed
     assert list_runs(Path("runs"), "other") == []
+
+
+def test_a_logger_does_not_move_the_recipe(recipe) -> None:
+    logger = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "logs"]
+    finished = run(["fit", "--config", recipe(max_epochs=1), *logger])
+    assert Path(finished.trainer.log_dir, "metrics.csv").is_relative_to("logs")
+    assert (finished.run_dir / "config.yaml").is_file()
+    assert not list(Path("logs").rglob("config.yaml"))
 
 
 def test_a_damaged_record_is_listed(tmp_path, monkeypatch, capsys) -> None:
