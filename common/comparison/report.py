@@ -116,7 +116,7 @@ def _outcome(progress: StudyProgress, comparison: Comparison, data: str, better:
         verdict: Verdict = "holds" if ratio.mean <= 1 - by else "does not hold"
         return Outcome(data, better, than, measure, by, ratio, verdict)
     both = [progress.scores(data, method) for method in (better, than)]
-    seeds = [s for s in progress.study.seeds if all(s in rows and not rows[s].error for rows in both)]
+    seeds = [s for s in progress.study.seeds_on(data) if all(s in rows and not rows[s].error for rows in both)]
     if not seeds:
         return undecided("not run, or failed")
     hashes = {rows[seed].data_hash for rows in both for seed in seeds}
@@ -131,8 +131,8 @@ def _outcome(progress: StudyProgress, comparison: Comparison, data: str, better:
     if untrained := [m for m in (better, than) if not progress.is_trained(data, m)]:
         names = ", ".join(progress.study.methods[m].title for m in untrained)
         return replace(undecided(f"{names} not trained", found), trained=False)
-    if len(seeds) < len(progress.study.seeds):
-        return undecided(f"{len(seeds)} of {len(progress.study.seeds)} seeds", found)
+    if len(seeds) < (wanted := len(progress.study.seeds_on(data))):
+        return undecided(f"{len(seeds)} of {wanted} seeds", found)
     same = len(set(np.concatenate(scores))) == 1
     return Outcome(
         data, better, than, measure, by, found, decide(found, by), f"both {100 * scores[0][0]:g} %" if same else ""
@@ -290,7 +290,8 @@ def methods_table(progress: StudyProgress) -> RenderedTable:
     cells = [
         [own.title, *(_score(progress, data, method) for data in study.data)] for method, own in study.methods.items()
     ]
-    notes = [f"Test accuracy in per cent: mean of {len(study.seeds)} seeds with its 95 % interval."]
+    numbers = " or ".join(str(number) for number in sorted({len(study.seeds_on(data)) for data in study.data}))
+    notes = [f"Test accuracy in per cent: mean of {numbers} seeds with its 95 % interval."]
     if any(_has_untrained(progress, data) for data in study.data):
         notes += dict.fromkeys(_not_trained(progress, data) for data in study.data)
     return RenderedTable(study.title, heads, cells, notes, "methods")

@@ -167,7 +167,7 @@ class StudyProgress:
         """Seed -> the tested training with the chosen rate, of those that did not fail."""
         rate = self.rate(data, method)
         found = {r.seed: r for r in self.rows if (r.data, r.method, r.stage, r.rate) == (data, method, "score", rate)}
-        return {seed: found[seed] for seed in self.study.seeds if seed in found}
+        return {seed: found[seed] for seed in self.study.seeds_on(data) if seed in found}
 
     def tests(self, data: str, method: str) -> NDArray[np.float64]:
         """The test scores of `scores`, (S,)."""
@@ -177,22 +177,23 @@ class StudyProgress:
         """Trainings that can begin now, one data after the other: all rates, then the seeds of what has a rate."""
         found: list[StudyRow] = []
         for data in self.study.data:
+            seeds = self.study.seeds_on(data)
             first, then = [], []
             for method in self.study.methods_on(data):
                 start = self.study.methods[method].starts_from
-                parents = self.scores(data, start) if start else dict.fromkeys(self.study.seeds)
+                parents = self.scores(data, start) if start else dict.fromkeys(seeds)
                 parents = {seed: row for seed, row in parents.items() if row is None or not row.error}
                 rate = self.rate(data, method)
                 if rate is None:
-                    if self.study.data[data].rates_of is None and self.study.seeds[0] in parents:
+                    if self.study.data[data].rates_of is None and seeds[0] in parents:
                         tried = self.tried(data, method)
                         missing = [r for r in self.study.rates_on(data, method) if r not in tried]
-                        first += [self._item(data, method, "rate", self.study.seeds[0], r) for r in missing]
+                        first += [self._item(data, method, "rate", seeds[0], r) for r in missing]
                 elif rate == rate:
                     done = self.scores(data, method)
                     then += [
                         self._item(data, method, "score", seed, rate)
-                        for seed in self.study.seeds
+                        for seed in seeds
                         if seed not in done and seed in parents
                     ]
             found += first + then
@@ -209,7 +210,7 @@ class StudyProgress:
                 rates = self.study.rates_on(data, method)
                 tried = len(self.tried(data, method))
                 total += max(0, len(rates) - tried) if len(rates) > 1 and own.rates_of is None else 0
-                total += len(self.study.seeds) - len(self.scores(data, method))
+                total += len(self.study.seeds_on(data)) - len(self.scores(data, method))
         return total
 
     def is_trained(self, data: str, method: str) -> bool | None:

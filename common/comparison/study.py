@@ -52,6 +52,7 @@ class StudyData:
         options: of `spectral`, such as `--data.root DIR`.
         rates_of: other data of the study whose chosen learning rates are used here; None: they are chosen here.
         score: the metric that is compared on it, in place of the study's.
+        seeds: in place of the study's.
         fitted: the share of the best training score that counts as trained on it, in place of the study's.
     """
 
@@ -60,6 +61,7 @@ class StudyData:
     options: str = ""
     rates_of: str | None = None
     score: str = ""
+    seeds: list[int] = field(default_factory=list)
     fitted: float | None = None
     line: int = 0
 
@@ -163,6 +165,10 @@ class Study:
         """Learning rates to choose from."""
         return self.methods[method].rates or self.rates
 
+    def seeds_on(self, data: str) -> list[int]:
+        """Seeds on some data; the learning rate is chosen with the first."""
+        return self.data[data].seeds or self.seeds
+
     def score_on(self, data: str) -> str:
         """The metric that is compared on some data."""
         return self.data[data].score or self.score
@@ -238,10 +244,14 @@ def _check(study: Study) -> None:
     def fail(entry: Any, message: str) -> NoReturn:
         raise StudyError(f"{study.path}:{getattr(entry, 'line', 1)}: {message}")
 
-    if not study.seeds or not study.rates or len(set(study.seeds)) != len(study.seeds):
-        fail(study, "give at least one rate and one seed, each seed once")
-    if min(study.seeds) < 0:
-        fail(study, f"a seed is {min(study.seeds)}; it must not be negative")
+    if not study.seeds or not study.rates:
+        fail(study, "give at least one rate and one seed")
+    with_seeds: list[Any] = [study, *study.data.values()]
+    for entry in with_seeds:
+        if len(set(entry.seeds)) != len(entry.seeds):
+            fail(entry, "give each seed once")
+        if entry.seeds and min(entry.seeds) < 0:
+            fail(entry, f"a seed is {min(entry.seeds)}; it must not be negative")
     _check_words(study, "options", study.options, fail)
     for name, data in study.data.items():
         _check_name(data, name, fail)
