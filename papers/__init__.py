@@ -17,11 +17,12 @@ def networks() -> dict[str, Callable[..., Any]]:
     found: dict[str, Callable[..., Any]] = {}
     for paper in pkgutil.iter_modules(__path__, f"{__name__}."):
         if paper.ispkg:
-            package = importlib.import_module(paper.name)
-            public = {name: vars(package).get(name) for name in package.__all__}
+            names = importlib.import_module(paper.name).__all__
+            module = importlib.import_module(f"{paper.name}.networks")
+            public = {name: vars(module).get(name) for name in names}
             found |= {
                 name: value
                 for name, value in public.items()
-                if isinstance(value, FunctionType) and value.__module__ == f"{paper.name}.networks"
+                if isinstance(value, FunctionType) and value.__module__ == module.__name__
             }
     return found

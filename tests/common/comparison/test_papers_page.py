@@ -30,7 +30,7 @@ def test_every_paper_with_its_claims_and_counts(tmp_path: Path, capsys: pytest.C
     page = path.read_text(encoding="utf-8")
     for text in (
         "Verdicts",
-        "They need less space and time.",
+        "At an equal number of parameters they need fewer multiply-adds and less time.",
         'href="../tiny/report/index.html"',
         "A tiny paper",
         "Counted here, next to the paper",
