@@ -12,11 +12,11 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from common.comparison import RULE
+from common.comparison import RULE, SCATTER
 from common.comparison.rows import StudyProgress
 from common.comparison.runs import Place
 from common.comparison.statistics import Interval, Verdict, combine, decide, mean_interval, paired_difference
-from common.comparison.study import COSTS, SCATTER, TIMES, Claim, Comparison, pairs
+from common.comparison.study import COSTS, TIMES, Claim, Comparison, pairs
 from common.reporting import plots
 from common.reporting.ledger import DASH
 from common.reporting.page import Report

@@ -151,10 +151,9 @@ class StudyProgress:
 
     def rates(self, data: str, method: str) -> list[float]:
         """The learning rates to choose from: the study's, and those by which they are widened so far."""
-        rates = list(self.study.rates_on(data, method))
+        rates, found = list(self.study.rates_on(data, method)), self._validation(data, method)
         for _ in range(self.study.widen_on(method)):
-            beyond = self._beyond(rates, self._validation(data, method))
-            if beyond is None or beyond in rates:
+            if (beyond := self._beyond(rates, found)) is None:
                 break
             rates.append(beyond)
         return rates
@@ -166,21 +165,21 @@ class StudyProgress:
 
     @staticmethod
     def _beyond(rates: list[float], found: Mapping[float, float]) -> float | None:
-        """The rate next to the smallest or the largest, to one digit, if that one is better than its neighbour."""
+        """The rate next to the smallest or the largest, to one digit, if that one is better than its neighbour; None if
+        it is not, or if that rate is among them."""
         if len(rates) == 1 or not set(rates) <= set(found):
             return None
         best = max(found[rate] for rate in rates)
         rates = sorted(rates)
         for edge, neighbour in (rates[:2], rates[:-3:-1]):
             if found[edge] == best > found[neighbour]:
-                return float(f"{edge * edge / neighbour:.0e}")
+                beyond = float(f"{edge * edge / neighbour:.0e}")
+                return None if beyond in rates else beyond
         return None
 
     def at_edge(self, data: str, method: str) -> bool:
         """Whether a better rate may lie beyond those that were tried."""
-        rates = self.rates(data, method)
-        beyond = self._beyond(rates, self._validation(data, method))
-        return beyond is not None and beyond not in rates
+        return self._beyond(self.rates(data, method), self._validation(data, method)) is not None
 
     def rate(self, data: str, method: str) -> float | None:
         """The learning rate with the best validation score, the smaller of equal ones.

@@ -37,9 +37,7 @@ from common.reporting import strict_yaml
 
 #: what a comparison can be about besides the study's score: costs, of which less is better
 COSTS = {"params": "parameters", "macs": "multiply-adds", "infer_ms": "inference time", "train_ms": "training time"}
-#: costs that are times: the same two networks measured at another time have a ratio that is different by this much
-TIMES = ("infer_ms", "train_ms")
-SCATTER = 0.15
+TIMES = ("infer_ms", "train_ms")  # among them
 
 
 class StudyError(ValueError):
@@ -112,8 +110,8 @@ class Comparison:
         than: the methods that it should be better than.
         data: on which data; all by default.
         by: smallest difference that counts. Of the score, as a difference: 0.02 is two points, and -0.02 asks for at
-            most two points less. Of a cost, as a fraction: 0.1 asks for at most 90 % of the other's. Of a time at
-            least `SCATTER`: within it of the other's, nothing is decided.
+            most two points less. Of a cost, as a fraction: 0.1 asks for at most 90 % of the other's. Times within
+            `SCATTER` of each other decide nothing.
         measure: `score`, or a cost: `params`, `macs`, `infer_ms`, `train_ms`.
     """
 
@@ -142,7 +140,7 @@ class Study:
 
     Attributes:
         widen: how many rates beyond `rates` a method is tried with: while the best rate is the smallest or the largest,
-            one more, as far from it as its neighbour is.
+            one more, as far from it as its neighbour is. A single rate is not widened.
         fitted: share of the best training score that a method must reach to count as trained.
         options: of `spectral`, for all methods and data.
         text: what a reader should know of the protocol.

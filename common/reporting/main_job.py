@@ -10,12 +10,13 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -59,13 +60,28 @@ def run(
         Exit code: 0, or 1 if a row failed.
     """
     began = time.monotonic()
-    args.jobs = args.jobs or (1 if torch.cuda.is_available() else min(8, os.cpu_count() or 1))
-    with _progress() as progress:
-        if args.complexity:
+    if args.jobs is None:
+        args.jobs = 1 if torch.cuda.is_available() else min(8, os.cpu_count() or 1)
+    if args.complexity:
+        with _progress() as progress:
             counts = _count(ledger, ids, args, progress)
-        else:
-            job = _work(ledger, ids, figures, args, data, progress)
-    return _print_complexity(ledger, counts, args.json) if args.complexity else _finish(job, ids, args, module, began)
+        return _print_complexity(ledger, counts, args.json)
+    functions = _figure_functions(ledger, ids, figures)
+    with _progress() as progress:
+        job = _work(ledger, ids, functions, args, data, progress)
+    return _finish(job, ids, args, module, began)
+
+
+def _figure_functions(ledger: Ledger, ids: Sequence[str], module: str) -> dict[str, Callable[[Job], Figure]]:
+    """The function of every chosen figure, by the figure's id. Raises LedgerError for one that `module` lacks."""
+    functions = {}
+    for figure in ledger.figures:
+        if figure.id in ids and figure.function:
+            function = getattr(importlib.import_module(module), figure.function, None)
+            if function is None:
+                raise LedgerError(f"{ledger.path}:{figure.line}: {module} has no function {figure.function}")
+            functions[figure.id] = function
+    return functions
 
 
 class _ProgressLines(Progress):
@@ -143,7 +159,7 @@ def _count(
 def _work(
     ledger: Ledger,
     ids: Sequence[str],
-    figures: str,
+    figures: Mapping[str, Callable[[Job], Figure]],
     args: argparse.Namespace,
     data: Mapping[str, Path],
     progress: Progress,
@@ -161,23 +177,18 @@ def _work(
             progress.update(task, advance=1)
     if data:
         _train_recipes(job, ids, args, data, progress)
-    _draw_figures(job, ids, figures, progress)
+    _draw_figures(job, figures, progress)
     job.results = read(ledger.folder / "results.csv")
     return job
 
 
-def _draw_figures(job: Job, ids: Sequence[str], figures: str, progress: Progress) -> None:
-    chosen = [figure for figure in job.ledger.figures if figure.id in ids and figure.function]
-    if not chosen:
+def _draw_figures(job: Job, figures: Mapping[str, Callable[[Job], Figure]], progress: Progress) -> None:
+    if not figures:
         return
-    functions = importlib.import_module(figures)
-    task = progress.add_task("Drawing figures", total=len(chosen))
-    for figure in chosen:
-        with _noting_failure(job, figure.id):
-            function = getattr(functions, str(figure.function), None)
-            if function is None:
-                raise LedgerError(f"{job.ledger.path}:{figure.line}: {figures} has no function {figure.function}")
-            job.figures[figure.id] = png(function(job))
+    task = progress.add_task("Drawing figures", total=len(figures))
+    for name, function in figures.items():
+        with _noting_failure(job, name):
+            job.figures[name] = png(function(job))
         progress.update(task, advance=1)
 
 

@@ -19,10 +19,9 @@ import yaml
 from torch import Tensor, nn
 
 from common.command_line import first_line
-from common.datamodules.errors import DatasetError
 from common.datamodules.manifest import Manifest
 from common.limits import HINT
-from common.plain_yaml import YamlError, check_yaml
+from common.plain_yaml import check_yaml
 from common.training.arguments import EXPORT_SUFFIXES, export_parser
 from common.training.checkpoints import MAX_CLAIMED, CheckpointError, building_what_a_file_says, find_checkpoint
 from common.training.task import TRUSTED, TaskModule, check_stored_facts, load_module, module_class_of
@@ -66,7 +65,7 @@ def _own_file(config: Path) -> Path | None:
         options = {"root": None, "manifest": None} | (data.get("init_args") or {})
         root = Path(options["root"] or ".")
         entries = Manifest.read(options["manifest"] or root / "manifest.csv", root).entries
-    except (YamlError, DatasetError, OSError):
+    except (ValueError, OSError, TypeError, AttributeError):  # no recipe of this project, or no manifest
         return None
     return next((path for entry in entries if (path := root / entry.path).is_file()), None)
 

@@ -357,9 +357,10 @@ class SpectralCLI(LightningCLI):
     def after_fit(self) -> None:
         if replaced := getattr(self.datamodule, "read_errors", 0):
             rank_zero_warn(f"in training, videos that cannot be read were replaced by others {replaced} times")
-        if self.run_dir is not None and self.trainer.is_global_zero:
-            run_folders.add_scores(self.run_dir, self.trainer.checkpoint_callbacks)
-        if self.config["fit"].page and self.run_dir is not None and self.trainer.is_global_zero:
+        if self.run_dir is None or not self.trainer.is_global_zero:
+            return
+        run_folders.add_scores(self.run_dir, self.trainer.checkpoint_callbacks)
+        if self.config["fit"].page:
             from common.training.run_page import training_page
 
             page = training_page(self.run_dir)

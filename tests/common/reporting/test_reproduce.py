@@ -283,6 +283,7 @@ def test_a_reader_that_stops_early_gets_no_traceback(paper: Path) -> None:
 def test_a_figure_without_its_function(paper: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(paper, "math", ["figure2", "--out", str(out)]) == 2
     assert "math has no function curve" in capsys.readouterr().err
+    assert not out.exists(), "it is said before anything is trained"
 
 
 def test_data_that_was_made_otherwise_is_not_touched(

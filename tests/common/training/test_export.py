@@ -135,13 +135,17 @@ def test_a_file_of_the_training_is_compared_if_it_is_still_there(
     shutil.copytree(motion.parent, copy)
     path = recipe(data={"root": str(copy), "manifest": str(copy / motion.name)})
     assert main(["fit", "--config", path]) == 0
-    command = ["export", "runs/tiny/version_0/last.ckpt", "--format", "torch-export", "--allow", "tests", "--force"]
+    command = ["export", "runs/tiny/version_0/last.ckpt", "--format", "safetensors", "--allow", "tests", "--force"]
     first = Manifest.read(motion, motion.parent).entries[0].path
     assert main(command) == 0
     assert f"Compared on {copy / first}" in capsys.readouterr().out
     shutil.rmtree(copy)
     assert main(command) == 0
     assert "Compared on random numbers" in capsys.readouterr().out
+    for damaged in ("[1]", "data: text", "data: {init_args: {root: [1]}}", 'data: {init_args: {manifest: "a\\0b"}}'):
+        Path("runs/tiny/version_0/config.yaml").write_text(damaged)
+        assert main([*command, "--out", "x.safetensors"]) == 0
+        assert "Compared on random numbers" in capsys.readouterr().out
 
 
 def test_persons_are_compared_on_random_numbers(tmp_path: Path) -> None:
