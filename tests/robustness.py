@@ -347,6 +347,17 @@ def traces(build: Build, shape: Shape, sizes: Sequence[Shape]) -> None:
         assert_same(traced(x), module(x), message=f"traced, {tuple(size)}")
 
 
+def traces_symbolically(build: Build, shape: Shape) -> None:
+    """`torch.fx.symbolic_trace` of a network that holds the module: the same outputs and gradients."""
+    module, x = prepare(build, shape)
+    module, x = module.double(), x.double()  # in float32 rounding crosses kinks of deep networks
+    traced = torch.fx.symbolic_trace(nn.Sequential(copy.deepcopy(module)))
+    for batch in (x, x[:1]):
+        assert_same(traced(batch), module(batch), 1e-9, f"{len(batch)} examples")
+    actual = {name.removeprefix("0."): value for name, value in gradients(traced, x).items()}
+    assert_same_gradients(actual, gradients(module, x))
+
+
 def converts_to_synchronised_norms(build: Build, shape: Shape) -> None:
     """`SyncBatchNorm.convert_sync_batchnorm` leaves the outputs in evaluation as they are."""
     module, x = prepare(build, shape)
@@ -404,6 +415,7 @@ QUICK = (
     has_functional_transforms,
     has_second_derivatives_or_refuses,
     can_be_checkpointed,
+    traces_symbolically,
     converts_to_synchronised_norms,
 )
 every_quick_check = pytest.mark.parametrize("check", QUICK, ids=lambda check: check.__name__)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.spectral.folding import conv_norm, is_channels_last, reshaped
+from common.spectral.symbolic import fx_leaf, is_proxy
 
 ActivationFactory = Callable[[], nn.Module]
 Size3 = int | tuple[int, int, int]
@@ -52,7 +53,7 @@ class DepthwiseConv3d(nn.Conv3d):
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # Compilers and traces fix the sizes that the 2D forms depend on.
-        general = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        general = torch.compiler.is_compiling() or torch.jit.is_tracing() or is_proxy(x)
         if general or x.device.type != "cpu" or x.dim() != 5 or x.numel() == 0:
             return super()._conv_forward(x, weight, bias)
         batch, channels, time, height, width = x.shape
@@ -108,6 +109,18 @@ class ConvUnit3d(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.activation(conv_norm(self.conv, self.norm, x))
+
+
+@fx_leaf
+def checked_clip(x: Tensor, channels: int = 3, axis: str = "frames") -> Tensor:
+    """The input of a network, (B,`channels`,T,H,W); `axis` is the name of T.
+
+    Raises:
+        ValueError: it has another shape.
+    """
+    if x.dim() != 5 or x.shape[1] != channels:
+        raise ValueError(f"the network takes (batch, {channels}, {axis}, height, width), not {tuple(x.shape)}")
+    return x
 
 
 def initialize_orthogonal(network: nn.Module) -> None:

@@ -15,8 +15,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from common.backbones.blocks import ActivationFactory, ConvUnit3d
+from common.backbones.blocks import ActivationFactory, ConvUnit3d, checked_clip
 from common.spectral.folding import evaluates, hooked
+from common.spectral.symbolic import fx_leaf
 
 BlockFactory = Callable[[int, int, int], nn.Module]
 Pool = tuple[tuple[int, int, int], tuple[int, int, int]]
@@ -93,6 +94,7 @@ class _BranchPool(nn.MaxPool3d):
         super().__init__((time, 3, 3), stride=1, padding=(time // 2, 1, 1))
         self.axes = (3, 2, 1) if time == 3 else (3, 2)
 
+    @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":
             return super().forward(x)
@@ -215,11 +217,7 @@ class BNInception3d(nn.Module):
         self.head = _head(head, channels, num_classes, width)
 
     def forward(self, video: Tensor) -> Tensor:
-        if video.dim() != 5 or video.shape[1] != 3:
-            raise ValueError(
-                f"{type(self).__name__} takes a video of shape (batch, 3, frames, height, width), "
-                f"not {tuple(video.shape)}"
-            )
+        video = checked_clip(video)
         x = self._evaluated(video) if evaluates(video) else self.features(video)
         return self.head(self.dropout(x.mean(dim=(2, 3, 4))))
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from common.backbones.bn_inception import scale_width
 from common.spectral.folding import evaluates
+from common.spectral.symbolic import fx_leaf
 
 LAYERS: dict[int, tuple[int, int, int, int]] = {
     18: (2, 2, 2, 2),
@@ -42,18 +43,25 @@ def unfold_frames(x: Tensor, frames: int) -> Tensor:
     return x.unflatten(0, (-1, frames)).transpose(1, 2)
 
 
-def as_video(x: Tensor, network: nn.Module) -> Tensor:
+@fx_leaf
+def as_video(x: Tensor) -> Tensor:
     """A video (B,3,T,H,W) as it is, images (B,3,H,W) as videos of one frame.
 
     Raises:
-        ValueError: it is neither; the message names the network.
+        ValueError: it is neither.
     """
     if x.dim() not in (4, 5) or x.shape[1] != 3:
         raise ValueError(
-            f"{type(network).__name__} takes a video (batch, 3, frames, height, width) or images "
-            f"(batch, 3, height, width), not {tuple(x.shape)}"
+            "the network takes a video (batch, 3, frames, height, width) or images (batch, 3, height, width), "
+            f"not {tuple(x.shape)}"
         )
     return x if x.dim() == 5 else x.unsqueeze(2)
+
+
+@fx_leaf
+def _as_given(y: Tensor, x: Tensor) -> Tensor:
+    """Features (B,C,T,H,W) of a video `x` as they are, of images without T."""
+    return y if x.dim() == 5 else y.squeeze(2)
 
 
 def _frames_of(x: Tensor) -> Tensor:
@@ -84,6 +92,7 @@ class TemporalStem(nn.Conv3d):
         super().__init__(3, out_channels, kernel, stride, (0, margin, margin), bias=bias)
         self.margin = margin
 
+    @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         step = self.stride[0]
         if x.shape[2] < step:
@@ -268,13 +277,13 @@ class C2DBody(nn.Module):
         Raises:
             ValueError: the input is no video or image with 3 channels, or has fewer frames than the stem takes in.
         """
-        video = as_video(x, self)
+        video = as_video(x)
         y = _frames_of(self.conv1(video)) if self.stem_stride > 1 else self.conv1(_frames_of(video))
         y = unfold_frames(self.maxpool(self.relu(self.bn1(y))), video.shape[2] // self.stem_stride)
         found = []
         for number, stage in enumerate(STAGES):
             y = self.get_submodule(f"layer{number + 1}")(y)
-            found.append(y if x.dim() == 5 else y.squeeze(2))
+            found.append(_as_given(y, x))
             if stage in self.temporal_pool_after_stage:
                 y = self.temporal_pool(y)
         return found

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.backbones.blocks import checked_clip
 from common.backbones.bn_inception import scale_width
 
 Shortcut = Literal["A", "B"]
@@ -142,11 +143,7 @@ class ResNet3d(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, video: Tensor) -> Tensor:
-        if video.dim() != 5 or video.shape[1] != 3:
-            raise ValueError(
-                f"ResNet3d takes a video of shape (batch, 3, frames, height, width), not {tuple(video.shape)}"
-            )
-        x = self.maxpool(self.relu(self.bn1(self.conv1(video))))
+        x = self.maxpool(self.relu(self.bn1(self.conv1(checked_clip(video)))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # type: ignore[operator]
         return self.fc(x.mean(dim=(2, 3, 4)))
 

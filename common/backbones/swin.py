@@ -116,7 +116,7 @@ class C2DSwin(SwinTransformer):
         del self.avgpool, self.flatten
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.features(as_video(x, self))
+        x = self.features(as_video(x))
         return self.head(self.dropout(self.permute(self.norm(x)).mean(dim=(2, 3, 4))))
 
     def rename_image_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

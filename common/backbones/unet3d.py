@@ -12,6 +12,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.backbones.blocks import checked_clip
 from common.backbones.bn_inception import scale_width
 
 Layout = Literal["lee", "isotropic"]
@@ -145,12 +146,7 @@ class ResidualUNet3d(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, volume: Tensor) -> Tensor:
-        if volume.dim() != 5 or volume.shape[1] != self.in_channels:
-            raise ValueError(
-                f"ResidualUNet3d takes volumes of shape (batch, {self.in_channels}, depth, height, width), "
-                f"not {tuple(volume.shape)}"
-            )
-        x = self.input(volume)
+        x = self.input(checked_clip(volume, self.in_channels, "depth"))
         skips: list[Tensor] = []
         for level, module in enumerate(self.encoder):
             x = module(self.pool(x) if level else x)

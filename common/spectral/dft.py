@@ -14,6 +14,7 @@ from torch import Tensor
 
 from common.spectral.constants import ConstantBuffers
 from common.spectral.stft import uses_reference_implementation
+from common.spectral.symbolic import fx_leaf
 
 Norm = Literal["backward", "ortho"]
 
@@ -71,6 +72,7 @@ class RealDFT(ConstantBuffers):
     def extra_repr(self) -> str:
         return f"points={self.points}, norm={self.norm!r}"
 
+    @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         if uses_reference_implementation() and not torch.compiler.is_exporting():
             return torch.view_as_real(torch.fft.rfft(x, dim=1, norm=self.norm)).movedim(-1, 2)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.spectral.stft import uses_reference_implementation
+from common.spectral.symbolic import is_proxy
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _FORWARD = (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
@@ -34,7 +35,9 @@ def hooked(*modules: nn.Module) -> bool:
 
 def evaluates(x: Tensor) -> bool:
     """Whether a CPU evaluates: no derivatives are recorded, and nothing looks at the operators."""
-    return x.device.type == "cpu" and not torch.is_grad_enabled() and not only_stock_operators() and x.numel() > 0
+    if is_proxy(x) or torch.is_grad_enabled() or only_stock_operators():
+        return False
+    return x.device.type == "cpu" and x.numel() > 0
 
 
 def is_affine_map(norm: nn.Module) -> bool:

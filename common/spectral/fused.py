@@ -36,6 +36,7 @@ from common.spectral.stft import (
     uses_reference_implementation,
     without_autocast,
 )
+from common.spectral.symbolic import is_proxy
 
 _NORM: dict[int, type[_BatchNorm]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _POINTWISE: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -248,7 +249,7 @@ class STFTPointwise(nn.Module):
         self.memory_efficient = memory_efficient
 
     def forward(self, x: Tensor, out_norm: nn.Module | None = None) -> Tensor:
-        if not torch.is_grad_enabled() and self._can_fold():
+        if not (is_proxy(x) or torch.is_grad_enabled()) and self._can_fold():
             if self._can_fuse(x):
                 return self._fused(x, out_norm)
             if not only_stock_operators():
@@ -257,7 +258,7 @@ class STFTPointwise(nn.Module):
         return y if out_norm is None else out_norm(y)
 
     def _recorded(self, x: Tensor) -> Tensor:
-        if not self.memory_efficient or not torch.is_grad_enabled() or only_stock_operators():
+        if not self.memory_efficient or not torch.is_grad_enabled() or is_proxy(x) or only_stock_operators():
             return self._plain(x)
         if self._can_slice() and x.numel() > 0:
             return _SlicedTraining.apply(x, self.norm.weight, self.norm.bias, self.pointwise.weight, self)

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.spectral.constants import ConstantBuffers
+from common.spectral.symbolic import fx_leaf
 
 # Frequency sets of the paper for the axes (frames, height, width), in units of 1/n per axis.
 ST_FREQUENCIES: tuple[tuple[int, int, int], ...] = (  # Figure 3, K = 13
@@ -450,6 +451,7 @@ class DepthwiseSTFT(ConstantBuffers):
             f"stride={self.stride}, padding={self.padding}"
         )
 
+    @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         x = self._checked(x)
         with without_autocast(x.device.type):

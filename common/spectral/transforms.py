@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from common.spectral.constants import ConstantBuffers
 from common.spectral.stft import without_autocast
+from common.spectral.symbolic import fx_leaf
 
 TransformName = Literal["fourier", "dct", "walsh-hadamard", "haar", "slant", "orthogonal"]
 Spectrum = Literal["half", "full"]
@@ -171,6 +172,7 @@ class Transform2d(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.size[0]}x{self.size[1]}"
 
+    @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         x = self._checked(x, self.size, "feature maps", 1)
         with without_autocast(x.device.type):

@@ -20,6 +20,7 @@ from common.backbones.c2d_resnet import fold_frames, unfold_frames
 from common.backbones.options import changed
 from common.spectral import RealDFT
 from common.spectral.stft import without_autocast
+from common.spectral.symbolic import fx_leaf
 from papers.dtf.kernels import (
     circular_convolution,
     correlate,
@@ -164,6 +165,7 @@ class DTFBlock(nn.Module):
         changed = [f"{k}={getattr(self.options, k)!r}" for k, v in standard.items() if getattr(self.options, k) != v]
         return ", ".join([f"{self.channels}, {self.frames} frames", f"dynamic={self.dynamic}", *changed])
 
+    @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         with without_autocast(x.device.type):
             enhanced, correlation = self.aggregate(x)  # F' (B,T,C,H,W) and F_cor (B,T,k*k,H,W)
@@ -381,6 +383,7 @@ class DynamicTemporalConv(nn.Module):
         inflated[:, :, :, 1] = weight
         return inflated
 
+    @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         mixture = (self.router(x.mean(2)) / self.temperature).softmax(1)  # (B,K,H',W')
         kernels, out, _, _, *size = self.weight.shape
@@ -403,6 +406,7 @@ class ShiftedConv(nn.Conv2d):
         super().__init__(conv.in_channels, conv.out_channels, size, stride, padding, bias=False)  # type: ignore[arg-type]
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
 
+    @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         n = self.in_channels // 8
         later = F.pad(x[:, :n, 1:], (0, 0, 0, 0, 0, 1))
@@ -427,6 +431,7 @@ class CorrelationBlock(nn.Module):
         self.project = nn.Conv2d(kernel_size**2, channels, 1, bias=False)
         nn.init.zeros_(self.project.weight)
 
+    @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         frames = x.transpose(1, 2)
         before = torch.cat([frames[:, :1], frames[:, :-1]], dim=1)
@@ -457,6 +462,7 @@ class TemporalDifferenceBlock(nn.Module):
             for part, tap in ((slice(n), 2), (slice(n, 2 * n), 0), (slice(2 * n, None), 1)):
                 self.shift.weight[part, :, tap] = 1
 
+    @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         time = x.shape[2]
         reduced = self.reduce(fold_frames(x))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.spectral.stft import autocast_dtype, uses_reference_implementation, without_autocast
+from common.spectral.symbolic import fx_leaf
 
 #: how a `CompactConv3d` is computed; the result is the same
 Execution = Literal["transform", "depthwise", "taps", "dense"]
@@ -111,6 +112,7 @@ class MaskedConv3d(nn.Module):
             weight = weight * self.scale.view(-1, 1, 1, 1)
         return weight
 
+    @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         weight = self.masked_weight()
         return F.conv3d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
@@ -255,6 +257,7 @@ class CompactConv3d(nn.Module):
         settings = zip(size, self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
         return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in settings)
 
+    @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 5 or x.shape[1] != self.in_channels:
             raise ValueError(

@@ -18,6 +18,7 @@ from common.backbones.c2d_resnet import fold_frames, unfold_frames
 from common.backbones.options import changed
 from common.spectral import LearnableTransform2d, transform2d
 from common.spectral.stft import without_autocast
+from common.spectral.symbolic import fx_leaf
 from common.spectral.transforms import Spectrum, TransformName
 
 Phi = Literal["both", "channel", "time"]
@@ -28,6 +29,7 @@ NonLocalPool = Literal["before", "after"]
 class FeatureBlock(nn.Module):
     """A module on features that works on frames: clips are folded into (B*T,C,H,W) and unfolded again."""
 
+    @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() not in (4, 5):
             raise ValueError(
@@ -182,6 +184,8 @@ class SRLBlock(FeatureBlock):
     def extra_repr(self) -> str:
         return f"{self.channels}, {self.size[0]}x{self.size[1]}, frames={self.frames}"
 
+    @fx_leaf
+    @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         shape = [self.channels, *([] if self.frames is None else [self.frames]), *self.size]
         images = self.frames is None and x.dim() == 5 and x.shape[2] == 1  # as a ResNet passes them on

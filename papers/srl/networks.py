@@ -265,10 +265,11 @@ class PoseResNet(C2DBody):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.stages(x)[-1]
-        for number, start in enumerate(range(0, len(self.deconv_layers), 3), 1):
-            y = self.deconv_layers[start : start + 3](y)
-            if f"d{number}" in self.blocks:
-                y = self.blocks[f"d{number}"](y)
+        for index, layer in enumerate(self.deconv_layers):
+            y = layer(y)
+            number, within = divmod(index, 3)
+            if within == 2 and f"d{number + 1}" in self.blocks:
+                y = self.blocks[f"d{number + 1}"](y)
         return self.final_layer(y)
 
 

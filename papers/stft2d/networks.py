@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torchvision
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
 from common.backbones import initialize_orthogonal
 from common.backbones.options import changed
+from common.spectral.symbolic import fx_leaf
 from papers.stft2d.layers import Block1, Block2, ReLPUBlock, ShuffleUnit
 
 BLOCKS = 16
@@ -45,12 +46,11 @@ class STFT2DOptions:
             raise ValueError(f"block {self.block!r} is not known; choose text or fit")
 
 
-def _check(image: Tensor) -> None:
+@fx_leaf
+def _checked(image: Tensor) -> Tensor:
     if image.dim() != 4 or image.shape[1] != 3:
         raise ValueError(f"the network takes images of shape (batch, 3, height, width), not {tuple(image.shape)}")
-
-
-fx.wrap("_check")  # so that torch.fx, which `swap_depthwise_separable` uses, can trace the networks
+    return image
 
 
 class ImageClassifier(nn.Module):
@@ -67,8 +67,7 @@ class ImageClassifier(nn.Module):
         initialize_orthogonal(self)
 
     def forward(self, image: Tensor) -> Tensor:
-        _check(image)
-        return self.head(self.features(image).mean(dim=(2, 3)))
+        return self.head(self.features(_checked(image)).mean(dim=(2, 3)))
 
 
 def _sixteen(blocks: Sequence[nn.Module], channels: int, num_classes: int) -> ImageClassifier:
