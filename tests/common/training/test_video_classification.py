@@ -260,6 +260,7 @@ def test_pretrained_swaps_the_classifier_and_says_so(tmp_path):
     assert "loaded all 5 tensors" in load_pretrained(TinyModule().network, path)
 
 
+@pytest.mark.slow
 def test_compile_keeps_the_keys_and_the_output():
     L.seed_everything(0)
     plain = TinyModule().eval()

@@ -60,7 +60,7 @@ def test_published_state_dicts_load(tmp_path: Path, depth: int, prefix: str) -> 
         assert network.eval()(torch.randn(1, 3, 96, 64)).shape == (1, 17, 24, 16)
 
 
-@pytest.mark.parametrize("block", ["none", "srl-fft"])
+@pytest.mark.parametrize("block", [pytest.param("none", marks=pytest.mark.slow), "srl-fft"])
 def test_published_weights_give_the_same_heatmaps(tmp_path: Path, block: Any) -> None:
     """New blocks change nothing at first; the last layer is new for other joints."""
     torch.manual_seed(0)
