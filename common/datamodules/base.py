@@ -71,7 +71,7 @@ class BaseDataModule(L.LightningDataModule):
                 raise ValueError(f"batch_size_by_epoch has {epoch}: {value}; epochs and sizes must be at least 1.")
         if seed is None:
             seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))  # where Lightning keeps the seed of the run
-        check_range(0, None, seed=seed)
+        check_range(0, None, seed=seed, num_workers=num_workers)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.seed, self.drop_last = num_workers, seed, drop_last
         self.batch_size_by_epoch = dict(batch_size_by_epoch or {})

@@ -264,6 +264,7 @@ def test_wrong_values_are_named(root: Path, tmp_path: Path) -> None:
         ({"val_fraction": 1.0}, "val_fraction is 1"),
         ({"modalities": ("t1", "t1")}, "modalities is"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"num_workers": -1}, "num_workers is -1"),
     ):
         with pytest.raises(ValueError, match=match):
             module(root, **options)
