@@ -19,7 +19,7 @@ from pathlib import Path
 
 from common.command_line import CommandParser, run_command
 from common.datamodules.errors import DatasetError
-from common.datamodules.manifest import Entry, Manifest
+from common.datamodules.manifest import SPLITS, Entry, Manifest
 from data._commands import map_files, read_videos_or_images
 from data.check import check
 
@@ -57,7 +57,7 @@ def browse(args: argparse.Namespace) -> None:
 
     problems = sum(bool(view.problem) for view in views)
     text = f"{len(views)} of {len(listed.entries)} {kind}s, {len(listed.entries) - len(views)} left out"
-    hidden = len(bad) - len({id(entry) for entry in bad} & {id(entry) for entry in chosen})
+    hidden = len(bad) - len(set(bad) & set(chosen))
     text += f"; {problems} shown with problems" + (f", {hidden} more left out" if hidden else "")
     counts = Counter(entry.split for entry in listed.entries)
     facts = {
@@ -82,10 +82,10 @@ def choose(manifest: Manifest, per_class: int, limit: int, first: Sequence[Entry
         first: entries that come before others; they take at most half of the limit.
     """
     first = first[: max(1, limit // 2)]
-    taken = {id(entry) for entry in first}
+    taken = set(first)
     groups: dict[tuple[int, int], list[Entry]] = defaultdict(list)
     for entry in manifest.entries:
-        if id(entry) not in taken:
+        if entry not in taken:
             groups[_order(manifest, entry)].append(entry)
     ranked = []
     for group in groups.values():
@@ -99,7 +99,7 @@ def choose(manifest: Manifest, per_class: int, limit: int, first: Sequence[Entry
 def _order(manifest: Manifest, entry: Entry) -> tuple[int, int]:
     """Sort key by class, those without label last, and split."""
     label = len(manifest.class_names) if entry.label is None else entry.label
-    return label, manifest.splits().index(entry.split)
+    return label, SPLITS.index(entry.split)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from common.datamodules.entries import Entries
 from common.datamodules.errors import DatasetError, UnusedFilesWarning
 from common.datamodules.manifest import CLASSES_FILE, Entry, Manifest, is_text, read_class_names, read_text
 from common.datamodules.tar_members import SUFFIX, find_span, members
@@ -61,7 +62,7 @@ def read_class_folders(root: str | Path, class_names: Sequence[str] | None = Non
     entries = _list_classes(root, groups, names, kind)
     if "" in groups:
         entries = _hold_out(entries, root, kind)
-    manifest = Manifest(root, tuple(entries), tuple(names), root, len(entries))
+    manifest = Manifest(root, Entries.of(entries), tuple(names), root, len(entries))
     if "" in groups or "train" in groups:
         counts = manifest.class_counts("train")
         if absent := [name for name, count in zip(names, counts, strict=True) if count == 0]:

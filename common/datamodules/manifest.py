@@ -16,13 +16,16 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
+
+from common.datamodules.entries import BLOCK, ROW, Entries, Entry, EntryKind, Item, Items, append_rows
 from common.datamodules.errors import DatasetError
 from common.datamodules.tar_members import names_in
 from common.output_files import written_whole
@@ -31,60 +34,24 @@ COLUMNS = ("path", "label", "label_name", "num_frames", "fps", "duration", "spli
 SPLITS = ("train", "val", "test")
 CLASSES_FILE = "classes.txt"
 MAX_REPORTED = 10
-NO_LABEL = -1
 Row = tuple[int, list[str]]  # of a CSV file: line number and fields
 Kind = tuple[str, str, str]  # label, label_name and split of a row, as they are written
-_Row = tuple[str, Kind, int | None, float | None, float | None, int]  # path, kind, frames, fps, duration, line
-MAX_KEPT = 100_000  # different numbers of a column that are kept to be shared
+MAX_KEPT = 100_000  # different numbers of a column that are kept to be looked up
 MAX_NUMBER = 10**9  # of labels, frames, frames per second and seconds; more is an error in the file
 LIST_LINE = re.compile(r"(.*[^\s,])[\s,]+([0-9]+)")  # of mmaction2, SlowFast and pytorchvideo: path and label
-
-
-class Item(NamedTuple):
-    """A video or image of a dataset: the path as the user wrote it, its label, and where it is listed."""
-
-    name: str
-    label: int = NO_LABEL
-    source: str = "the given paths"
-    line: int = 0
-    fps: float | None = None
-    root: str = ""
-
-    @property
-    def path(self) -> str:
-        """The file."""
-        return os.path.join(self.root, self.name)
-
-    @property
-    def where(self) -> str:
-        """File and line, for messages."""
-        return f"{self.source}:{self.line}" if self.line else self.source
-
-
-class Entry(NamedTuple):
-    """One video; its fields are the columns, and the line, which is 0 without a CSV file. ``label`` is None for a test
-    video without a published label."""
-
-    path: str
-    label: int | None
-    label_name: str
-    num_frames: int | None
-    fps: float | None
-    duration: float | None
-    split: str
-    line: int = 0
 
 
 @dataclass(frozen=True)
 class Manifest:
     """Entries, class names and the root that the paths are relative to.
 
-    ``source`` is the CSV file or, without one, the root; ``expected`` is the number of videos listed before missing
-    files were dropped by :meth:`present`.
+    ``entries`` can be any sequence; :meth:`read` gives :class:`~common.datamodules.entries.Entries`. ``source`` is the
+    CSV file or, without one, the root; ``expected`` is the number of videos listed before missing files were dropped by
+    :meth:`present`.
     """
 
     root: Path
-    entries: tuple[Entry, ...]
+    entries: Sequence[Entry]
     class_names: tuple[str, ...]
     source: Path
     expected: int
@@ -113,10 +80,13 @@ class Manifest:
             )
         if class_names is None:
             class_names = read_class_names(csv_path.parent / CLASSES_FILE)
-        rows, kinds, problems = _read_rows(csv_path, os.path.abspath(root))
-        names, wrong = (list(class_names), []) if class_names is not None else _class_list(csv_path, kinds)
-        entries, unlike = _entries(rows, _Labels(names, fixed=class_names is not None))
-        problems += [*wrong, *unlike]
+        table, problems = _read_rows(csv_path, os.path.abspath(root))
+        names, wrong = (list(class_names), []) if class_names is not None else _class_list(csv_path, table.first)
+        kinds, unlike = _known_kinds(table.first, names, fixed=class_names is not None)
+        rows = table.rows()
+        right = ~np.isin(rows["kind"], list(unlike))
+        problems += [*wrong, *((line, unlike[kind]) for kind, line in rows[~right][["kind", "line"]].tolist())]
+        entries = Entries(table.text, rows[right], kinds)
         repeated = _repeated(entries)
         problems += _conflicts(repeated)
         if problems:
@@ -124,7 +94,7 @@ class Manifest:
             raise DatasetError(f"the manifest has wrong lines:\n{shorten(lines)}")
         if not entries:
             raise DatasetError(f"{csv_path} lists no videos.")
-        manifest = cls(root, tuple(entries), tuple(names), csv_path, len(entries))
+        manifest = cls(root, entries, tuple(names), csv_path, len(entries))
         if repeated:
             shown = [f"  {path}: lines {', '.join(str(e.line) for e in same)}" for path, same in repeated.items()]
             warnings.warn(
@@ -140,25 +110,37 @@ class Manifest:
         """The entries of one split; an error if there are none."""
         if name not in SPLITS:
             raise DatasetError(f"unknown split {name!r}: it is one of {', '.join(SPLITS)}.")
-        entries = tuple(entry for entry in self.entries if entry.split == name)
+        listed = Entries.of(self.entries)
+        entries = listed.of_kind(lambda _, __, split: split == name)
         if not entries:
-            have = ", ".join(f"{key} ({number})" for key, number in Counter(e.split for e in self.entries).items())
+            numbers = Counter[str]()
+            for (*_, split), number in listed.kinds().items():
+                numbers[split] += number
+            have = ", ".join(f"{key} ({number})" for key, number in numbers.items())
             raise DatasetError(f"{self.source} has no videos in split {name!r}; it has: {have}.")
         return replace(self, entries=entries, expected=len(entries))
 
     def splits(self) -> tuple[str, ...]:
         """The splits that have entries, in the order train, val, test."""
-        have = {entry.split for entry in self.entries}
+        have = {split for *_, split in Entries.of(self.entries).kinds()}
         return tuple(name for name in SPLITS if name in have)
 
     def class_counts(self, split: str | None = None) -> list[int]:
         """Number of videos per class, of one split or of all."""
-        counts = Counter(entry.label for entry in self.entries if split in (None, entry.split))
+        counts = Counter[int | None]()
+        for (label, _, own), number in Entries.of(self.entries).kinds().items():
+            counts[label] += number if split in (None, own) else 0
         return [counts[label] for label in range(len(self.class_names))]
+
+    def unlabelled(self) -> Sequence[Entry]:
+        """The entries without a label."""
+        return Entries.of(self.entries).of_kind(lambda label, *_: label is None)
 
     def duplicates(self) -> dict[str, list[int]]:
         """Paths that are listed more than once, with their lines."""
-        return {path: [entry.line for entry in entries] for path, entries in _repeated(self.entries).items()}
+        return {
+            path: [entry.line for entry in entries] for path, entries in _repeated(Entries.of(self.entries)).items()
+        }
 
     def present(self) -> tuple[Manifest, list[Entry]]:
         """The manifest without the entries whose file is missing, and those entries.
@@ -166,40 +148,41 @@ class Manifest:
         One directory listing per folder instead of one file status per video, which matters on network disks.
         """
         listings: dict[str, frozenset[str]] = {}
-        kept: list[Entry] = []
-        missing: list[Entry] = []
-        for entry in self.entries:
-            folder, name = os.path.split(os.path.normpath(os.path.join(self.root, entry.path)))
-            if folder not in listings:
-                listings[folder] = names_in(folder)
-            (kept if name in listings[folder] else missing).append(entry)
-        return replace(self, entries=tuple(kept)), missing
+        entries, root = Entries.of(self.entries), str(self.root)
+        found = np.zeros(len(entries), dtype=bool)
+        for place, path in enumerate(entries.paths()):
+            file = os.path.normpath(os.path.join(root, path))
+            cut = file.rfind(os.sep) + 1  # os.path.split takes three times as long
+            if (folder := file[:cut]) not in listings:
+                listings[folder] = names_in(os.path.dirname(file))
+            found[place] = file[cut:] in listings[folder]
+        return replace(self, entries=entries.where(found)), list(entries.where(~found))
 
     def counts(self) -> str:
         """``N of M videos``: how many of the listed videos are in this manifest."""
         return f"{len(self.entries)} of {self.expected} videos"
 
-    def items(self) -> list[Item]:
+    def items(self) -> Sequence[Item]:
         """The entries as items of a dataset, in their order."""
-        source, root = str(self.source), str(self.root)
-        return [
-            Item(entry.path, NO_LABEL if entry.label is None else entry.label, source, entry.line, entry.fps, root)
-            for entry in self.entries
-        ]
+        return Items(Entries.of(self.entries), str(self.source), str(self.root))
 
     def text(self) -> str:
         """The entries as CSV text, the content that is written and hashed."""
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(entry[: len(COLUMNS)] for entry in self.entries)
-        return buffer.getvalue()
+        return "".join(self._csv())
+
+    def _csv(self) -> Iterator[str]:
+        yield ",".join(COLUMNS) + "\n"
+        for columns in Entries.of(self.entries).columns():
+            rows = zip(*map(_csv_fields, columns[: len(COLUMNS)]), strict=True)
+            yield "\n".join(map(",".join, rows)) + "\n"
 
     @property
     def hash(self) -> str:
         """SHA-256 (hex) of the class list and the entries. Root, line ends and column order do not matter."""
-        content = "\n".join(self.class_names) + "\n\n" + self.text()
-        return hashlib.sha256(content.encode()).hexdigest()
+        digest = hashlib.sha256(("\n".join(self.class_names) + "\n\n").encode())
+        for text in self._csv():
+            digest.update(text.encode())
+        return digest.hexdigest()
 
     def write(self, csv_path: str | Path, overwrite: bool = False) -> None:
         """Write the CSV and ``classes.txt`` next to it.
@@ -322,36 +305,94 @@ def read_class_names(path: Path) -> list[str] | None:
 # -- helpers --------------------------------------------------------------------------------------------------------
 
 
-def _read_rows(csv_path: Path, root: str) -> tuple[list[_Row], dict[Kind, int], list[tuple[int, str]]]:
-    """The rows with a right path and right numbers, the first line of every label, label_name and split, and the wrong
-    lines with what is wrong. ``root`` is absolute."""
-    width, order, rows = _open_rows(csv_path)
-    pick = itemgetter(*order)
-    found: list[_Row] = []
-    problems: list[tuple[int, str]] = []
-    first: dict[Kind, int] = {}
-    kinds: dict[Kind, Kind] = {}  # one object for equal ones
-    known = (_Numbers("num_frames", int), _Numbers("fps", float), _Numbers("duration", float))
-    for line, fields in rows:
-        if len(fields) != width:
-            problems.append((line, f"{len(fields)} fields, the header has {width}."))
-            continue
-        fields.append("")  # the value of a column that the file lacks
-        path, label, name, frames, fps, duration, split = pick(fields)
-        kind = kinds.setdefault((label, name, split), (label, name, split))
-        first.setdefault(kind, line)
+class _Table:
+    """The rows of a manifest as those of `Entries`, and the first line of every label, label_name and split.
+
+    Args:
+        header: the columns of the file.
+        root: the data root, absolute.
+    """
+
+    def __init__(self, header: Sequence[str], root: str) -> None:
+        self.root = root
+        self.text, self.tables = bytearray(), [np.empty(0, ROW)]
+        self.first: dict[Kind, int] = {}
+        # where a column is; behind the last if the file lacks it
+        self.pick = itemgetter(*(header.index(name) if name in header else len(header) for name in COLUMNS))
+        self.numbers = [_Numbers(key, kind) for key, kind in (("num_frames", int), ("fps", float), ("duration", float))]
+
+    def add(self, lines: Sequence[int], columns: Iterable[Sequence[str]]) -> None:
+        """Add rows, with the columns of the file. Raises ValueError if one is wrong, and then adds none."""
+        paths, labels, names, *numbers, splits = self.pick([*columns, [""] * len(lines)])
+        kinds = list(map(self.first.setdefault, zip(labels, names, splits, strict=True), lines))
+        if not all(paths):
+            raise ValueError("the path is empty.")
+        paths = [path_below(path, self.root) if path[0] == os.sep or os.pardir in path else path for path in paths]
+        values = [list(map(known.__getitem__, texts)) for known, texts in zip(self.numbers, numbers, strict=True)]
+        self.tables.append(append_rows(self.text, paths, kinds, lines, *values))
+
+    def rows(self) -> np.ndarray:
+        """The rows of `Entries`; their kinds are those of `first`."""
+        rows = np.concatenate(self.tables)
+        rows["kind"] = np.searchsorted(list(self.first.values()), rows["kind"])
+        return rows
+
+
+def _read_rows(csv_path: Path, root: str) -> tuple[_Table, list[tuple[int, str]]]:
+    """The rows with a right path and right numbers, and the wrong lines with what is wrong. ``root`` is absolute."""
+    header, rows = _open_rows(csv_path)
+    table = _Table(header, root)
+    try:
+        for lines, columns in _plain_blocks(csv_path, header):
+            table.add(lines, columns)
+        return table, []
+    except (OSError, ValueError):  # what is unusual or wrong is found out below
+        table = _Table(header, root)
+    problems = []
+
+    def add(block: Sequence[Row]) -> None:
+        lines, fields = zip(*block, strict=True)
+        if set(map(len, fields)) != {len(header)}:
+            raise ValueError(f"{len(fields[0])} fields, the header has {len(header)}.")
+        table.add(lines, zip(*fields, strict=True))
+
+    while block := list(islice(rows, BLOCK)):
         try:
-            if not path:
-                raise ValueError("the path is empty.")
-            path = path_below(path, root) if path[0] == os.sep or os.pardir in path else path
-            found.append((path, kind, known[0][frames], known[1][fps], known[2][duration], line))
-        except ValueError as error:
-            problems.append((line, str(error)))
-    return found, first, problems
+            add(block)
+        except ValueError:
+            for row in block:  # one by one, to name those that are wrong
+                try:
+                    add([row])
+                except ValueError as error:
+                    problems.append((row[0], str(error)))
+    return table, problems
 
 
-def _open_rows(csv_path: Path) -> tuple[int, list[int], Iterator[Row]]:
-    """Number of fields of the header, the place of each of COLUMNS (behind the last where it lacks), and the rows."""
+def _plain_blocks(path: Path, header: Sequence[str]) -> Iterator[tuple[range, list[list[str]]]]:
+    """Lines and stripped columns of a CSV file, a number of rows at a time.
+
+    Splitting at every comma takes half the time of the csv module. Raises ValueError where the two may differ (quotes,
+    blank lines, NUL characters, very long fields), where a row has another number of fields than the header, or if the
+    file is not in UTF-8.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        if [name.strip() for name in next(file, "").split(",")] != header:
+            raise ValueError("the header is not the first line, or has quotes.")
+        line, step = 2, len(header) + 1
+        while block := list(islice(file, BLOCK)):
+            text = "".join(block)
+            text += "" if text.endswith("\n") else "\n"
+            if '"' in text or "\0" in text or len(text) > csv.field_size_limit():
+                raise ValueError("not plain.")
+            fields = text.replace("\n", ",\n,").split(",")  # a line end is the last field of its row
+            if fields[step - 1 :: step] != ["\n"] * len(block):
+                raise ValueError("not plain.")
+            yield range(line, line + len(block)), [list(map(str.strip, fields[k:-1:step])) for k in range(step - 1)]
+            line += len(block)
+
+
+def _open_rows(csv_path: Path) -> tuple[list[str], Iterator[Row]]:
+    """The header of a manifest, and its rows."""
     if LIST_LINE.fullmatch(first := ",".join(next(_stream_csv(csv_path), (1, []))[1])):
         raise DatasetError(
             f"{csv_path}:1: {_excerpt(first)} is no header of a manifest, but looks like a line 'path label' of a list "
@@ -363,22 +404,7 @@ def _open_rows(csv_path: Path) -> tuple[int, list[int], Iterator[Row]]:
         raise DatasetError(f"{csv_path}:1: missing columns: label. Its columns: {','.join(header)}.")
     if unknown := [name for name in header if name not in COLUMNS]:
         raise DatasetError(f"{csv_path}:1: unknown columns: {', '.join(unknown)}. Columns: {','.join(COLUMNS)}.")
-    return len(header), [header.index(name) if name in header else len(header) for name in COLUMNS], rows
-
-
-def _entries(rows: list[Any], labels: _Labels) -> tuple[list[Entry], list[tuple[int, str]]]:
-    """The entries of the rows, and the lines whose label is wrong with what is wrong.
-
-    The entries take the places of the rows: both at once would need twice the memory.
-    """
-    problems = []
-    for place, (path, kind, frames, fps, duration, line) in enumerate(rows):
-        number, name, problem = labels[kind]
-        rows[place] = Entry._make((path, number, name, frames, fps, duration, kind[2], line))
-        if problem:
-            rows[place] = None
-            problems.append((line, problem))
-    return [entry for entry in rows if entry is not None] if problems else rows, problems
+    return header, rows
 
 
 def _class_list(csv_path: Path, kinds: Mapping[Kind, int]) -> tuple[list[str], list[tuple[int, str]]]:
@@ -441,7 +467,7 @@ def _excerpt(text: str) -> str:
 
 
 class _Numbers(dict[str, Any]):
-    """The numbers of a column by their text; many rows share them. Raises ValueError as `_number`."""
+    """The numbers of a column by their text. Raises ValueError as `_number`."""
 
     def __init__(self, key: str, kind: type) -> None:
         self.key, self.kind = key, kind
@@ -453,48 +479,51 @@ class _Numbers(dict[str, Any]):
         return value
 
 
-class _Labels(dict[Kind, tuple[int | None, str, str]]):
-    """For a label, label_name and split of a manifest: number and name of the class, and what is wrong, or ''.
+def _known_kinds(kinds: Iterable[Kind], names: Sequence[str], fixed: bool) -> tuple[list[EntryKind], dict[int, str]]:
+    """Number and name of the class, and split, for every label, label_name and split of a manifest; and what is wrong
+    with some of them, by their position.
 
     Args:
+        kinds: these, as they are written.
         names: the class list.
         fixed: it does not follow from the manifest, so the names there must agree with it.
     """
-
-    def __init__(self, names: Sequence[str], fixed: bool) -> None:
-        self.names, self.fixed = names, fixed
-        self.places = {name: label for label, name in reversed(list(enumerate(names)))}
-
-    def __missing__(self, kind: Kind) -> tuple[int | None, str, str]:
+    places = {name: label for label, name in reversed(list(enumerate(names)))}
+    known: list[EntryKind] = []
+    problems = {}
+    for place, kind in enumerate(kinds):
+        number = None
         try:
-            number = self._number(*kind)
-            self[kind] = (number, "" if number is None else self.names[number], "")
+            number = _class_number(*kind, names, places, fixed)
         except ValueError as error:
-            self[kind] = (None, "", str(error))
-        return self[kind]
+            problems[place] = str(error)
+        known.append((number, "" if number is None else names[number], kind[2]))
+    return known, problems
 
-    def _number(self, label: str, name: str, split: str) -> int | None:
-        if split not in SPLITS:
-            raise ValueError(f"split is {_excerpt(split)}; it must be one of {', '.join(SPLITS)}.")
-        if len(name.splitlines()) > 1:
-            raise ValueError(f"label_name {_excerpt(name)} holds a line break.")
-        if label:
-            number = parse_label(label)
-            if number is None:
-                raise ValueError(f"label is {_excerpt(label)}; it must be a whole number (the name is label_name).")
-            if number >= len(self.names):
-                raise ValueError(f"label {number} is outside 0..{len(self.names) - 1} ({len(self.names)} classes).")
-            if self.fixed and name not in ("", self.names[number]):
-                here = _excerpt(name)
-                raise ValueError(f"label {number} is {self.names[number]!r} in the class list, here {here}.")
-            return number
-        if name:
-            if name not in self.places:
-                raise ValueError(f"label_name {_excerpt(name)} is not in the class list.")
-            return self.places[name]
-        if split != "test":
-            raise ValueError(f"no label; only videos of the split test may lack one, this one is {split}.")
-        return None
+
+def _class_number(
+    label: str, name: str, split: str, names: Sequence[str], places: Mapping[str, int], fixed: bool
+) -> int | None:
+    if split not in SPLITS:
+        raise ValueError(f"split is {_excerpt(split)}; it must be one of {', '.join(SPLITS)}.")
+    if len(name.splitlines()) > 1:
+        raise ValueError(f"label_name {_excerpt(name)} holds a line break.")
+    if label:
+        number = parse_label(label)
+        if number is None:
+            raise ValueError(f"label is {_excerpt(label)}; it must be a whole number (the name is label_name).")
+        if number >= len(names):
+            raise ValueError(f"label {number} is outside 0..{len(names) - 1} ({len(names)} classes).")
+        if fixed and name not in ("", names[number]):
+            raise ValueError(f"label {number} is {names[number]!r} in the class list, here {_excerpt(name)}.")
+        return number
+    if name:
+        if name not in places:
+            raise ValueError(f"label_name {_excerpt(name)} is not in the class list.")
+        return places[name]
+    if split != "test":
+        raise ValueError(f"no label; only videos of the split test may lack one, this one is {split}.")
+    return None
 
 
 def path_below(path: str, root: str) -> str:
@@ -515,18 +544,28 @@ def leaves_root(path: str) -> bool:
     return os.pardir in path and os.path.normpath(path).split(os.sep, 1)[0] == os.pardir
 
 
-def _repeated(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+def _csv_fields(values: Sequence[Any]) -> list[str]:
+    """Values of a column as the csv module writes them."""
+    texts = ["" if value is None else str(value) for value in values]
+    joined = "".join(texts)
+    return [_quoted(text) for text in texts] if any(mark in joined for mark in ',"\r\n') else texts
+
+
+def _quoted(text: str) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerow((text, ""))  # the second field ends the first
+    return buffer.getvalue().removesuffix(",\n")
+
+
+def _repeated(entries: Entries) -> dict[str, list[Entry]]:
     """Entries that share their path, by that path."""
-    # a path that is written as it should be stays the same object, which takes no memory
-    paths = [entry.path if (path := os.path.normpath(entry.path)) == entry.path else path for entry in entries]
-    if len(set(paths)) == len(paths):
-        return {}
-    uses = Counter(paths)
+    # numbers instead of the paths, which would take ten times the memory; different paths may have the same
+    numbers = np.fromiter(map(hash, map(os.path.normpath, entries.paths())), np.int64, len(entries))
+    values, counts = np.unique(numbers, return_counts=True)
     found: dict[str, list[Entry]] = {}
-    for path, entry in zip(paths, entries, strict=True):
-        if uses[path] > 1:
-            found.setdefault(path, []).append(entry)
-    return found
+    for entry in entries.where(np.isin(numbers, values[counts > 1])):
+        found.setdefault(os.path.normpath(entry.path), []).append(entry)
+    return {path: same for path, same in found.items() if len(same) > 1}
 
 
 def _conflicts(repeated: Mapping[str, list[Entry]]) -> list[tuple[int, str]]:

@@ -160,8 +160,8 @@ class VideoDataModule(LabelledDataModule):
         return self._loaded.splits()
 
     def _scored_split(self) -> str:
-        entries = [entry for entry in self._loaded.entries if entry.split == "test"]
-        return "test" if entries and all(entry.label is not None for entry in entries) else "val"
+        manifest = self._loaded
+        return "test" if "test" in manifest.splits() and not manifest.split("test").unlabelled() else "val"
 
     def _present(self, split: str) -> Manifest:
         """The entries of a split whose files exist."""
@@ -188,7 +188,7 @@ class VideoDataModule(LabelledDataModule):
 
     def _eval_dataset(self, split: str, stage: str) -> EvalVideos:
         part = self._present(split)
-        if stage != "predict" and (bare := [entry for entry in part.entries if entry.label is None]):
+        if stage != "predict" and (bare := part.unlabelled()):
             raise DatasetError(
                 f"{part.source}:{bare[0].line}: {len(bare)} videos of split {split} lack a label, so they cannot be "
                 "scored; predict them, or set test_split to another split."

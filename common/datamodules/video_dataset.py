@@ -47,7 +47,7 @@ class VideoDataset(Dataset):
     def __init__(
         self, items: Sequence[Item], spec: ClipSpec, expected: int | None = None, cache_decoded: bool = False
     ) -> None:
-        self.items, self.spec = list(items), spec
+        self.items, self.spec = items, spec
         self.videos_expected = len(self.items) if expected is None else expected
         self._cache: dict[str, Tensor] | None = {} if cache_decoded else None
 
