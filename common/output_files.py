@@ -84,15 +84,17 @@ def naming_full_disk(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(path: Path, busy: Exception) -> Iterator[IO[str]]:
+def locked(path: Path, busy: Exception | None = None) -> Iterator[IO[str]]:
     """A text file, open for reading and appending and made if missing, that one process at a time can hold.
 
-    Raises ``busy`` if another process holds it.
+    If another process holds it, raises ``busy``; None: waits.
     """
     with path.open("a+", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
         except BlockingIOError:
+            if busy is None:
+                raise
             raise busy from None
         yield file
 

@@ -8,11 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
 from common.datamodules.base import LabelledDataModule
 from common.datamodules.datasets import with_dataset
 from common.datamodules.errors import DatasetError
 from common.datamodules.folders import find_files, read_class_folders
 from common.datamodules.manifest import Item, Manifest, shorten
+from common.datamodules.remote_shards import RemoteShards, is_url
 from common.datamodules.spec import IMAGENET_MEAN, IMAGENET_STD, check_choice, check_range
 from common.datamodules.video_clips import SCALES, ClipSpec, CropPlaces
 from common.datamodules.video_dataset import ClipAugmentation, EvalVideos, TrainVideos
@@ -29,7 +32,8 @@ class VideoDataModule(LabelledDataModule):
     (prediction).
 
     Args:
-        root: folder of the videos.
+        root: folder of the videos, or a URL of a folder of `python -m data.shards`, for any protocol that fsspec knows,
+            such as ``s3://bucket/shards``; its files are fetched into ``cache``.
         manifest: CSV file (see :mod:`common.datamodules.manifest`), relative to ``root`` or to the current folder.
             None: ``manifest.csv`` in ``root`` if it exists; otherwise the folders of ``root`` are the classes, below
             ``train/``, ``val/`` and ``test/`` if those exist.
@@ -54,9 +58,12 @@ class VideoDataModule(LabelledDataModule):
         on_read_error: ``raise``, or ``replace`` an unreadable training video by another one, with a warning and a
             count in :attr:`read_errors`. Validation and test then leave such videos out and name them next to the
             scores; more than a tenth of them is an error. Prediction always raises.
-        on_missing: ``raise`` if a listed file is missing, or ``drop`` it with a warning that says "N of M videos".
+        on_missing: ``raise`` if a listed file is missing, or ``drop`` it with a warning that says "N of M videos". A
+            shard that is missing at a URL is an error when it is read.
         cache_decoded: keep decoded videos in memory; for small datasets.
         class_names: the class list, in place of ``classes.txt``.
+        cache: folder for what is fetched from a URL, each in a folder of its own; None: ``spectral-video`` in the
+            user's cache directory (``~/.cache``). Shards are fetched when they are first read, and stay there.
         **loading: see :class:`~common.datamodules.base.BaseDataModule`.
     """
 
@@ -86,6 +93,7 @@ class VideoDataModule(LabelledDataModule):
         on_missing: Literal["raise", "drop"] = "raise",
         cache_decoded: bool = False,
         class_names: list[str] | None = None,
+        cache: str | None = None,
         **loading: Any,
     ) -> None:
         super().__init__(**loading)
@@ -106,7 +114,9 @@ class VideoDataModule(LabelledDataModule):
         self.train_size = train_crop_size or crop_size
         if resize_range is not None and resize_range[0] < self.train_size:
             raise ValueError(f"resize_range is {tuple(resize_range)}; clips of {self.train_size} do not fit into it.")
-        self.dataset, self.root, self.manifest_path = dataset, Path(card["root"]), card["manifest"]
+        self.remote = RemoteShards.at(card["root"], cache) if is_url(card["root"]) else None
+        self.root = self.remote.folder if self.remote is not None else Path(card["root"])
+        self.dataset, self.manifest_path = dataset, card["manifest"]
         self.on_read_error, self.on_missing, self.cache_decoded = on_read_error, on_missing, cache_decoded
         self.test_split = card["test_split"]
         self.spec: ClipSpec = ClipSpec(
@@ -143,6 +153,9 @@ class VideoDataModule(LabelledDataModule):
 
     @cached_property
     def _loaded(self) -> Manifest:
+        if self.remote is not None:
+            rank_zero_info(f"{self.remote.url}: shards are fetched into {self.root} when they are first read")
+            return self.remote.read_manifest(self.manifest_path or "manifest.csv", self._given_names)
         self._check_root()
         path = self.root / (self.manifest_path or "manifest.csv")
         if self.manifest_path is None and not path.is_file():
@@ -164,7 +177,9 @@ class VideoDataModule(LabelledDataModule):
         return "test" if "test" in manifest.splits() and not manifest.split("test").unlabelled() else "val"
 
     def _present(self, split: str) -> Manifest:
-        """The entries of a split whose files exist."""
+        """The entries of a split whose files exist; of remote shards, all."""
+        if self.remote is not None:
+            return self._loaded.split(split)
         manifest, missing = self._loaded.split(split).present()
         if missing:
             lines = shorten([f"  {entry.path}" for entry in missing])
@@ -182,9 +197,8 @@ class VideoDataModule(LabelledDataModule):
             warnings.warn(f"{len(empty)} classes have no training videos: {names}.", stacklevel=2)
         replaced = self.on_read_error == "replace"
         labels = mirrored_labels(self.class_names) if self.swap_left_right else None
-        return TrainVideos(
-            part.items(), self.train_spec, self.augmentation, replaced, part.expected, self.cache_decoded, labels
-        )
+        options = (replaced, part.expected, self.cache_decoded, labels, self.remote)
+        return TrainVideos(part.items(), self.train_spec, self.augmentation, *options)
 
     def _eval_dataset(self, split: str, stage: str) -> EvalVideos:
         part = self._present(split)
@@ -195,7 +209,7 @@ class VideoDataModule(LabelledDataModule):
             )
         spec = self.val_spec if stage == "validate" else self.spec
         leave_out = self.on_read_error == "replace" and stage != "predict"
-        return EvalVideos(part.items(), spec, part.expected, self.cache_decoded, leave_out)
+        return EvalVideos(part.items(), spec, part.expected, self.cache_decoded, leave_out, self.remote)
 
     def _files_dataset(self, paths: Sequence[str]) -> EvalVideos:
         return EvalVideos([Item(str(path)) for path in find_files(paths, "video")], self.spec)

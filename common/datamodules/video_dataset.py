@@ -16,6 +16,7 @@ from torchvision.transforms.v2.functional import horizontal_flip
 from common.datamodules.errors import VideoReadError
 from common.datamodules.loading import sample_generator
 from common.datamodules.manifest import Item
+from common.datamodules.remote_shards import RemoteShards
 from common.datamodules.spec import check_choice
 from common.datamodules.video_clips import (
     ClipSpec,
@@ -42,12 +43,18 @@ class VideoDataset(Dataset):
         spec: how a clip is made.
         expected: how many videos were listed before missing ones were left out.
         cache_decoded: keep every decoded video in memory (uint8, per loader worker).
+        remote: where the shards of the videos are fetched from; None: all is local.
     """
 
     def __init__(
-        self, items: Sequence[Item], spec: ClipSpec, expected: int | None = None, cache_decoded: bool = False
+        self,
+        items: Sequence[Item],
+        spec: ClipSpec,
+        expected: int | None = None,
+        cache_decoded: bool = False,
+        remote: RemoteShards | None = None,
     ) -> None:
-        self.items, self.spec = items, spec
+        self.items, self.spec, self.remote = items, spec, remote
         self.videos_expected = len(self.items) if expected is None else expected
         self._cache: dict[str, Tensor] | None = {} if cache_decoded else None
 
@@ -57,6 +64,8 @@ class VideoDataset(Dataset):
     def _read(self, index: int, use: Callable[[int, Frames], T]) -> T:
         """Open video ``index`` and return ``use(number of frames, frame getter)``; errors name video and index."""
         item = self.items[index]
+        if self.remote is not None:
+            self.remote.fetch(item.name)  # its errors are not those of a video, which another could replace
         try:
             if self._cache is None:
                 with open_video(item.path, item.fps) as video:
@@ -110,8 +119,9 @@ class TrainVideos(VideoDataset):
         expected: int | None = None,
         cache_decoded: bool = False,
         mirrored_labels: Sequence[int] | None = None,
+        remote: RemoteShards | None = None,
     ) -> None:
-        super().__init__(items, spec, expected, cache_decoded)
+        super().__init__(items, spec, expected, cache_decoded, remote)
         self.augmentation, self.replace_unreadable = augmentation, replace_unreadable
         self.mirrored_labels = mirrored_labels
         self._errors = multiprocessing.Value("q", 0)
@@ -169,8 +179,9 @@ class EvalVideos(VideoDataset):
         expected: int | None = None,
         cache_decoded: bool = False,
         leave_out: bool = False,
+        remote: RemoteShards | None = None,
     ) -> None:
-        super().__init__(items, spec, expected, cache_decoded)
+        super().__init__(items, spec, expected, cache_decoded, remote)
         self.leave_out = leave_out
 
     def __getitem__(self, index: int) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from rich.table import Table
 
 from common.command_line import USER_ERRORS, UsageError, first_line, without_dump
 from common.datamodules.datasets import read_datasets
+from common.datamodules.remote_shards import is_url
 from common.output_files import FULL, naming_full_disk, write_json
 from common.plain_yaml import YamlError, check_yaml
 from common.provenance import git_state, package_versions
@@ -134,9 +135,9 @@ class SpectralCLI(LightningCLI):
     ``validate`` and ``test``, ``result`` (the content of ``result.json``).
     """
 
-    def __init__(self, args: list[str], callbacks: Sequence[Callback] = ()) -> None:
+    def __init__(self, args: list[str], callbacks: Sequence[Callback] = (), typed: Sequence[str] | None = None) -> None:
         self.more_callbacks = callbacks
-        self.args = args
+        self.args, self.typed = args, args if typed is None else typed
         self.run_dir: Path | None = None
         self.result: dict[str, Any] | None = None
         self.stop = processes.StopTogether()
@@ -287,6 +288,7 @@ class SpectralCLI(LightningCLI):
         arguments = config.data.get("init_args", Namespace())
         try:
             _fill(arguments, read_datasets().get(arguments.get("dataset"), {}))
+            self._check_url(arguments.get("root"))
             self.datamodule = parser.instantiate_classes(Namespace(data=config.data)).data
             if hasattr(self.datamodule, "facts"):
                 _fill(config.model.get("init_args", Namespace()), self.datamodule.facts())
@@ -299,6 +301,15 @@ class SpectralCLI(LightningCLI):
         self.model = self._get(self.config_init, "model")
         self._add_configure_optimizers_method_to_model(self.subcommand)
         self.trainer = self.instantiate_trainer()
+
+    def _check_url(self, root: Any) -> None:
+        """Raise UsageError if only the recipe found beside a checkpoint, which may be anybody's, gives a URL."""
+        typed = [word.removeprefix("--data.root=") for word in self.typed]
+        if is_url(root) and len(typed) < len(self.args) and root not in typed:
+            raise UsageError(
+                f"{_recipes(self.args)[0]}, the recipe beside the checkpoint, would fetch data from {root}; if that is "
+                f"what you want, add --data.root {root}"
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self.config_init[str(self.subcommand)]
@@ -497,7 +508,7 @@ def run(args: list[str], callbacks: Sequence[Callback] = ()) -> SpectralCLI:
         with warnings.catch_warnings():
             for message in EXPECTED_WARNINGS:
                 warnings.filterwarnings("ignore", message=message)
-            return SpectralCLI(run_folders.with_recipe_beside(args), callbacks)
+            return SpectralCLI(run_folders.with_recipe_beside(args), callbacks, typed=args)
     finally:
         threading.excepthook = threading.__excepthook__
 

@@ -40,6 +40,24 @@ def test_a_run_is_tested_and_resumed_from_its_own_files(recipe, capsys) -> None:
     assert list_runs(Path("runs"), "other") == []
 
 
+def test_a_recipe_beside_a_checkpoint_fetches_nothing(recipe, capsys) -> None:
+    """A folder with a checkpoint may be anybody's; a URL is opened only if the user names it, or the recipe."""
+    assert main(["fit", "--config", recipe(max_epochs=1)]) == 0
+    path, url = Path("runs/tiny/version_0/config.yaml"), "memory://nothing/here"
+    content = yaml.safe_load(path.read_text())
+    content["data"]["init_args"] |= {"root": url, "manifest": None}
+    path.write_text(yaml.safe_dump(content))
+    capsys.readouterr()
+    for command in ("validate", "test", "fit"):
+        checkpoint = ["--ckpt_path", str(path.with_name("last.ckpt")), "--data.cache", f"cache_{command}"]
+        assert main([command, *checkpoint]) == 2
+        assert f"{path}, the recipe beside the checkpoint, would fetch data from {url}" in capsys.readouterr().err
+        assert not Path(f"cache_{command}").exists()
+        for typed in (["--config", str(path)], ["--data.root", url], [f"--data.root={url}"]):
+            assert main([command, *typed, *checkpoint]) == 1
+            assert f"{url}/manifest.csv does not exist" in capsys.readouterr().err
+
+
 def test_a_logger_does_not_move_the_recipe(recipe) -> None:
     logger = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "logs"]
     finished = run(["fit", "--config", recipe(max_epochs=1), *logger])
