@@ -6,11 +6,13 @@ network's input, the module with its arguments, the recipe and the hash of the d
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ import yaml
 from torch import Tensor, nn
 
 from common.command_line import first_line
+from common.datamodules.errors import ReadError
+from common.datamodules.folders import UnusedFilesWarning, find_files
 from common.datamodules.manifest import Manifest
 from common.limits import HINT
 from common.plain_yaml import check_yaml
@@ -26,6 +30,7 @@ from common.training.arguments import EXPORT_SUFFIXES, export_parser
 from common.training.checkpoints import MAX_CLAIMED, CheckpointError, building_what_a_file_says, find_checkpoint
 from common.training.task import TRUSTED, TaskModule, check_stored_facts, load_module, module_class_of
 
+MAX_TRIED = 20  # files of a run that may be missing or unreadable before random numbers are taken
 ENTRY = "spectral"  # of the metadata
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2}  # of the largest output
 
@@ -50,24 +55,39 @@ def main(argv: list[str]) -> int:
         raise FileExistsError(f"{out} exists; give another name, or --force to overwrite it")
     config = find_checkpoint(options.checkpoint).with_name("config.yaml")
     recipe = config.read_text(encoding="utf-8") if config.is_file() else None
-    example = options.input or (_own_file(config) if recipe and hasattr(module, "load_views") else None)
+    example = options.input or _own_file(module, config)
     difference = export(module, out, options.format, options.half, example, recipe)
     print(f"Written: {out} ({out.stat().st_size:,} bytes); largest difference from the network {difference:.1e}")
     print(f"Compared on {example or 'random numbers'}")
     return 0
 
 
-def _own_file(config: Path) -> Path | None:
-    """The first file of the manifest that a run was trained with; None if one of the two is not there any more."""
+def _own_file(module: TaskModule, config: Path) -> Path | None:
+    """The first readable file among those that a run was trained with; None if its data are not there any more."""
+    load_views: Any = getattr(module, "load_views", None)
+    kind: Any = module.kind
+    if load_views is None or not config.is_file():
+        return None
     try:
         check_yaml(config)
         data = yaml.safe_load(config.read_text(encoding="utf-8")).get("data") or {}
         options = {"root": None, "manifest": None} | (data.get("init_args") or {})
         root = Path(options["root"] or ".")
-        entries = Manifest.read(options["manifest"] or root / "manifest.csv", root).entries
-    except (ValueError, OSError, TypeError, AttributeError):  # no recipe of this project, or no manifest
-        return None
-    return next((path for entry in entries if (path := root / entry.path).is_file()), None)
+        named = options["manifest"] or "manifest.csv"
+        manifest = next((path for path in (root / named, Path(named)) if path.is_file()), None)
+        if manifest is not None:
+            files: Iterable[Path] = (root / entry.path for entry in Manifest.read(manifest, root).entries)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UnusedFilesWarning)
+                files = find_files(root, kind) if options["root"] and not options["manifest"] else []
+        for path in islice(files, MAX_TRIED):
+            with contextlib.suppress(ReadError, OSError):
+                load_views(path)
+                return path
+    except (ValueError, OSError, TypeError, AttributeError):  # no recipe of this project, or no data
+        pass
+    return None
 
 
 def export(

@@ -116,6 +116,8 @@ def test_from_training_to_predictions(
     assert "largest difference" in capsys.readouterr().out
     assert main(["export", checkpoint]) == 1
     assert "last.onnx exists" in capsys.readouterr().err
+    assert main(["export", checkpoint, "--format", "safetensors"]) == 0
+    assert f"Compared on {root}/" in capsys.readouterr().out
     rows = []
     for file in (checkpoint, checkpoint.replace(".ckpt", ".onnx")):
         assert main(["predict", "--checkpoint", file, str(root / "test" / "one"), "--csv", "out.csv", "--force"]) == 0
@@ -136,9 +138,13 @@ def test_a_file_of_the_training_is_compared_if_it_is_still_there(
     path = recipe(data={"root": str(copy), "manifest": str(copy / motion.name)})
     assert main(["fit", "--config", path]) == 0
     command = ["export", "runs/tiny/version_0/last.ckpt", "--format", "safetensors", "--allow", "tests", "--force"]
-    first = Manifest.read(motion, motion.parent).entries[0].path
+    first, second, third = (copy / entry.path for entry in Manifest.read(motion, motion.parent).entries[:3])
     assert main(command) == 0
-    assert f"Compared on {copy / first}" in capsys.readouterr().out
+    assert f"Compared on {first}" in capsys.readouterr().out
+    first.write_bytes(b"no video")
+    second.unlink()
+    assert main(command) == 0
+    assert f"Compared on {third}" in capsys.readouterr().out
     shutil.rmtree(copy)
     assert main(command) == 0
     assert "Compared on random numbers" in capsys.readouterr().out
