@@ -247,7 +247,7 @@ def provenance(progress: StudyProgress, data: str) -> list[str]:
     notes = [f"Tested on {files.pop()} files."] if len(files) == 1 else []
     for what, values in (
         ("commit", {row.commit[:10] + (" with changes" if row.dirty == "True" else "") for row in rows}),
-        ("data hash", {row.data_hash for row in rows if row.data_hash}),
+        ("manifest hash", {row.data_hash for row in rows if row.data_hash}),
         ("torch", {row.torch for row in rows}),
     ):
         if len(values) > 1:

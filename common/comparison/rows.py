@@ -34,7 +34,8 @@ class StudyRow:
         correct: for every test file in the order of their names whether it was right, in hexadecimal.
         test_files: their number.
         key: of what the study says of the training, see `Study.key`.
-        data_hash, commit, dirty, torch, created: of the data and the program.
+        data_hash: of the manifest: files, labels and splits, not what is in the files.
+        commit, dirty, torch, created: of the program.
     """
 
     data: str

@@ -30,7 +30,7 @@ def test_methods_on_different_data_are_not_compared(tmp_path: Path) -> None:
     for outcome in report.outcomes(progress, progress.study.claims[0].comparisons[0]):
         assert outcome.verdict == "not decided"
         assert "the data of the two differ" in outcome.text(progress)
-    assert "several versions of the data hash" in " ".join(report.provenance(progress, "a"))
+    assert "several versions of the manifest hash" in " ".join(report.provenance(progress, "a"))
 
 
 @pytest.mark.parametrize(
