@@ -28,10 +28,12 @@ def kill_at(recipe: str, step: int, *args: str) -> None:
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
-def best_score(folder: Path) -> float:
+def best_score(folder: Path) -> float | None:
+    """Of the checkpoints so far; None if nothing was validated."""
     callbacks = torch.load(folder / "last.ckpt", weights_only=True)["callbacks"]
     [best] = [state for key, state in callbacks.items() if "val_top1" in key]
-    return float(best["best_model_score"])
+    score = best["best_model_score"]
+    return None if score is None else float(score)
 
 
 @pytest.mark.slow
