@@ -132,7 +132,8 @@ def counts_overview(papers: Mapping[str, tuple[Ledger, Mapping[str, Mapping[str,
         cells.append([name, *(str(value) for value in (counted, len(closest), *near))])
     cells.append(["all", *(str(sum(int(line[k]) for line in cells)) for k in range(1, 7))])
     notes = [
-        "Printed parameters and multiply-adds next to those of the networks of this code, counted as the paper counts.",
+        "Printed parameters and multiply-adds next to those counted here as the paper counts. A network that several "
+        "tables print counts each time, and some baselines of stft3d are networks of torchvision and pytorchvideo.",
         "Best-matching variant: the network that comes nearest to the table. Its classifier (stft3d), block (stft2d) "
         "or layout (srl) was chosen to meet these counts, so agreement there is a fit and confirms nothing; in dtf it "
         "is the released code.",
