@@ -14,6 +14,7 @@ in and one out. A paper's tests use them so:
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import pickle
 from collections.abc import Callable, Sequence
@@ -358,6 +359,13 @@ def traces_symbolically(build: Build, shape: Shape) -> None:
     assert_same_gradients(actual, gradients(module, x))
 
 
+def takes_its_input_by_name(build: Build, shape: Shape) -> None:
+    """The input can be given by the name that `forward` has for it."""
+    module, x = prepare(build, shape)
+    [name, *_] = inspect.signature(module.forward).parameters
+    assert_same(module(**{name: x}), module(x), message=name)
+
+
 def converts_to_synchronised_norms(build: Build, shape: Shape) -> None:
     """`SyncBatchNorm.convert_sync_batchnorm` leaves the outputs in evaluation as they are."""
     module, x = prepare(build, shape)
@@ -416,6 +424,7 @@ QUICK = (
     has_second_derivatives_or_refuses,
     can_be_checkpointed,
     traces_symbolically,
+    takes_its_input_by_name,
     converts_to_synchronised_norms,
 )
 every_quick_check = pytest.mark.parametrize("check", QUICK, ids=lambda check: check.__name__)

@@ -19,15 +19,16 @@ def is_proxy(x: Any) -> bool:
 def fx_leaf(function: Function) -> Function:
     """Decorator: `torch.fx` records a call as one node and does not look inside, as with PyTorch's own layers.
 
-    It applies to the `forward` of a module, and to functions whose first argument is a tensor.
+    It applies to the `forward` of a module, and to functions of tensors.
     """
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        inputs = args[1:] if isinstance(args[0], nn.Module) else args
-        if not is_proxy(inputs[0]):
+        inputs = args[1:] if args and isinstance(args[0], nn.Module) else args
+        proxies = [x for x in (*inputs, *kwargs.values()) if is_proxy(x)]
+        if not proxies:
             return function(*args, **kwargs)
-        tracer = inputs[0].tracer
+        tracer = proxies[0].tracer
         if inputs is args:
             return tracer.create_proxy("call_function", call, args, kwargs)
         if args[0] is tracer.root:

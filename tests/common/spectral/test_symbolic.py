@@ -20,6 +20,21 @@ def test_a_layer_is_one_node_that_keeps_its_checks() -> None:
         traced(torch.randn(1, 3, 4, 5, 6))
 
 
+def test_the_input_of_a_layer_can_be_named() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = DepthwiseSTFT(2, (3, 3, 3))
+
+        def forward(self, clip: torch.Tensor) -> torch.Tensor:
+            return self.layer(x=clip)
+
+    network, x = Named(), torch.randn(1, 2, 4, 5, 6)
+    torch.testing.assert_close(fx.symbolic_trace(network)(x), network(x))
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'x'"):
+        network.layer()
+
+
 def test_a_layer_alone_is_refused() -> None:
     with pytest.raises(TypeError, match="trace a network that contains it"):
         fx.symbolic_trace(DTFBlock(16, 4))
