@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import multiprocessing
@@ -20,10 +21,10 @@ from rich.progress import track
 
 from common.datamodules.errors import DatasetError, UnusedFilesWarning
 from common.datamodules.folders import Kind, read_class_folders
-from common.datamodules.manifest import CLASSES_FILE, Manifest, read_class_names
+from common.datamodules.manifest import CLASSES_FILE, MANIFEST_FILE, Manifest, read_class_names
+from common.datamodules.remote_shards import is_url
 from common.output_files import locked
 
-MANIFEST_FILE = "manifest.csv"
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -41,6 +42,16 @@ class Probe:
     width: int | None = None
     height: int | None = None
     problem: str = ""
+
+
+def local_path(text: str) -> Path:
+    """An argument of a command, which works on local files. Raises ArgumentTypeError for a URL."""
+    if is_url(text):
+        raise argparse.ArgumentTypeError(
+            f"{text} is a URL: this command reads and writes local folders. Shards are copied by the tool of their "
+            "bucket or server, and read from there by `spectral fit --data.root URL`"
+        )
+    return Path(text)
 
 
 def read_listing(source: Path, root: Path | None = None) -> Manifest:

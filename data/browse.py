@@ -20,7 +20,7 @@ from pathlib import Path
 from common.command_line import CommandParser, run_command
 from common.datamodules.errors import DatasetError
 from common.datamodules.manifest import SPLITS, Entry, Manifest
-from data._commands import map_files, read_videos_or_images
+from data._commands import local_path, map_files, read_videos_or_images
 from data.check import check
 
 
@@ -105,9 +105,13 @@ def _order(manifest: Manifest, entry: Entry) -> tuple[int, int]:
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status: 0 written, 1 refused, 130 interrupted."""
     parser = CommandParser(prog="python -m data.browse", description=__doc__)
-    parser.add_argument("videos", type=Path, help="manifest, or a folder with one sub-folder per class")
-    parser.add_argument("--root", type=Path, help="folder that its paths are relative to (default: the manifest's)")
-    parser.add_argument("--out", type=Path, default=Path("browse.html"), help="page to write (default %(default)s)")
+    parser.add_argument("videos", type=local_path, help="manifest, or a folder with one sub-folder per class")
+    parser.add_argument(
+        "--root", type=local_path, help="folder that its paths are relative to (default: the manifest's)"
+    )
+    parser.add_argument(
+        "--out", type=local_path, default=Path("browse.html"), help="page to write (default %(default)s)"
+    )
     parser.add_argument("--recipe", type=Path, help="recipe whose transforms are shown (default: those without one)")
     parser.add_argument("--split", choices=("train", "val", "test"), help="show this split alone")
     parser.add_argument("--per-class", type=int, default=4, help="from each class and split (default %(default)s)")

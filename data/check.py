@@ -22,7 +22,7 @@ from common.command_line import CommandParser, printable, run_command
 from common.datamodules.errors import DatasetError, VideoReadError
 from common.datamodules.manifest import Entry, Manifest, shorten
 from common.datamodules.tar_members import find_span
-from data._commands import Probe, map_files, read_listing
+from data._commands import Probe, local_path, map_files, read_listing
 
 MAX_REPORTED = 20
 DECODE_AT_ONCE = 32  # frames; bounds memory
@@ -169,8 +169,10 @@ def _span(values: Sequence[int]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status: 0 all is well, 1 problems, 130 interrupted."""
     parser = CommandParser(prog="python -m data.check", description=__doc__)
-    parser.add_argument("manifest", type=Path, help="the CSV file, or a folder with one sub-folder per class")
-    parser.add_argument("--root", type=Path, help="folder that its paths are relative to (default: the manifest's)")
+    parser.add_argument("manifest", type=local_path, help="the CSV file, or a folder with one sub-folder per class")
+    parser.add_argument(
+        "--root", type=local_path, help="folder that its paths are relative to (default: the manifest's)"
+    )
     parser.add_argument("--decode", action="store_true", help="read every frame of every video")
     parser.add_argument("--report", type=Path, help="write a CSV file with one line per video")
     parser.add_argument("--workers", type=int, help="processes (0: none)")

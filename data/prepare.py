@@ -29,7 +29,7 @@ from common.datamodules.datasets import CARDS, read_card
 from common.datamodules.errors import DatasetError, VideoReadError
 from common.datamodules.folders import VIDEO_EXTENSIONS
 from common.datamodules.manifest import CLASSES_FILE, SPLITS, Entry, Manifest, shorten
-from data._commands import Probe, map_files
+from data._commands import Probe, local_path, map_files
 from data.annotations import BENCHMARKS, ListedVideo, Listing, read_lists
 
 LISTS = "lists"  # in place of a dataset's name
@@ -301,8 +301,8 @@ def _parser() -> CommandParser:
 
 
 def _add_shared(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--root", type=Path, required=True, help="folder of the videos")
-    command.add_argument("--out", type=Path, required=True, help="manifest to write, for example manifest.csv")
+    command.add_argument("--root", type=local_path, required=True, help="folder of the videos")
+    command.add_argument("--out", type=local_path, required=True, help="manifest to write, for example manifest.csv")
     command.add_argument("--no-probe", action="store_true", help="do not open the videos; their columns stay empty")
     command.add_argument("--allow-missing", action="store_true", help="continue although videos are missing")
     command.add_argument("--force", action="store_true", help="replace an existing manifest and class list")

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 
 from common.command_line import CommandParser, run_command
 from common.datamodules.errors import DatasetError
-from common.datamodules.manifest import Entry, Manifest
-from data._commands import MANIFEST_FILE, map_files, read_listing, replace_manifest, reserved
+from common.datamodules.manifest import MANIFEST_FILE, Entry, Manifest
+from data._commands import local_path, map_files, read_listing, replace_manifest, reserved
 
 if TYPE_CHECKING:
     from data._shrink import CopyResult
@@ -141,9 +141,11 @@ def _clips_per_second(paths: Sequence[str]) -> float:
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status: 0 done, 1 refused or some videos cannot be read, 130 interrupted."""
     parser = CommandParser(prog="python -m data.resize", description=__doc__)
-    parser.add_argument("videos", type=Path, help="manifest, or a folder with one sub-folder per class")
-    parser.add_argument("--root", type=Path, help="folder that its paths are relative to (default: the manifest's)")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the copies and their manifest")
+    parser.add_argument("videos", type=local_path, help="manifest, or a folder with one sub-folder per class")
+    parser.add_argument(
+        "--root", type=local_path, help="folder that its paths are relative to (default: the manifest's)"
+    )
+    parser.add_argument("--out", type=local_path, required=True, help="folder of the copies and their manifest")
     parser.add_argument("--short-side", type=int, default=256, help="in pixels (default %(default)s)")
     parser.add_argument("--workers", type=int, help="processes (default: one per CPU)")
     args = parser.parse_args(argv)

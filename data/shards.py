@@ -28,9 +28,9 @@ from typing import NamedTuple
 
 from common.command_line import CommandParser, run_command
 from common.datamodules.errors import DatasetError
-from common.datamodules.manifest import Entry, Manifest, shorten
+from common.datamodules.manifest import MANIFEST_FILE, Entry, Manifest, shorten
 from common.datamodules.tar_members import find_span, members
-from data._commands import MANIFEST_FILE, map_files, read_listing, replace_manifest, reserved
+from data._commands import local_path, map_files, read_listing, replace_manifest, reserved
 
 RECORD = "shards.json"  # in the folder of the shards: what they were made from
 LABEL = ".cls"
@@ -187,9 +187,11 @@ def _entry(entry: Entry, paths: dict[str, tuple[str, str]]) -> Entry:
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status: 0 done, 1 refused, 130 interrupted."""
     parser = CommandParser(prog="python -m data.shards", description=__doc__)
-    parser.add_argument("videos", type=Path, help="manifest, or a folder with one sub-folder per class")
-    parser.add_argument("--root", type=Path, help="folder that its paths are relative to (default: the manifest's)")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the shards and their manifest")
+    parser.add_argument("videos", type=local_path, help="manifest, or a folder with one sub-folder per class")
+    parser.add_argument(
+        "--root", type=local_path, help="folder that its paths are relative to (default: the manifest's)"
+    )
+    parser.add_argument("--out", type=local_path, required=True, help="folder of the shards and their manifest")
     parser.add_argument("--megabytes", type=float, default=500, help="size of a shard (default %(default)s)")
     parser.add_argument("--workers", type=int, help="processes (default: one per CPU)")
     args = parser.parse_args(argv)

@@ -19,6 +19,7 @@ class Server:
         cut: names of files that end after their first half.
         claimed: sizes by name, which a question for the size gets in place of the real ones.
         delay: seconds before a file is sent.
+        sized: whether the server states sizes.
     """
 
     def __init__(self, folder: Path, port: int) -> None:
@@ -28,6 +29,7 @@ class Server:
         self.cut: set[str] = set()
         self.claimed: dict[str, int] = {}
         self.delay = 0.0
+        self.sized = True
 
 
 @contextmanager
@@ -59,6 +61,10 @@ def serving(folder: Path) -> Iterator[Server]:
                 self.wfile.write(content[: len(content) // 2])
             else:
                 super().do_GET()
+
+        def send_header(self, keyword: str, value: str) -> None:
+            if server.sized or keyword != "Content-Length":
+                super().send_header(keyword, value)
 
         def log_message(self, *_: Any) -> None:
             pass

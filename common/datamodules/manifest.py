@@ -32,7 +32,7 @@ from common.output_files import written_whole
 
 COLUMNS = ("path", "label", "label_name", "num_frames", "fps", "duration", "split")
 SPLITS = ("train", "val", "test")
-CLASSES_FILE = "classes.txt"
+MANIFEST_FILE, CLASSES_FILE = "manifest.csv", "classes.txt"
 MAX_REPORTED = 10
 Row = tuple[int, list[str]]  # of a CSV file: line number and fields
 Kind = tuple[str, str, str]  # label, label_name and split of a row, as they are written
@@ -185,13 +185,15 @@ class Manifest:
         return digest.hexdigest()
 
     def write(self, csv_path: str | Path, overwrite: bool = False) -> None:
-        """Write the CSV and ``classes.txt`` next to it.
+        """Write the CSV, and ``classes.txt`` next to it if there are classes.
 
         Raises:
             FileExistsError: one of the two exists with other content and ``overwrite`` is False.
         """
         csv_path = Path(csv_path)
-        files = {csv_path: self.text(), csv_path.parent / CLASSES_FILE: "".join(f"{n}\n" for n in self.class_names)}
+        files = {csv_path: self.text()}
+        if self.class_names:
+            files[csv_path.parent / CLASSES_FILE] = "".join(f"{name}\n" for name in self.class_names)
         for path, content in files.items():
             if not overwrite and path.exists() and path.read_text(encoding="utf-8") != content:
                 raise FileExistsError(f"{path} exists with other content; remove it or allow overwriting.")
@@ -416,13 +418,18 @@ def _class_list(csv_path: Path, kinds: Mapping[Kind, int]) -> tuple[list[str], l
     for (text, name, _), line in kinds.items():
         first.setdefault((text, name), line)
     names: dict[int, str] = {}
-    lines: dict[int, int] = {}
+    labels: dict[str, int] = {}
+    lines: dict[int, int] = {}  # where a label is named
     problems = []
     for (text, name), line in first.items():
-        if (label := parse_label(text)) is not None:
-            if names.setdefault(label, name) != name:
-                problems.append((line, f"label {label} is named {name!r}, line {lines[label]} has {names[label]!r}."))
-            lines.setdefault(label, line)
+        if (label := parse_label(text)) is None:
+            continue
+        if not names.get(label):
+            names[label], lines[label] = name, line
+        elif name not in ("", names[label]):
+            problems.append((line, f"label {label} is named {name!r}, line {lines[label]} has {names[label]!r}."))
+        if name and (other := labels.setdefault(name, label)) != label:
+            problems.append((line, f"class {name!r} has label {label}, line {lines[other]} has {other}."))
     if not names:
         return sorted({name for _, name in first if name}), problems
     if gaps := label_gaps(names):

@@ -13,14 +13,14 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from common.command_line import first_line
 from common.datamodules.entries import Entries
 from common.datamodules.errors import DatasetError
-from common.datamodules.manifest import CLASSES_FILE, Manifest, shorten
-from common.datamodules.tar_members import SUFFIX
+from common.datamodules.manifest import CLASSES_FILE, MANIFEST_FILE, Manifest, shorten
+from common.datamodules.tar_members import SUFFIX, members
 from common.output_files import FULL, locked
 
 _NAME = re.compile(r"[a-z0-9_-][a-z0-9_.-]*(/[a-z0-9_-][a-z0-9_.-]*)*", re.IGNORECASE)
@@ -61,61 +61,82 @@ class RemoteShards:
         """The shards at a URL, with a folder of their own below ``cache`` or :func:`default_cache`.
 
         Raises:
-            DatasetError: a web address has a query.
+            DatasetError: the URL names no folder, one relative to the current folder, or has a query; or the home
+                folder in ``cache`` is not known.
         """
-        url = url.rstrip("/")
+        scheme, _, place = url.partition("://")
+        url = f"{scheme.lower()}://{place.rstrip('/')}"
+        if not place.strip("/") or (scheme.lower() == "file" and not place.startswith("/")):
+            raise DatasetError(f"{url}: give the URL of a folder, such as s3://bucket/shards or file:///data/shards.")
         if _is_web(url) and ("?" in url or "#" in url):
             raise DatasetError(
                 f"{url}: names of files are appended to the URL of a folder, so it cannot have '?' or '#'."
             )
-        base = Path(cache).expanduser() if cache else default_cache()
+        try:
+            base = Path(cache).expanduser() if cache else default_cache()
+        except RuntimeError as error:
+            raise DatasetError(f"data.cache is {cache or '~/.cache'}: {first_line(error)}") from error
         return cls(url, base.absolute() / hashlib.sha256(url.encode()).hexdigest()[:16])
 
-    def read_manifest(self, name: str, class_names: Sequence[str] | None = None) -> Manifest:
+    def read_manifest(self, name: str | None = None, class_names: Sequence[str] | None = None) -> Manifest:
         """Fetch a manifest and its class list, and check them and the shards that are in the folder already.
 
         A shard whose size is not that of the remote one is removed, with a warning, to be fetched again.
 
         Args:
-            name: a local file, or one at the URL.
+            name: of a file at the URL, or otherwise of a local one; None: ``manifest.csv`` at the URL.
             class_names: the class list, in place of ``classes.txt``.
 
         Raises:
-            DatasetError: the URL cannot be read, the manifest is missing or wrong, or names files outside of shards.
+            DatasetError: the URL cannot be read, the manifest is missing or wrong, or names files outside of shards, or
+                the local folder cannot be made.
             OSError: the local folder cannot be written.
         """
-        path = Path(name)
-        if not path.is_file():
-            if not _NAME.fullmatch(name):
-                raise DatasetError(f"manifest is {name!r}, neither a local file nor the name of one at {self.url}.")
-            path = self.folder / name
-            self._fetch(name, path)
-            classes = PurePosixPath(name).with_name(CLASSES_FILE).as_posix()
-            self._fetch(classes, self.folder / classes, optional=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+            reason = f"{self.folder} cannot be made: {error.strerror}"
+            raise DatasetError(f"{reason}; set data.cache to a folder that can be written.") from error
+        path = self.folder / (name or MANIFEST_FILE)
+        if name is None or (_NAME.fullmatch(name) and f"{SUFFIX}/" not in name):
+            self._fetch(name or MANIFEST_FILE, path, optional=name is not None and Path(name).is_file())
+            if path.is_file():
+                classes = path.with_name(CLASSES_FILE)
+                self._fetch(classes.relative_to(self.folder).as_posix(), classes, optional=True)
+        if name is not None and not path.is_file() and not (path := Path(name)).is_file():
+            raise DatasetError(f"manifest is {name!r}, neither the name of a file at {self.url} nor a local one.")
         manifest = Manifest.read(path, self.folder, class_names)
         self._check_sizes(_shards(manifest))
         return manifest
 
     def fetch(self, path: str) -> None:
-        """Fetch the shard of a video, a path of the manifest, unless it is in the folder.
+        """Fetch the shard of a video, a path of the manifest, unless it is in the folder and has the video.
 
         Raises:
-            DatasetError: the path leads into no shard, it does not exist, or the connection fails; nothing is left.
+            DatasetError: the path leads into no shard, it does not exist, is no archive or lacks the video, or the
+                connection fails.
             OSError: the local folder cannot be written, or the disk is full; nothing is left.
         """
         if not (shard := _shard(path)):
             raise DatasetError(f"{path}: {ONLY_SHARDS}.")
-        if not (target := self.folder / shard).is_file():
-            self._fetch(shard, target, once=True)
+        video, target = path.removeprefix(f"{shard}/"), self.folder / shard
+        if not target.is_file() or _lacks(target, video):  # damaged, or packed again since it was fetched
+            self._fetch(shard, target, video)
+            if problem := _lacks(target, video):
+                raise DatasetError(
+                    f"{self.url}/{path} does not exist: the manifest is not that of the shard ({problem})."
+                )
 
-    def _fetch(self, name: str, target: Path, once: bool = False, optional: bool = False) -> None:
-        """Fetch a file: also if it is in the folder, unless ``once``; one that is ``optional`` may be missing."""
+    def _fetch(self, name: str, target: Path, video: str | None = None, optional: bool = False) -> None:
+        """Fetch a file, unless it is a shard that is in the folder and has the video; one that is ``optional`` may be
+        missing."""
         target.parent.mkdir(parents=True, exist_ok=True)
         # Named after the machine, within which the lock holds: what a killed process left is overwritten.
         part = target.with_name(f".{target.name}.{platform.node()}.part")
         with locked(target.with_name(f".{target.name}.lock")):
-            if once and target.is_file():
+            if video is not None and target.is_file() and not _lacks(target, video):
                 return  # by another process
             try:
                 with self._connected(name) as (files, source):
@@ -130,8 +151,10 @@ class RemoteShards:
                         target.unlink(missing_ok=True)
                         return
                     arrived, size = part.stat().st_size, files.size(source)
-                    if arrived != size:
-                        raise EOFError(f"{arrived} bytes arrived of {'an unknown number' if size is None else size}")
+                    if arrived != size and size is not None:  # not every web server states it
+                        raise EOFError(f"{arrived} bytes arrived of {size}")
+                if name.endswith(SUFFIX) and (problem := _lacks(part)):
+                    raise DatasetError(f"{self.url}/{name} is no archive of `python -m data.shards`: {problem}.")
                 part.replace(target)
             finally:
                 part.unlink(missing_ok=True)
@@ -143,7 +166,8 @@ class RemoteShards:
             return
         with self._connected("") as (files, root):
             sizes = files.sizes([f"{root}{name}" for name in held])
-        old = [name for name, size in zip(held, sizes, strict=True) if (self.folder / name).stat().st_size != size]
+        own = [(self.folder / name).stat().st_size for name in held]
+        old = [name for name, size, here in zip(held, sizes, own, strict=True) if size not in (None, here)]
         for name in old:
             (self.folder / name).unlink(missing_ok=True)
         if old:
@@ -185,6 +209,15 @@ def _timeout() -> Any:
     import aiohttp
 
     return aiohttp.ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
+
+
+def _lacks(archive: Path, video: str | None = None) -> str:
+    """What is wrong with an archive: that it cannot be read, or lacks a video; empty if nothing is."""
+    try:
+        found = members(str(archive))
+    except DatasetError as error:
+        return first_line(error.__cause__ or error)
+    return "" if video is None or video in found else f"it has no {video}"
 
 
 def _shard(path: str) -> str:

@@ -155,7 +155,7 @@ class VideoDataModule(LabelledDataModule):
     def _loaded(self) -> Manifest:
         if self.remote is not None:
             rank_zero_info(f"{self.remote.url}: shards are fetched into {self.root} when they are first read")
-            return self.remote.read_manifest(self.manifest_path or "manifest.csv", self._given_names)
+            return self.remote.read_manifest(self.manifest_path, self._given_names)
         self._check_root()
         path = self.root / (self.manifest_path or "manifest.csv")
         if self.manifest_path is None and not path.is_file():

@@ -304,7 +304,7 @@ class SpectralCLI(LightningCLI):
 
     def _check_url(self, root: Any) -> None:
         """Raise UsageError if only the recipe found beside a checkpoint, which may be anybody's, gives a URL."""
-        typed = [word.removeprefix("--data.root=") for word in self.typed]
+        typed = [re.sub("^--data[.](init_args[.])?root=", "", word) for word in self.typed]
         if is_url(root) and len(typed) < len(self.args) and root not in typed:
             raise UsageError(
                 f"{_recipes(self.args)[0]}, the recipe beside the checkpoint, would fetch data from {root}; if that is "

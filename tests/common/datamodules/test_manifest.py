@@ -136,6 +136,25 @@ def test_one_label_with_two_names(tmp_path):
         Manifest.read(path, tmp_path)
 
 
+def test_two_labels_with_one_name(tmp_path):
+    path = write(tmp_path, "a,0,x,,,,train\nb,1,x,,,,train\n")
+    with pytest.raises(DatasetError, match=rf"{path}:3: class 'x' has label 1, line 2 has 0"):
+        Manifest.read(path, tmp_path)
+
+
+def test_some_rows_without_the_name_of_their_label(tmp_path):
+    path = write(tmp_path, "a,0,,,,,train\nb,0,x,,,,train\nc,0,,,,,train\nd,1,y,,,,train\n")
+    assert Manifest.read(path, tmp_path).class_names == ("x", "y")
+
+
+def test_a_manifest_without_classes_is_written_and_read(tmp_path):
+    path = write(tmp_path, "a,,,,,,test\n")
+    copy = tmp_path / "copy" / "manifest.csv"
+    copy.parent.mkdir()
+    Manifest.read(path, tmp_path).write(copy)
+    assert Manifest.read(copy, tmp_path).class_names == ()
+
+
 def test_many_wrong_lines_are_counted(tmp_path):
     path = write(tmp_path, "a,0,x,,,,train\n" + "b,0,x,,,,nothing\n" * 25)
     with pytest.raises(DatasetError, match="and 15 more"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import resource
+import tarfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -211,8 +213,81 @@ def test_a_local_manifest_chooses_from_the_shards(bucket: Any, packed: Path, tmp
     some = module("memory://shards", tmp_path / "cache", manifest=str(tmp_path / "some.csv"))
     assert len(list(some.train_dataloader())) == 2
     assert names_in(some.root) == ["train-000000.tar", "train-000001.tar"]
-    with pytest.raises(DatasetError, match=r"'https://x/m.csv', neither a local file nor"):
+    with pytest.raises(DatasetError, match=r"'https://x/m.csv', neither the name of a file"):
         module("memory://shards", tmp_path / "cache", manifest="https://x/m.csv")
+
+
+def test_the_manifest_at_the_url_comes_before_a_local_one(
+    bucket: Any, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = (packed / "manifest.csv").read_text().splitlines(keepends=True)
+    for name in ("manifest.csv", "some.csv"):
+        (tmp_path / name).write_text("".join(line for line in lines if "train-000002" not in line))
+    monkeypatch.chdir(tmp_path)
+    steps = [
+        len(list(module("memory://shards", tmp_path, manifest=m).train_dataloader())) for m in (None, "manifest.csv")
+    ]
+    assert steps == [3, 3]
+    assert len(list(module("memory://shards", tmp_path, manifest="some.csv").train_dataloader())) == 2
+    with pytest.raises(DatasetError, match="neither the name of a file"):
+        module("memory://shards", tmp_path, manifest="train-000000.tar/some.csv")
+    assert (tmp_path / "some.csv").is_file()
+
+
+def test_a_shard_that_was_packed_again_with_the_same_size(server: Server, tmp_path: Path) -> None:
+    shard = server.folder / "val-000000.tar"
+    remote = RemoteShards.at(server.url, str(tmp_path / "cache"))
+    remote.fetch("val-000000.tar/6.mp4")
+    new = renamed(shard.read_bytes(), "6.mp4", "9.mp4")
+    assert len(new) == shard.stat().st_size
+    shard.unlink()  # a link to that of other tests
+    shard.write_bytes(new)
+    remote.fetch("val-000000.tar/9.mp4")
+    assert (remote.folder / "val-000000.tar").read_bytes() == shard.read_bytes()
+    with pytest.raises(DatasetError, match=rf"{server.url}/val-000000.tar/8.mp4 does not exist: .*it has no 8.mp4"):
+        remote.fetch("val-000000.tar/8.mp4")
+
+
+def renamed(archive: bytes, name: str, new: str) -> bytes:
+    """A tar archive with another name of a file."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=io.BytesIO(archive)) as source, tarfile.open(fileobj=out, mode="w") as target:
+        for member in source:
+            content = source.extractfile(member)
+            member.name = member.name.replace(name, new)
+            target.addfile(member, content)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("content", [b"<html>Please log in</html>", b"", b"x" * 4096])
+def test_what_is_no_archive_is_not_kept(content: bytes, server: Server, tmp_path: Path) -> None:
+    shard = server.folder / "val-000000.tar"
+    right = shard.read_bytes()
+    shard.unlink()
+    shard.write_bytes(content)
+    remote = RemoteShards.at(server.url, str(tmp_path / "cache"))
+    with pytest.raises(DatasetError, match=rf"^{server.url}/val-000000.tar is no archive of `python -m data.shards`: "):
+        remote.fetch("val-000000.tar/6.mp4")
+    assert names_in(remote.folder) == []
+    shard.write_bytes(right)
+    remote.fetch("val-000000.tar/6.mp4")
+    kept = remote.folder / "val-000000.tar"
+    kept.write_bytes(content)
+    remote.fetch("val-000000.tar/6.mp4")
+    assert kept.read_bytes() == right, "a damaged shard is fetched again"
+
+
+def test_a_server_that_does_not_state_sizes(server: Server, tmp_path: Path) -> None:
+    server.sized = False
+    first = module(server.url, tmp_path)
+    assert len(list(first.train_dataloader())) == 3
+    kept = first.root / "train-000000.tar"
+    before = kept.stat()
+    assert len(list(module(server.url, tmp_path).train_dataloader())) == 3
+    assert kept.stat() == before, "it is not fetched again"
+    server.cut = {"val-000000.tar"}
+    with pytest.raises(DatasetError, match="is no archive"):
+        list(first.val_dataloader())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -240,6 +315,8 @@ def test_a_manifest_cannot_lead_elsewhere(path: str, server: Server, tmp_path: P
         ("http://127.0.0.1:9/shards", r"127.0.0.1:9/shards/manifest.csv cannot be fetched \(Client.*Check the address"),
         ("nopackage://bucket", r"^nopackage://bucket/manifest.csv cannot be fetched without .*: Install no_package.$"),
         ("unheard://bucket", "Protocol not known: unheard"),
+        ("memory://", "memory://: give the URL of a folder"),
+        ("file://shards", "file://shards: give the URL of a folder"),
         ("https://host/shards?key=1", r"shards\?key=1: names of files are appended .* it cannot have"),
     ],
 )
@@ -250,6 +327,14 @@ def test_what_cannot_be_reached(url: str, message: str, tmp_path: Path, monkeypa
         module(url, tmp_path)
     assert "\n" not in str(caught.value)
     assert names_in(tmp_path) == []
+
+
+def test_a_cache_that_cannot_be_made(bucket: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DatasetError, match=r"cannot be made: .*; set data.cache to a folder that can be written"):
+        module("memory://shards", tmp_path / "file")
+    with pytest.raises(DatasetError, match=r"data.cache is ~no-user/x: "):
+        RemoteShards.at("memory://shards", "~no-user/x")
 
 
 def test_a_full_disk(server: Server, tmp_path: Path) -> None:
