@@ -14,7 +14,7 @@ from common.datamodules.base import LabelledDataModule
 from common.datamodules.datasets import with_dataset
 from common.datamodules.errors import DatasetError
 from common.datamodules.folders import find_files, read_class_folders
-from common.datamodules.manifest import Item, Manifest, shorten
+from common.datamodules.manifest import MANIFEST_FILE, Item, Manifest, shorten
 from common.datamodules.remote_shards import RemoteShards, is_url
 from common.datamodules.spec import IMAGENET_MEAN, IMAGENET_STD, check_choice, check_range
 from common.datamodules.video_clips import SCALES, ClipSpec, CropPlaces
@@ -157,7 +157,7 @@ class VideoDataModule(LabelledDataModule):
             rank_zero_info(f"{self.remote.url}: shards are fetched into {self.root} when they are first read")
             return self.remote.read_manifest(self.manifest_path, self._given_names)
         self._check_root()
-        path = self.root / (self.manifest_path or "manifest.csv")
+        path = self.root / (self.manifest_path or MANIFEST_FILE)
         if self.manifest_path is None and not path.is_file():
             return read_class_folders(self.root, self._given_names)
         if not path.is_file() and Path(str(self.manifest_path)).is_file():

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from common.command_line import first_line
 from common.datamodules.errors import ReadError
 from common.datamodules.folders import UnusedFilesWarning, find_files
-from common.datamodules.manifest import Manifest
+from common.datamodules.manifest import MANIFEST_FILE, Manifest
 from common.limits import HINT
 from common.plain_yaml import check_yaml
 from common.training.arguments import EXPORT_SUFFIXES, export_parser
@@ -73,7 +73,7 @@ def _own_file(module: TaskModule, config: Path) -> Path | None:
         data = yaml.safe_load(config.read_text(encoding="utf-8")).get("data") or {}
         options = {"root": None, "manifest": None} | (data.get("init_args") or {})
         root = Path(options["root"] or ".")
-        named = options["manifest"] or "manifest.csv"
+        named = options["manifest"] or MANIFEST_FILE
         manifest = next((path for path in (root / named, Path(named)) if path.is_file()), None)
         if manifest is not None:
             files: Iterable[Path] = (root / entry.path for entry in Manifest.read(manifest, root).entries)
